@@ -1,0 +1,136 @@
+//! Who talks to whom: five-tuples, directions, and the key under which a session is found.
+
+use std::net::Ipv4Addr;
+
+/// A tenant, by its slot in the snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TenantId(pub u16);
+
+/// Which way a packet goes, as the tenant sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Direction {
+    /// From a pod to the world: the source is translated.
+    Outbound,
+    /// From the world to a pod: the destination is translated back.
+    Inbound,
+}
+
+/// A protocol that is translated by port, or by query identifier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Protocol {
+    /// ICMP queries (RFC 5508 section 3): the identifier stands for the port of the pod's side.
+    Icmp = 1,
+    /// TCP.
+    Tcp = 6,
+    /// UDP.
+    Udp = 17,
+}
+
+impl Protocol {
+    /// Returns the protocol with this IANA number, if it is one that is translated by port.
+    pub fn from_number(number: u8) -> Option<Self> {
+        match number {
+            1 => Some(Self::Icmp),
+            6 => Some(Self::Tcp),
+            17 => Some(Self::Udp),
+            _ => None,
+        }
+    }
+
+    /// Returns the IANA protocol number.
+    pub fn number(self) -> u8 {
+        self as u8
+    }
+}
+
+/// Source, destination and protocol of a packet as it stands on the wire.
+///
+/// For an ICMP query the identifier is the port of the pod's side (source when outbound, destination when
+/// inbound), and the port of the other side is 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FiveTuple {
+    /// Source address.
+    pub source: Ipv4Addr,
+    /// Destination address.
+    pub destination: Ipv4Addr,
+    /// Source port.
+    pub source_port: u16,
+    /// Destination port.
+    pub destination_port: u16,
+    /// Protocol.
+    pub protocol: Protocol,
+}
+
+impl FiveTuple {
+    /// Returns the tuple of a packet that answers this one.
+    pub fn reversed(self) -> Self {
+        Self {
+            source: self.destination,
+            destination: self.source,
+            source_port: self.destination_port,
+            destination_port: self.source_port,
+            protocol: self.protocol,
+        }
+    }
+}
+
+/// What a session is found by: tenant, direction and five-tuple in 16 bytes, compared as two words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Key {
+    addresses: u64,
+    rest: u64,
+}
+
+const _: () = assert!(size_of::<Key>() == 16);
+
+impl Key {
+    /// Returns the key of a packet of `tenant` that goes in `direction` and reads `tuple` on the wire.
+    pub fn new(tenant: TenantId, direction: Direction, tuple: &FiveTuple) -> Self {
+        let direction = match direction {
+            Direction::Outbound => 0,
+            Direction::Inbound => 1,
+        };
+        Self {
+            addresses: u64::from(tuple.source.to_bits()) << 32 | u64::from(tuple.destination.to_bits()),
+            rest: u64::from(tuple.source_port) << 48
+                | u64::from(tuple.destination_port) << 32
+                | u64::from(tenant.0) << 16
+                | u64::from(tuple.protocol.number()) << 8
+                | direction,
+        }
+    }
+
+    /// Returns the key as two words.
+    pub fn words(self) -> [u64; 2] {
+        [self.addresses, self.rest]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_field_changes_the_key() {
+        let tuple = FiveTuple {
+            source: Ipv4Addr::new(10, 132, 0, 5),
+            destination: Ipv4Addr::new(192, 168, 55, 13),
+            source_port: 40000,
+            destination_port: 80,
+            protocol: Protocol::Tcp,
+        };
+        let base = Key::new(TenantId(1), Direction::Outbound, &tuple);
+        let others = [
+            Key::new(TenantId(2), Direction::Outbound, &tuple),
+            Key::new(TenantId(1), Direction::Inbound, &tuple),
+            Key::new(TenantId(1), Direction::Outbound, &tuple.reversed()),
+            Key::new(TenantId(1), Direction::Outbound, &FiveTuple { protocol: Protocol::Udp, ..tuple }),
+            Key::new(TenantId(1), Direction::Outbound, &FiveTuple { source_port: 40001, ..tuple }),
+            Key::new(TenantId(1), Direction::Outbound, &FiveTuple { destination_port: 81, ..tuple }),
+        ];
+        for other in others {
+            assert_ne!(base, other);
+        }
+    }
+}

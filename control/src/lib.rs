@@ -1,0 +1,2 @@
+//! The Spillway daemon and command line.
+#![forbid(unsafe_code)]

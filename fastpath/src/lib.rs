@@ -1,0 +1,4 @@
+//! Frames in, translated frames out.
+pub mod dataplane;
+pub mod snapshot;
+pub mod verdict;

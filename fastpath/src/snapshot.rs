@@ -1,0 +1,240 @@
+//! The immutable configuration that workers read: tenants, routes, neighbours and timeouts of one epoch.
+//!
+//! The control side states plain facts in a [`SnapshotSpec`]; [`Snapshot::compile`] turns them, purely, into
+//! tables that a worker can look up.
+
+use std::collections::HashMap;
+use std::net::Ipv4Addr;
+
+use ahash::RandomState;
+use conntrack::{Epoch, TenantId, Timeouts};
+use ipnet::Ipv4Net;
+use macaddr::MacAddr6;
+use prefix_trie::PrefixMap;
+
+/// One of the gateway's two networks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Side {
+    /// The cluster's network, where nodes and pods are.
+    Inside,
+    /// The upstream network, where egress addresses live.
+    Outside,
+}
+
+impl Side {
+    /// Both sides.
+    pub const BOTH: [Self; 2] = [Self::Inside, Self::Outside];
+
+    /// Returns the side's name, as configuration and status spell it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Inside => "inside",
+            Self::Outside => "outside",
+        }
+    }
+
+    /// Returns the side across the gateway.
+    pub fn other(self) -> Self {
+        match self {
+            Self::Inside => Self::Outside,
+            Self::Outside => Self::Inside,
+        }
+    }
+
+    pub(crate) fn index(self) -> usize {
+        match self {
+            Self::Inside => 0,
+            Self::Outside => 1,
+        }
+    }
+}
+
+/// What the gateway's own interface on one side looks like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinkSpec {
+    /// Hardware address.
+    pub mac: MacAddr6,
+    /// The gateway's own address on this side.
+    pub address: Ipv4Addr,
+    /// Largest IPv4 packet, in bytes.
+    pub mtu: u16,
+}
+
+/// A tenant: how its traffic is recognised and what it is translated to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TenantSpec {
+    /// Slot; it stays the tenant's own as long as the tenant exists.
+    pub id: TenantId,
+    /// Destination MAC of the tenant's outbound frames.
+    pub gateway_mac: MacAddr6,
+    /// Next hop that the cluster sends the tenant's traffic to.
+    pub gateway_address: Ipv4Addr,
+    /// Addresses that its traffic leaves with; never empty.
+    pub egress_addresses: Vec<Ipv4Addr>,
+    /// Source addresses that it may use.
+    pub sources: Vec<Ipv4Net>,
+}
+
+/// A route of the kernel's table that leaves by one of the two interfaces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RouteSpec {
+    /// Interface that it leaves by.
+    pub side: Side,
+    /// Destinations that it covers.
+    pub prefix: Ipv4Net,
+    /// Next hop; none when the destination is on the link.
+    pub gateway: Option<Ipv4Addr>,
+}
+
+/// A neighbour that the kernel has resolved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NeighbourSpec {
+    /// Interface that it is on.
+    pub side: Side,
+    /// Its address.
+    pub address: Ipv4Addr,
+    /// Its hardware address.
+    pub mac: MacAddr6,
+}
+
+/// All facts of one epoch, as the control side knows them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotSpec {
+    /// Number of this snapshot; greater than that of every earlier one.
+    pub epoch: Epoch,
+    /// The inside interface.
+    pub inside: LinkSpec,
+    /// The outside interface.
+    pub outside: LinkSpec,
+    /// Tenants, in any order, with distinct ids, MACs and egress addresses.
+    pub tenants: Vec<TenantSpec>,
+    /// The cluster's pod networks: a frame from them to any MAC but a tenant's is a leak.
+    pub pod_cidrs: Vec<Ipv4Net>,
+    /// The gateway's own addresses (not egress addresses), which pods may talk to.
+    pub own_addresses: Vec<Ipv4Addr>,
+    /// Routes that leave by the two interfaces.
+    pub routes: Vec<RouteSpec>,
+    /// Resolved neighbours on the two interfaces.
+    pub neighbours: Vec<NeighbourSpec>,
+    /// Session timeouts.
+    pub timeouts: Timeouts,
+}
+
+/// Index of a resolved neighbour in one snapshot. Means nothing under another epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NeighbourId(pub u32);
+
+/// Where a packet goes next, or why that is not known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NextHop {
+    /// The neighbour is resolved.
+    Resolved(NeighbourId),
+    /// There is a route, but the neighbour with this address is not resolved.
+    Unresolved(Ipv4Addr),
+    /// No route leaves by this side.
+    NoRoute,
+}
+
+/// The tables of one epoch. Immutable; shared by all workers.
+#[derive(Debug)]
+pub struct Snapshot {
+    spec: SnapshotSpec,
+    tenants: Vec<Option<TenantSpec>>,
+    by_mac: HashMap<MacAddr6, TenantId, RandomState>,
+    by_egress: HashMap<Ipv4Addr, TenantId, RandomState>,
+    routes: [PrefixMap<Ipv4Net, Option<Ipv4Addr>>; 2],
+    neighbours: [HashMap<Ipv4Addr, NeighbourId, RandomState>; 2],
+}
+
+impl Snapshot {
+    /// Compiles facts into tables.
+    pub fn compile(spec: SnapshotSpec) -> Self {
+        let slots = spec.tenants.iter().map(|tenant| usize::from(tenant.id.0) + 1).max().unwrap_or(0);
+        let mut snapshot = Self {
+            tenants: vec![None; slots],
+            by_mac: HashMap::default(),
+            by_egress: HashMap::default(),
+            routes: [PrefixMap::new(), PrefixMap::new()],
+            neighbours: [HashMap::default(), HashMap::default()],
+            spec,
+        };
+        for tenant in &snapshot.spec.tenants {
+            snapshot.by_mac.insert(tenant.gateway_mac, tenant.id);
+            for egress in &tenant.egress_addresses {
+                snapshot.by_egress.insert(*egress, tenant.id);
+            }
+            snapshot.tenants[usize::from(tenant.id.0)] = Some(tenant.clone());
+        }
+        for route in &snapshot.spec.routes {
+            snapshot.routes[route.side.index()].insert(route.prefix, route.gateway);
+        }
+        for (id, neighbour) in (0..).zip(&snapshot.spec.neighbours) {
+            snapshot.neighbours[neighbour.side.index()].insert(neighbour.address, NeighbourId(id));
+        }
+        snapshot
+    }
+
+    /// Returns the facts that this snapshot was compiled from.
+    pub fn spec(&self) -> &SnapshotSpec {
+        &self.spec
+    }
+
+    /// Returns the number of this snapshot.
+    pub fn epoch(&self) -> Epoch {
+        self.spec.epoch
+    }
+
+    /// Returns the gateway's interface on one side.
+    pub fn link(&self, side: Side) -> &LinkSpec {
+        match side {
+            Side::Inside => &self.spec.inside,
+            Side::Outside => &self.spec.outside,
+        }
+    }
+
+    /// Returns the tenant in a slot.
+    pub fn tenant(&self, id: TenantId) -> Option<&TenantSpec> {
+        self.tenants.get(usize::from(id.0))?.as_ref()
+    }
+
+    /// Returns the tenant whose gateway has this MAC.
+    pub fn tenant_by_mac(&self, mac: MacAddr6) -> Option<TenantId> {
+        self.by_mac.get(&mac).copied()
+    }
+
+    /// Returns the tenant that this egress address belongs to.
+    pub fn tenant_by_egress(&self, address: Ipv4Addr) -> Option<TenantId> {
+        self.by_egress.get(&address).copied()
+    }
+
+    /// Returns where a packet to `destination` goes next when it leaves by `side`: longest prefix first.
+    pub fn next_hop(&self, side: Side, destination: Ipv4Addr) -> NextHop {
+        let routes = &self.routes[side.index()];
+        let Some((_, gateway)) = routes.get_lpm(&Ipv4Net::from(destination)) else { return NextHop::NoRoute };
+        let address = gateway.unwrap_or(destination);
+        match self.neighbours[side.index()].get(&address) {
+            Some(id) => NextHop::Resolved(*id),
+            None => NextHop::Unresolved(address),
+        }
+    }
+
+    /// Returns a resolved neighbour of this snapshot.
+    ///
+    /// # Panics
+    /// When `id` comes from another epoch and is out of range here.
+    pub fn neighbour(&self, id: NeighbourId) -> &NeighbourSpec {
+        &self.spec.neighbours[id.0 as usize]
+    }
+
+    /// Tells whether an address belongs to a pod network of the cluster.
+    pub fn is_pod(&self, address: Ipv4Addr) -> bool {
+        self.spec.pod_cidrs.iter().any(|cidr| cidr.contains(&address))
+    }
+}
+
+impl TenantSpec {
+    /// Tells whether the tenant may send from this address.
+    pub fn may_send_from(&self, source: Ipv4Addr) -> bool {
+        self.sources.iter().any(|prefix| prefix.contains(&source))
+    }
+}

@@ -1,0 +1,122 @@
+//! What becomes of a frame.
+
+use std::net::Ipv4Addr;
+
+use crate::snapshot::{NeighbourId, Side};
+
+/// What the pipeline decided about one frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The frame is rewritten and leaves by `side` to this neighbour.
+    Forward {
+        /// Side that it leaves by.
+        side: Side,
+        /// Neighbour that it is addressed to.
+        neighbour: NeighbourId,
+    },
+    /// The frame now holds an answer (ICMP error or TCP RST) that goes back where it came from; the
+    /// packet that it held is dropped for the reason.
+    Reject(DropReason),
+    /// The frame is untouched and waits until a neighbour is resolved.
+    Wait {
+        /// Side of the neighbour.
+        side: Side,
+        /// Its address.
+        address: Ipv4Addr,
+    },
+    /// The frame is dropped.
+    Drop(DropReason),
+}
+
+macro_rules! drop_reasons {
+    ($($(#[doc = $doc:literal])+ $name:ident = $label:literal,)+) => {
+        /// Why a packet was dropped. Each reason is a counter; its first line is the metric's help.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[repr(u8)]
+        pub enum DropReason {
+            $($(#[doc = $doc])+ $name,)+
+        }
+
+        impl DropReason {
+            /// Every reason, in the order of their counters.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)+];
+
+            /// Returns the reason's name in metrics and status.
+            pub fn name(self) -> &'static str {
+                match self { $(Self::$name => $label,)+ }
+            }
+
+            /// Returns what the reason means, in a sentence.
+            pub fn help(self) -> &'static str {
+                match self { $(Self::$name => concat!($($doc),+).trim_ascii(),)+ }
+            }
+
+            /// Returns the reason's place among the counters.
+            pub fn index(self) -> usize {
+                self as usize
+            }
+        }
+    };
+}
+
+drop_reasons! {
+    /// The frame is too short for its headers, or a length in it contradicts another.
+    Malformed = "malformed",
+    /// The frame does not hold IPv4.
+    NotIpv4 = "not_ipv4",
+    /// The IPv4 header checksum is wrong.
+    BadChecksum = "bad_checksum",
+    /// The packet is a fragment; fragments are not translated yet.
+    Fragment = "fragment",
+    /// The transport protocol is not one that is translated.
+    UnsupportedProtocol = "unsupported_protocol",
+    /// The ICMP type is neither a query nor an error that is translated.
+    UnsupportedIcmp = "unsupported_icmp",
+    /// A packet from a pod network came to a MAC that is no tenant's.
+    Leak = "leak",
+    /// The source address is not one that the tenant may use.
+    UnknownSource = "unknown_source",
+    /// The destination is no tenant's, by MAC inside or by egress address outside.
+    UnknownTenant = "unknown_tenant",
+    /// The source or destination address may not be forwarded (multicast, broadcast, loopback, link-local).
+    MartianAddress = "martian_address",
+    /// The destination is an egress address of this gateway; hairpin is not translated yet.
+    Hairpin = "hairpin",
+    /// The time to live ran out at the gateway.
+    TtlExceeded = "ttl_exceeded",
+    /// The packet is larger than the outgoing link's MTU.
+    TooBig = "too_big",
+    /// No session belongs to the packet, and it may not open one.
+    NoSession = "no_session",
+    /// The tenant has used every port of its egress addresses towards this destination (RFC 4787 REQ-3: never overload).
+    NoPort = "no_port",
+    /// The session table is full.
+    SessionsFull = "sessions_full",
+    /// No route leads to the destination by the outgoing interface.
+    NoRoute = "no_route",
+    /// The next hop did not resolve in time, or too many frames were waiting for it.
+    NeighbourUnresolved = "neighbour_unresolved",
+    /// The outgoing ring was full.
+    TxRingFull = "tx_ring_full",
+    /// The hand-over queue of the owning worker was full.
+    HandOverFull = "hand_over_full",
+    /// The worker failed while it had this frame in hand.
+    WorkerPanic = "worker_panic",
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn every_reason_has_its_own_name_index_and_help() {
+        let names: HashSet<_> = DropReason::ALL.iter().map(|reason| reason.name()).collect();
+        assert_eq!(names.len(), DropReason::ALL.len());
+        for (index, reason) in DropReason::ALL.iter().enumerate() {
+            assert_eq!(reason.index(), index);
+            assert!(reason.help().ends_with('.') || reason.help().ends_with(')'), "{}", reason.help());
+        }
+    }
+}

@@ -1,0 +1,2 @@
+//! Helpers that the end-to-end tests share.
+#![forbid(unsafe_code)]
