@@ -17,17 +17,32 @@
 //! - [`table`]: all sessions of one worker: find, admit, touch, expire
 //! - [`index`]: open-addressing index from keys to slab entries
 //! - [`expiry`]: intrusive lists, one per timeout class, oldest first
+//! - [`pairing`]: which egress address, and which worker, an inside address belongs to
 //! - [`ports`]: which outside port a new session gets
 //! - [`tcp`]: the TCP state machine of RFC 7857 section 2
 //! - [`time`]: ticks and the timeouts of RFC 4787, 5382 and 5508
 //! - [`checksum`]: incremental checksum arithmetic of RFC 1624
 #![forbid(unsafe_code)]
 
+pub mod checksum;
+pub mod expiry;
 pub mod flow;
+pub mod index;
+pub mod pairing;
+pub mod ports;
+pub mod session;
+pub mod table;
+pub mod tcp;
 pub mod time;
 
+pub use checksum::ChecksumDelta;
 pub use flow::{Direction, FiveTuple, Key, Protocol, TenantId};
-pub use time::{Tick, Timeouts};
+pub use pairing::{owner_of_inside, pair_egress};
+pub use ports::PortShare;
+pub use session::{Rewrite, Session, SessionId};
+pub use table::{Admission, Conntrack, Refusal, Revision};
+pub use tcp::{TcpFlags, TcpState};
+pub use time::{Tick, TimeoutClass, Timeouts};
 
 /// Number of a configuration snapshot; a newer snapshot has a greater number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

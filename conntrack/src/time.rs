@@ -11,9 +11,10 @@ impl Tick {
     pub const PER_SECOND: u32 = 10;
 
     /// Returns the moment `elapsed` after the start.
+    #[expect(clippy::cast_possible_truncation, reason = "time wraps")]
     pub fn since_start(elapsed: Duration) -> Self {
         let ticks = elapsed.as_millis() / u128::from(1000 / Self::PER_SECOND);
-        Self((ticks & u128::from(u32::MAX)) as u32)
+        Self(ticks as u32)
     }
 
     /// Returns the moment `duration` later.

@@ -1,0 +1,160 @@
+//! One session: its two tuples, its state, and the rewrite that it prepares for each direction.
+
+use std::net::Ipv4Addr;
+
+use crate::Epoch;
+use crate::checksum::ChecksumDelta;
+use crate::flow::{Direction, FiveTuple, Key, Protocol, TenantId};
+use crate::tcp::TcpState;
+use crate::time::{Tick, TimeoutClass};
+
+/// A session, by its slab entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SessionId(pub u32);
+
+/// Both directions of one translated flow.
+#[derive(Clone, Debug)]
+#[repr(align(64))]
+pub struct Session {
+    pub(crate) inside: Ipv4Addr,
+    pub(crate) remote: Ipv4Addr,
+    pub(crate) outside: Ipv4Addr,
+    pub(crate) inside_port: u16,
+    pub(crate) remote_port: u16,
+    pub(crate) outside_port: u16,
+    pub(crate) tenant: TenantId,
+    pub(crate) protocol: Protocol,
+    pub(crate) tcp: TcpState,
+    pub(crate) class: TimeoutClass,
+    pub(crate) is_live: bool,
+    /// Change of the IPv4 header checksum when outbound.
+    pub(crate) header_delta: ChecksumDelta,
+    /// Change of the transport checksum when outbound.
+    pub(crate) transport_delta: ChecksumDelta,
+    pub(crate) epoch: Epoch,
+    pub(crate) last_seen: Tick,
+    /// Neighbours in the expiry list, or the free list.
+    pub(crate) previous: u32,
+    pub(crate) next: u32,
+    /// Where outbound and inbound packets go next, in the caller's terms.
+    pub(crate) next_hops: [u32; 2],
+}
+
+const _: () = assert!(size_of::<Session>() == 64);
+
+/// What is written into a packet of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rewrite {
+    /// Outbound: the source is replaced; inbound: the destination.
+    pub direction: Direction,
+    /// New address.
+    pub address: Ipv4Addr,
+    /// New port, or query identifier.
+    pub port: u16,
+    /// Change of the IPv4 header checksum, time to live not included.
+    pub header_delta: ChecksumDelta,
+    /// Change of the TCP or UDP checksum (pseudo-header included) or of the ICMP checksum.
+    pub transport_delta: ChecksumDelta,
+    /// Where the packet goes next, in the caller's terms.
+    pub next_hop: u32,
+}
+
+impl Session {
+    pub(crate) fn empty(next_free: u32) -> Self {
+        Self {
+            inside: Ipv4Addr::UNSPECIFIED,
+            remote: Ipv4Addr::UNSPECIFIED,
+            outside: Ipv4Addr::UNSPECIFIED,
+            inside_port: 0,
+            remote_port: 0,
+            outside_port: 0,
+            tenant: TenantId(0),
+            protocol: Protocol::Udp,
+            tcp: TcpState::Opening,
+            class: TimeoutClass::Udp,
+            is_live: false,
+            header_delta: ChecksumDelta::default(),
+            transport_delta: ChecksumDelta::default(),
+            epoch: Epoch(0),
+            last_seen: Tick::default(),
+            previous: 0,
+            next: next_free,
+            next_hops: [0; 2],
+        }
+    }
+
+    /// Returns the tenant.
+    pub fn tenant(&self) -> TenantId {
+        self.tenant
+    }
+
+    /// Returns the tuple of its outbound packets before translation.
+    pub fn inside_tuple(&self) -> FiveTuple {
+        FiveTuple {
+            source: self.inside,
+            destination: self.remote,
+            source_port: self.inside_port,
+            destination_port: self.remote_port,
+            protocol: self.protocol,
+        }
+    }
+
+    /// Returns the tuple of its outbound packets after translation.
+    pub fn outside_tuple(&self) -> FiveTuple {
+        FiveTuple { source: self.outside, source_port: self.outside_port, ..self.inside_tuple() }
+    }
+
+    /// Returns the key of its packets in one direction.
+    pub fn key(&self, direction: Direction) -> Key {
+        let tuple = match direction {
+            Direction::Outbound => self.inside_tuple(),
+            Direction::Inbound => self.outside_tuple().reversed(),
+        };
+        Key::new(self.tenant, direction, &tuple)
+    }
+
+    /// Returns the rewrite of its packets in one direction.
+    pub fn rewrite(&self, direction: Direction) -> Rewrite {
+        match direction {
+            Direction::Outbound => Rewrite {
+                direction,
+                address: self.outside,
+                port: self.outside_port,
+                header_delta: self.header_delta,
+                transport_delta: self.transport_delta,
+                next_hop: self.next_hops[0],
+            },
+            Direction::Inbound => Rewrite {
+                direction,
+                address: self.inside,
+                port: self.inside_port,
+                header_delta: self.header_delta.inverse(),
+                transport_delta: self.transport_delta.inverse(),
+                next_hop: self.next_hops[1],
+            },
+        }
+    }
+
+    /// Returns the epoch under which it was last checked.
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// Returns the time of its last packet that counted.
+    pub fn last_seen(&self) -> Tick {
+        self.last_seen
+    }
+
+    /// Returns the timeout class that it is in.
+    pub fn class(&self) -> TimeoutClass {
+        self.class
+    }
+
+    /// Returns the state of its TCP connection; none for other protocols.
+    pub fn tcp_state(&self) -> Option<TcpState> {
+        match self.protocol {
+            Protocol::Tcp => Some(self.tcp),
+            Protocol::Udp | Protocol::Icmp => None,
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! All sessions of one worker.
+
+use std::net::Ipv4Addr;
+
+use ahash::RandomState;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use thiserror::Error;
+
+use crate::Epoch;
+use crate::checksum::ChecksumDelta;
+use crate::expiry::{ExpiryLists, NIL};
+use crate::flow::{Direction, FiveTuple, Key, Protocol, TenantId};
+use crate::index::{Index, Place};
+use crate::ports::PortShare;
+use crate::session::{Session, SessionId};
+use crate::tcp::{TcpFlags, TcpState};
+use crate::time::{Tick, TimeoutClass, Timeouts};
+
+/// A session that shall be made for an outbound packet.
+#[derive(Clone, Copy, Debug)]
+pub struct Admission {
+    /// Tenant of the packet.
+    pub tenant: TenantId,
+    /// The packet's tuple as it came from the pod.
+    pub tuple: FiveTuple,
+    /// Egress address that shall stand for the pod.
+    pub outside: Ipv4Addr,
+    /// What the session is checked under, and where its packets go.
+    pub revision: Revision,
+}
+
+/// What a check of a session under a snapshot found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Revision {
+    /// Epoch of the snapshot.
+    pub epoch: Epoch,
+    /// Where outbound and inbound packets go next, in the caller's terms.
+    pub next_hops: [u32; 2],
+}
+
+/// Why no session was made. Nothing is changed then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum Refusal {
+    /// The table is full; live sessions are never removed to make room (RFC 6888 REQ-11).
+    #[error("the session table is full")]
+    SessionsFull,
+    /// Every port of the egress address that this worker may hand out is taken towards this destination.
+    #[error("every outside port is taken towards this destination")]
+    NoPort,
+}
+
+/// The session table. All memory is taken by [`Conntrack::new`].
+#[derive(Debug)]
+pub struct Conntrack {
+    sessions: Vec<Session>,
+    first_free: u32,
+    live: u32,
+    index: Index,
+    expiry: ExpiryLists,
+    ports: PortShare,
+    hasher: RandomState,
+    rng: StdRng,
+    is_changing: bool,
+}
+
+impl Conntrack {
+    /// Makes a table for `capacity` sessions that hands out the ports of `ports`. `seed` decides hashing and
+    /// the choice of ports.
+    pub fn new(capacity: u32, ports: PortShare, seed: [u8; 32]) -> Self {
+        let capacity = capacity.clamp(1, u32::MAX / 4);
+        let mut rng = StdRng::from_seed(seed);
+        let hasher = RandomState::with_seeds(rng.random(), rng.random(), rng.random(), rng.random());
+        let sessions =
+            (0..capacity).map(|id| Session::empty(if id + 1 < capacity { id + 1 } else { NIL })).collect();
+        Self {
+            sessions,
+            first_free: 0,
+            live: 0,
+            index: Index::new(capacity),
+            expiry: ExpiryLists::default(),
+            ports,
+            hasher,
+            rng,
+            is_changing: false,
+        }
+    }
+
+    /// Returns the number of live sessions.
+    pub fn len(&self) -> u32 {
+        self.live
+    }
+
+    /// Tells whether there is no session.
+    pub fn is_empty(&self) -> bool {
+        self.live == 0
+    }
+
+    /// Returns the number of sessions that fit.
+    pub fn capacity(&self) -> u32 {
+        // The length came from a u32 in `new`.
+        u32::try_from(self.sessions.len()).expect("the capacity is a u32")
+    }
+
+    /// Returns the memory taken for sessions and index, in bytes.
+    pub fn memory_bytes(&self) -> usize {
+        self.sessions.len() * size_of::<Session>() + self.index.memory_bytes()
+    }
+
+    /// Tells whether a change was begun and not finished: after a panic the table is then of no use.
+    pub fn is_torn(&self) -> bool {
+        self.is_changing
+    }
+
+    /// Returns the session that a key belongs to.
+    pub fn find(&self, key: &Key) -> Option<SessionId> {
+        let place = self.index.find(self.hash(key), |place| {
+            self.sessions[place.session.0 as usize].key(place.direction) == *key
+        })?;
+        Some(place.session)
+    }
+
+    /// Returns a session.
+    pub fn session(&self, id: SessionId) -> &Session {
+        &self.sessions[id.0 as usize]
+    }
+
+    /// Returns live sessions, starting at slab entry `from`, out of the next `span` entries.
+    pub fn scan(&self, from: u32, span: u32) -> impl Iterator<Item = &Session> {
+        let from = from.min(self.capacity()) as usize;
+        let to = from.saturating_add(span as usize).min(self.sessions.len());
+        self.sessions[from..to].iter().filter(|session| session.is_live)
+    }
+
+    /// Makes a session for the first packet of a flow that has none. TCP starts as opening.
+    ///
+    /// # Errors
+    /// When there is no room, or no port.
+    #[cold]
+    pub fn admit(&mut self, admission: &Admission, now: Tick) -> Result<SessionId, Refusal> {
+        if self.first_free == NIL {
+            return Err(Refusal::SessionsFull);
+        }
+        let outside_port = self.choose_port(admission)?;
+        let id = SessionId(self.first_free);
+        let session = prepare(admission, outside_port, now);
+        let keys = [session.key(Direction::Outbound), session.key(Direction::Inbound)];
+        self.is_changing = true;
+        self.first_free = self.sessions[id.0 as usize].next;
+        self.sessions[id.0 as usize] = session;
+        self.live += 1;
+        self.index.insert(self.hash(&keys[0]), Place { session: id, direction: Direction::Outbound });
+        self.index.insert(self.hash(&keys[1]), Place { session: id, direction: Direction::Inbound });
+        self.expiry.append(&mut self.sessions, id);
+        self.is_changing = false;
+        Ok(id)
+    }
+
+    /// Notes a packet of a session: moves its TCP state on and gives it new time where the state allows.
+    pub fn touch(&mut self, id: SessionId, direction: Direction, flags: TcpFlags, now: Tick) {
+        let session = &mut self.sessions[id.0 as usize];
+        let class = match session.protocol {
+            Protocol::Udp | Protocol::Icmp => session.class,
+            Protocol::Tcp => {
+                let next = session.tcp.next(direction, flags);
+                if next == session.tcp && !next.is_refreshed() {
+                    return;
+                }
+                session.tcp = next;
+                next.class()
+            }
+        };
+        if session.last_seen == now && session.class == class {
+            return;
+        }
+        self.is_changing = true;
+        self.expiry.unlink(&mut self.sessions, id);
+        self.sessions[id.0 as usize].last_seen = now;
+        self.sessions[id.0 as usize].class = class;
+        self.expiry.append(&mut self.sessions, id);
+        self.is_changing = false;
+    }
+
+    /// Notes that a session was checked under a snapshot.
+    pub fn revise(&mut self, id: SessionId, revision: Revision) {
+        let session = &mut self.sessions[id.0 as usize];
+        session.epoch = revision.epoch;
+        session.next_hops = revision.next_hops;
+    }
+
+    /// Ends a session and frees its port.
+    ///
+    /// # Panics
+    /// When it is not live.
+    pub fn remove(&mut self, id: SessionId) {
+        assert!(self.session(id).is_live, "a session ends once");
+        self.is_changing = true;
+        for direction in [Direction::Outbound, Direction::Inbound] {
+            let hash = self.hash(&self.session(id).key(direction));
+            self.index.remove(hash, Place { session: id, direction });
+        }
+        self.expiry.unlink(&mut self.sessions, id);
+        self.sessions[id.0 as usize] = Session::empty(self.first_free);
+        self.first_free = id.0;
+        self.live -= 1;
+        self.is_changing = false;
+    }
+
+    /// Ends at most `bound` sessions whose time is over; returns how many.
+    pub fn expire(&mut self, now: Tick, timeouts: &Timeouts, bound: usize) -> usize {
+        let mut ended = 0;
+        for class in TimeoutClass::ALL {
+            while ended < bound
+                && let Some(id) = self.expiry.oldest(class)
+                && now.reached(self.session(id).last_seen.after(timeouts.of(class)))
+            {
+                self.remove(id);
+                ended += 1;
+            }
+        }
+        ended
+    }
+
+    fn choose_port(&mut self, admission: &Admission) -> Result<u16, Refusal> {
+        let random = self.rng.random();
+        let Admission { tenant, tuple, outside, .. } = *admission;
+        let port = self.ports.choose(random, tuple.protocol, tuple.source_port, |port| {
+            let outside_tuple = FiveTuple { source: outside, source_port: port, ..tuple };
+            self.find(&Key::new(tenant, Direction::Inbound, &outside_tuple.reversed())).is_none()
+        });
+        port.ok_or(Refusal::NoPort)
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "both halves of the hash are folded into one")]
+    fn hash(&self, key: &Key) -> u32 {
+        let hash = self.hasher.hash_one(key);
+        (hash ^ (hash >> 32)) as u32
+    }
+}
+
+fn prepare(admission: &Admission, outside_port: u16, now: Tick) -> Session {
+    let Admission { tenant, tuple, outside, revision } = *admission;
+    let header_delta = ChecksumDelta::default().replace_address(tuple.source, outside);
+    let base = match tuple.protocol {
+        Protocol::Tcp | Protocol::Udp => header_delta,
+        Protocol::Icmp => ChecksumDelta::default(),
+    };
+    Session {
+        inside: tuple.source,
+        remote: tuple.destination,
+        outside,
+        inside_port: tuple.source_port,
+        remote_port: tuple.destination_port,
+        outside_port,
+        tenant,
+        protocol: tuple.protocol,
+        tcp: TcpState::Opening,
+        class: match tuple.protocol {
+            Protocol::Tcp => TcpState::Opening.class(),
+            Protocol::Udp => TimeoutClass::Udp,
+            Protocol::Icmp => TimeoutClass::IcmpQuery,
+        },
+        is_live: true,
+        header_delta,
+        transport_delta: base.replace(tuple.source_port, outside_port),
+        epoch: revision.epoch,
+        last_seen: now,
+        previous: NIL,
+        next: NIL,
+        next_hops: revision.next_hops,
+    }
+}
