@@ -206,14 +206,21 @@ impl Conntrack {
         self.is_changing = false;
     }
 
-    /// Ends at most `bound` sessions whose time is over; returns how many.
-    pub fn expire(&mut self, now: Tick, timeouts: &Timeouts, bound: usize) -> usize {
+    /// Ends at most `bound` sessions whose time is over, and shows each to `on_end` first; returns how many.
+    pub fn expire(
+        &mut self,
+        now: Tick,
+        timeouts: &Timeouts,
+        bound: usize,
+        mut on_end: impl FnMut(&Session),
+    ) -> usize {
         let mut ended = 0;
         for class in TimeoutClass::ALL {
             while ended < bound
                 && let Some(id) = self.expiry.oldest(class)
                 && now.reached(self.session(id).last_seen.after(timeouts.of(class)))
             {
+                on_end(self.session(id));
                 self.remove(id);
                 ended += 1;
             }

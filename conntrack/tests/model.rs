@@ -1,4 +1,5 @@
 //! The session table against a naive model: maps and loops, nothing shared with the code under test.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::collections::{HashMap, HashSet};
 use std::net::Ipv4Addr;
@@ -189,7 +190,7 @@ proptest! {
                     model.now += u64::from(seconds) * 10;
                     let now = model.now;
                     model.sessions.retain(|_, session| session.deadline > now);
-                    table.expire(tick(now), &Timeouts::default(), usize::MAX);
+                    table.expire(tick(now), &Timeouts::default(), usize::MAX, |_| {});
                 }
                 Event::Remove { flow } => {
                     if model.sessions.remove(&flow).is_some() {
@@ -239,11 +240,11 @@ fn expiry_stops_at_its_bound_and_takes_the_oldest_first() {
         table.admit(&admission(flow), tick(u64::from(flow))).unwrap();
     }
     let late = tick(1_000_000);
-    assert_eq!(table.expire(late, &Timeouts::default(), 3), 3);
+    assert_eq!(table.expire(late, &Timeouts::default(), 3, |_| {}), 3);
     let (tenant, tuple) = flow_of(10);
     assert!(table.find(&Key::new(tenant, Direction::Outbound, &tuple)).is_some());
-    assert_eq!(table.expire(late, &Timeouts::default(), 3), 1);
-    assert_eq!(table.expire(late, &Timeouts::default(), 3), 0);
+    assert_eq!(table.expire(late, &Timeouts::default(), 3, |_| {}), 1);
+    assert_eq!(table.expire(late, &Timeouts::default(), 3, |_| {}), 0);
 }
 
 #[test]
