@@ -25,6 +25,16 @@ impl PortShare {
         Self { worker, workers }
     }
 
+    /// Returns the worker whose share this is.
+    pub fn worker(self) -> u16 {
+        self.worker
+    }
+
+    /// Returns the number of workers that share the ports.
+    pub fn workers(self) -> u16 {
+        self.workers
+    }
+
     /// Returns the worker that owns a port.
     pub fn owner(self, port: u16) -> u16 {
         port / BLOCK_PORTS % self.workers

@@ -1,4 +1,48 @@
-//! Frames in, translated frames out.
+//! Frames in, translated frames out: the data plane of the gateway.
+//!
+//! ```text
+//!   rx → parse → classify → track → rewrite → tx        one worker, one turn
+//! ```
+//!
+//! The packet path, in the order in which a frame sees it:
+//! - [`io`]: where frames come from and go to: AF_XDP sockets, or simulated wires
+//! - [`worker`]: one worker, its ports and the turn that it repeats
+//! - [`pipeline`]: the order of the stages, on one screen
+//! - [`mod@parse`]: bytes to offsets and addresses; every length is checked here
+//! - [`mod@classify`]: which tenant, which direction, or why not
+//! - [`track`]: the session of a packet and its prepared rewrite
+//! - [`rewrite`]: writes a rewrite into a packet
+//! - [`reject`]: answers to packets that are refused
+//! - [`verdict`]: what becomes of a frame, and every reason to drop one
+//!
+//! Around it:
+//! - [`snapshot`]: the immutable configuration that workers read
+//! - [`waiting`]: frames whose next hop is not resolved yet
+//! - [`announce`]: gratuitous ARP
+//! - [`mailbox`]: what reaches a worker from outside
+//! - [`listing`]: lists sessions, a piece each turn
+//! - [`counters`]: what a worker counts
+//! - [`runner`]: the thread that a worker runs on: clock, sleep, panics
+//! - [`steer`]: the XDP program: loads, attaches, pins it and keeps its maps in step
+//! - [`queues`]: how many queues an interface has
+//! - [`dataplane`]: all of it together, as the control side holds it
+#![deny(unsafe_code)]
+
+pub mod announce;
+pub mod classify;
+pub mod counters;
 pub mod dataplane;
+pub mod io;
+pub mod listing;
+pub mod mailbox;
+pub mod parse;
+pub mod pipeline;
+pub mod reject;
+pub mod rewrite;
 pub mod snapshot;
+#[cfg(test)]
+mod testing;
+pub mod track;
 pub mod verdict;
+pub mod waiting;
+pub mod worker;

@@ -226,6 +226,15 @@ impl Snapshot {
         &self.spec.neighbours[id.0 as usize]
     }
 
+    /// Returns the MAC that frames of a tenant carry as source when they leave by `side`: inside the tenant's
+    /// own, so that switches keep knowing where it is.
+    pub fn source_mac(&self, side: Side, tenant: TenantId) -> MacAddr6 {
+        match (side, self.tenant(tenant)) {
+            (Side::Inside, Some(tenant)) => tenant.gateway_mac,
+            (Side::Inside | Side::Outside, _) => self.link(side).mac,
+        }
+    }
+
     /// Tells whether an address belongs to a pod network of the cluster.
     pub fn is_pod(&self, address: Ipv4Addr) -> bool {
         self.spec.pod_cidrs.iter().any(|cidr| cidr.contains(&address))

@@ -17,6 +17,8 @@ pub enum Verdict {
     /// The frame now holds an answer (ICMP error or TCP RST) that goes back where it came from; the
     /// packet that it held is dropped for the reason.
     Reject(DropReason),
+    /// The frame is untouched and belongs to another worker.
+    HandOver(u16),
     /// The frame is untouched and waits until a neighbour is resolved.
     Wait {
         /// Side of the neighbour.

@@ -1,0 +1,74 @@
+//! Which tenant a packet belongs to and which way it goes, or why not.
+
+use std::net::Ipv4Addr;
+
+use conntrack::{Direction, TenantId};
+
+use crate::parse::{Packet, Transport};
+use crate::snapshot::{Side, Snapshot};
+use crate::verdict::DropReason;
+
+/// Tenant and direction of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Class {
+    /// Tenant.
+    pub tenant: TenantId,
+    /// Direction.
+    pub direction: Direction,
+}
+
+/// Classifies a packet: inside by destination MAC and source address, outside by destination address.
+///
+/// # Errors
+/// The reason to drop it; where the tenant is known, the tenant too.
+pub fn classify(
+    snapshot: &Snapshot,
+    side: Side,
+    packet: &Packet,
+) -> Result<Class, (DropReason, Option<TenantId>)> {
+    match side {
+        Side::Inside => classify_inside(snapshot, packet),
+        Side::Outside => classify_outside(snapshot, packet),
+    }
+}
+
+fn classify_inside(snapshot: &Snapshot, packet: &Packet) -> Result<Class, (DropReason, Option<TenantId>)> {
+    let source = packet.ip.source;
+    let Some(tenant) = snapshot.tenant_by_mac(packet.destination_mac) else {
+        let reason = if snapshot.is_pod(source) { DropReason::Leak } else { DropReason::UnknownTenant };
+        return Err((reason, None));
+    };
+    let drop = |reason| Err((reason, Some(tenant)));
+    if is_martian(packet.ip.destination) || is_martian(source) {
+        return drop(DropReason::MartianAddress);
+    }
+    // An error is matched by the packet that it quotes, whatever router sent it (RFC 5508 REQ-5).
+    let is_allowed = match packet.transport {
+        Transport::Flow(_) => snapshot.tenant(tenant).is_some_and(|tenant| tenant.may_send_from(source)),
+        Transport::Error(_) => true,
+    };
+    if !is_allowed {
+        return drop(DropReason::UnknownSource);
+    }
+    if snapshot.tenant_by_egress(packet.ip.destination).is_some() {
+        return drop(DropReason::Hairpin);
+    }
+    Ok(Class { tenant, direction: Direction::Outbound })
+}
+
+fn classify_outside(snapshot: &Snapshot, packet: &Packet) -> Result<Class, (DropReason, Option<TenantId>)> {
+    let tenant = snapshot.tenant_by_egress(packet.ip.destination).ok_or((DropReason::UnknownTenant, None))?;
+    if is_martian(packet.ip.source) {
+        return Err((DropReason::MartianAddress, Some(tenant)));
+    }
+    Ok(Class { tenant, direction: Direction::Inbound })
+}
+
+/// Tells whether a router may not forward packets from or to an address (RFC 1812 section 5.3.7, RFC 6890).
+pub fn is_martian(address: Ipv4Addr) -> bool {
+    address.is_loopback()
+        || address.is_link_local()
+        || address.is_multicast()
+        || address.octets()[0] == 0
+        || address.octets()[0] >= 240
+}

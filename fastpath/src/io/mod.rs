@@ -1,0 +1,44 @@
+//! Where frames come from and go to.
+//!
+//! - [`xsk`]: AF_XDP sockets and the memory area of the data plane; the only file that names `afxdp`
+//! - [`sim`]: simulated wires with seeded faults, for tests
+
+pub mod sim;
+pub mod xsk;
+
+use std::collections::VecDeque;
+use std::os::fd::BorrowedFd;
+
+pub use xsk::{Frame, FrameArea, FramePool};
+
+/// One queue of one interface: the four rings of AF_XDP, or a stand-in for them.
+///
+/// A frame is owned by exactly one of: the pool, the port (fill, rx, tx and completion rings), or the caller.
+pub trait FrameIo {
+    /// Moves received frames to the end of `batch`, `limit` at most; returns how many.
+    fn receive(&mut self, batch: &mut VecDeque<Frame>, limit: usize) -> usize;
+
+    /// Takes a frame for transmission, which begins with the next [`FrameIo::flush`].
+    ///
+    /// # Errors
+    /// Gives the frame back when the tx ring is full.
+    fn send(&mut self, frame: Frame) -> Result<(), Frame>;
+
+    /// Hands the frames taken since the last call to the kernel and wakes it if it needs that.
+    fn flush(&mut self);
+
+    /// Moves frames whose transmission ended to the pool; returns how many.
+    fn complete(&mut self, pool: &mut FramePool) -> usize;
+
+    /// Gives the kernel frames of the pool to receive into.
+    fn refill(&mut self, pool: &mut FramePool);
+
+    /// Tells whether frames are still being transmitted.
+    fn is_transmitting(&self) -> bool;
+
+    /// Returns how many frames the port owns.
+    fn frames_owned(&self) -> usize;
+
+    /// Returns a descriptor that is readable when frames were received; none when the caller must poll.
+    fn descriptor(&self) -> Option<BorrowedFd<'_>>;
+}

@@ -1,0 +1,435 @@
+//! AF_XDP sockets behind [`FrameIo`], and the memory area that all of them share.
+//!
+//! What the `afxdp` crate leaves to its caller, and this file therefore does:
+//! - its sockets must be freed before the rings that they point into (see `Drop`);
+//! - its ring reservations are all or nothing, so free places are counted here;
+//! - it hides its descriptor, which polling, statistics and waking need (see [`find_new_socket`]).
+
+#![allow(unsafe_code, reason = "frames are memory shared with the kernel")]
+
+use std::collections::VecDeque;
+use std::io;
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use afxdp::PENDING_LEN;
+use afxdp::buf::Buf;
+use afxdp::buf_mmap::BufMmap;
+use afxdp::mmap_area::{MmapArea, MmapAreaOptions};
+use afxdp::socket::{Socket, SocketNewError, SocketOptions, SocketRx, SocketTx};
+use afxdp::umem::{Umem, UmemCompletionQueue, UmemFillQueue, UmemNewError};
+use arraydeque::{ArrayDeque, Wrapping};
+use thiserror::Error;
+
+use super::FrameIo;
+
+/// Bytes of one chunk of the area. A frame may use all but the first 256.
+const CHUNK_BYTES: usize = 2048;
+
+/// Descriptors in each ring; a power of two.
+pub const RING_FRAMES: usize = 2048;
+
+/// Frames that one transmit system call may send in copy mode, where the kernel lets it be raised from 32.
+const TX_BUDGET: u32 = 256;
+
+/// `XDP_MAX_TX_SKB_BUDGET` of `linux/if_xdp.h`, Linux 6.17.
+const XDP_MAX_TX_SKB_BUDGET: libc::c_int = 9;
+
+type RawFrame = BufMmap<'static, ()>;
+type RawQueue = Box<ArrayDeque<[RawFrame; PENDING_LEN], Wrapping>>;
+
+/// A chunk of the area with a packet in it. Whoever holds it owns the chunk.
+#[derive(Debug)]
+pub struct Frame(RawFrame);
+
+impl Frame {
+    /// Returns the packet, from its Ethernet header on.
+    pub fn bytes(&self) -> &[u8] {
+        &self.0.get_data()[..usize::from(self.0.get_len())]
+    }
+
+    /// Returns the packet for writing.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        let len = usize::from(self.0.get_len());
+        &mut self.0.get_data_mut()[..len]
+    }
+
+    /// Makes the packet `len` bytes long; bytes that this adds keep what was there.
+    ///
+    /// # Panics
+    /// When a frame cannot be that long (see [`Frame::CAPACITY`]).
+    pub fn set_len(&mut self, len: usize) {
+        self.0.set_len(u16::try_from(len).expect("a frame is shorter than 64 KiB"));
+    }
+
+    /// Longest packet that fits, in bytes.
+    pub const CAPACITY: usize = CHUNK_BYTES - 256;
+}
+
+/// Frames that are free.
+#[derive(Debug)]
+pub struct FramePool {
+    frames: Vec<RawFrame>,
+}
+
+impl FramePool {
+    /// Makes an empty pool with room for `capacity` frames.
+    pub fn with_capacity(capacity: usize) -> Self {
+        Self { frames: Vec::with_capacity(capacity) }
+    }
+
+    /// Takes a frame, of length 0.
+    pub fn take(&mut self) -> Option<Frame> {
+        self.frames.pop().map(|mut frame| {
+            frame.set_len(0);
+            Frame(frame)
+        })
+    }
+
+    /// Puts a frame back.
+    pub fn put(&mut self, frame: Frame) {
+        debug_assert!(self.frames.len() < self.frames.capacity(), "a pool has room for every frame");
+        self.frames.push(frame.0);
+    }
+
+    /// Returns the number of free frames.
+    pub fn len(&self) -> usize {
+        self.frames.len()
+    }
+
+    /// Tells whether no frame is free.
+    pub fn is_empty(&self) -> bool {
+        self.frames.is_empty()
+    }
+}
+
+/// The one memory area of the data plane, which every socket's UMEM registers.
+///
+/// It is never unmapped, so that a [`Frame`] may live as long as it likes.
+#[derive(Clone, Debug)]
+pub struct FrameArea {
+    area: Arc<MmapArea<'static, ()>>,
+}
+
+impl FrameArea {
+    /// Maps memory for `frames` frames and returns them in a pool.
+    ///
+    /// # Errors
+    /// When there is not that much memory.
+    pub fn allocate(frames: usize) -> io::Result<(Self, FramePool)> {
+        let options = MmapAreaOptions { huge_tlb: false };
+        let (area, frames) = MmapArea::new(frames, CHUNK_BYTES, options)
+            .map_err(|_| io::Error::new(io::ErrorKind::OutOfMemory, "the frame area cannot be mapped"))?;
+        std::mem::forget(Arc::clone(&area));
+        Ok((Self { area }, FramePool { frames }))
+    }
+}
+
+/// Why a socket could not be opened.
+#[derive(Debug, Error)]
+pub enum XskError {
+    /// The memory area could not be registered.
+    #[error("the frame area cannot be registered; raise RLIMIT_MEMLOCK or run with CAP_IPC_LOCK")]
+    Umem(#[source] io::Error),
+    /// The socket could not be bound.
+    #[error("the queue cannot be bound; is another AF_XDP program using it?")]
+    Socket(#[source] io::Error),
+    /// The socket's descriptor was not found.
+    #[error("the socket's descriptor was not found among those of the process")]
+    Descriptor,
+}
+
+/// What the kernel counts for one socket (`XDP_STATISTICS`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct XskStatistics {
+    /// Frames dropped because the rx ring was full.
+    pub rx_ring_full: u64,
+    /// Frames dropped because the fill ring was empty.
+    pub fill_ring_empty: u64,
+    /// Descriptors that the kernel refused.
+    pub invalid_descriptors: u64,
+}
+
+/// A second handle on a port's socket, for whoever reads its statistics.
+#[derive(Debug)]
+pub struct XskProbe {
+    socket: OwnedFd,
+}
+
+struct Rings {
+    rx: SocketRx<'static, ()>,
+    tx: SocketTx<'static, ()>,
+    socket: Arc<Socket<'static, ()>>,
+    fill: UmemFillQueue<'static, ()>,
+    completion: UmemCompletionQueue<'static, ()>,
+}
+
+/// One AF_XDP socket with its own four rings.
+pub struct XskPort {
+    rings: ManuallyDrop<Rings>,
+    descriptor: RawFd,
+    received: RawQueue,
+    pending: RawQueue,
+    tx_budget: usize,
+    in_rx: usize,
+    in_tx: usize,
+}
+
+impl XskPort {
+    /// Binds a socket to one queue of an interface to which an XDP program with an `xsks_map` is attached,
+    /// and enters it there.
+    ///
+    /// # Errors
+    /// When memory may not be locked, or the queue does not exist or is taken.
+    pub fn open(area: &FrameArea, interface: &str, queue: u32) -> Result<Self, XskError> {
+        static OPENING: Mutex<()> = Mutex::new(());
+        let _guard = OPENING.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = sockets_of_process();
+        let ring = RING_FRAMES as u32;
+        let (umem, completion, fill) = Umem::new(Arc::clone(&area.area), ring, ring).map_err(umem_error)?;
+        let (socket, rx, tx) =
+            Socket::new(umem, interface, queue as usize, ring, ring, SocketOptions::default())
+                .map_err(socket_error)?;
+        let rings = ManuallyDrop::new(Rings { rx, tx, socket, fill, completion });
+        let descriptor = find_new_socket(&before).ok_or(XskError::Descriptor)?;
+        Ok(Self {
+            rings,
+            descriptor,
+            received: Box::new(ArrayDeque::new()),
+            pending: Box::new(ArrayDeque::new()),
+            tx_budget: raise_tx_budget(descriptor),
+            in_rx: 0,
+            in_tx: 0,
+        })
+    }
+
+    /// Returns a handle for statistics.
+    ///
+    /// # Errors
+    /// When the process has no descriptor left.
+    pub fn probe(&self) -> io::Result<XskProbe> {
+        Ok(XskProbe { socket: self.borrow_descriptor().try_clone_to_owned()? })
+    }
+
+    fn borrow_descriptor(&self) -> BorrowedFd<'_> {
+        // SAFETY: the socket in `rings` keeps the descriptor open until this port is dropped.
+        unsafe { BorrowedFd::borrow_raw(self.descriptor) }
+    }
+
+    /// Asks the kernel to go on transmitting. Every error is harmless: busy and full rings are tried again
+    /// on the next turn, and a link that is down or gone loses its frames as a cable would.
+    fn kick(&self) {
+        // SAFETY: a send without a buffer reads no memory.
+        unsafe {
+            libc::sendto(self.descriptor, std::ptr::null(), 0, libc::MSG_DONTWAIT, std::ptr::null(), 0)
+        };
+    }
+
+    fn wake_fill(&mut self) {
+        if self.rings.fill.needs_wakeup() {
+            // SAFETY: a receive into no buffer writes no memory.
+            unsafe {
+                libc::recvfrom(
+                    self.descriptor,
+                    std::ptr::null_mut(),
+                    0,
+                    libc::MSG_DONTWAIT,
+                    std::ptr::null_mut(),
+                    std::ptr::null_mut(),
+                )
+            };
+        }
+    }
+}
+
+impl FrameIo for XskPort {
+    fn receive(&mut self, batch: &mut VecDeque<Frame>, limit: usize) -> usize {
+        // The crate has no failing path here.
+        let received = self.rings.rx.try_recv(&mut self.received, limit, ()).unwrap_or(0);
+        self.in_rx -= received;
+        batch.extend(self.received.drain(..).map(Frame));
+        received
+    }
+
+    fn send(&mut self, frame: Frame) -> Result<(), Frame> {
+        if self.in_tx + self.pending.len() == RING_FRAMES {
+            return Err(frame);
+        }
+        let displaced = self.pending.push_back(frame.0);
+        debug_assert!(displaced.is_none(), "the pending queue is longer than the ring");
+        Ok(())
+    }
+
+    fn flush(&mut self) {
+        if self.pending.is_empty() && self.in_tx > 0 {
+            self.kick();
+        }
+        while !self.pending.is_empty() {
+            // The crate wakes the kernel itself when it submits.
+            let sent = self.rings.tx.try_send(&mut self.pending, self.tx_budget).unwrap_or(0);
+            self.in_tx += sent;
+            if sent == 0 {
+                self.kick();
+                break;
+            }
+        }
+    }
+
+    fn complete(&mut self, pool: &mut FramePool) -> usize {
+        // The crate has no failing path here.
+        let completed = self.rings.completion.service(&mut pool.frames, RING_FRAMES).unwrap_or(0);
+        // Submitting may panic inside the crate when the interface has vanished; what it had submitted is
+        // then not counted, but still comes back here.
+        self.in_tx = self.in_tx.saturating_sub(completed);
+        completed
+    }
+
+    fn refill(&mut self, pool: &mut FramePool) {
+        let wanted = (RING_FRAMES - self.in_rx).min(pool.len());
+        if wanted == 0 {
+            return;
+        }
+        // The crate has no failing path here.
+        self.in_rx += self.rings.fill.fill(&mut pool.frames, wanted).unwrap_or(0);
+        self.wake_fill();
+    }
+
+    fn is_transmitting(&self) -> bool {
+        self.in_tx > 0 || !self.pending.is_empty()
+    }
+
+    fn frames_owned(&self) -> usize {
+        self.in_rx + self.in_tx + self.received.len() + self.pending.len()
+    }
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.borrow_descriptor())
+    }
+}
+
+impl Drop for XskPort {
+    fn drop(&mut self) {
+        // SAFETY: `rings` is not used after this.
+        let Rings { rx, tx, socket, fill, completion } = unsafe { ManuallyDrop::take(&mut self.rings) };
+        // The socket's destructor reads the rings inside `rx` and `tx`, which each hold a reference to the
+        // socket: whichever came last would be read after it was freed. Their few bytes stay allocated.
+        std::mem::forget(rx);
+        std::mem::forget(tx);
+        let shared = Arc::as_ptr(&socket);
+        // SAFETY: `rx` held this reference and is forgotten.
+        unsafe { Arc::decrement_strong_count(shared) };
+        // SAFETY: `tx` held this reference and is forgotten.
+        unsafe { Arc::decrement_strong_count(shared) };
+        drop(socket);
+        drop((fill, completion));
+    }
+}
+
+impl std::fmt::Debug for XskPort {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("XskPort")
+            .field("descriptor", &self.descriptor)
+            .field("in_rx", &self.in_rx)
+            .field("in_tx", &self.in_tx)
+            .finish_non_exhaustive()
+    }
+}
+
+impl XskProbe {
+    /// Reads what the kernel counts for the socket.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn statistics(&self) -> io::Result<XskStatistics> {
+        // SAFETY: the structure is plain integers, for which zero is a value.
+        let empty: libc::xdp_statistics = unsafe { std::mem::zeroed() };
+        let statistics = get_option(self.socket.as_fd(), libc::SOL_XDP, libc::XDP_STATISTICS, empty)?;
+        Ok(XskStatistics {
+            rx_ring_full: statistics.rx_ring_full,
+            fill_ring_empty: statistics.rx_fill_ring_empty_descs,
+            invalid_descriptors: statistics.rx_invalid_descs + statistics.tx_invalid_descs,
+        })
+    }
+
+    /// Tells whether the kernel reads and writes frames in place.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn is_zero_copy(&self) -> io::Result<bool> {
+        let options = libc::xdp_options { flags: 0 };
+        let options = get_option(self.socket.as_fd(), libc::SOL_XDP, libc::XDP_OPTIONS, options)?;
+        Ok(options.flags & libc::XDP_OPTIONS_ZEROCOPY != 0)
+    }
+}
+
+/// Returns the AF_XDP sockets among the descriptors of the process.
+fn sockets_of_process() -> Vec<RawFd> {
+    let Ok(entries) = std::fs::read_dir("/proc/self/fd") else { return Vec::new() };
+    entries
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<RawFd>().ok())
+        .filter(|descriptor| {
+            // SAFETY: asking for the domain of a descriptor that is closed meanwhile fails, no more.
+            let descriptor = unsafe { BorrowedFd::borrow_raw(*descriptor) };
+            get_option(descriptor, libc::SOL_SOCKET, libc::SO_DOMAIN, 0)
+                .is_ok_and(|domain| domain == libc::AF_XDP)
+        })
+        .collect()
+}
+
+/// Returns the AF_XDP socket that was not among `before`.
+fn find_new_socket(before: &[RawFd]) -> Option<RawFd> {
+    sockets_of_process().into_iter().find(|descriptor| !before.contains(descriptor))
+}
+
+/// Lets one system call transmit more than 32 frames, where the kernel can; returns how many it may.
+fn raise_tx_budget(descriptor: RawFd) -> usize {
+    let budget = TX_BUDGET;
+    // SAFETY: the option value is the four bytes of `budget`.
+    let result = unsafe {
+        libc::setsockopt(
+            descriptor,
+            libc::SOL_XDP,
+            XDP_MAX_TX_SKB_BUDGET,
+            std::ptr::from_ref(&budget).cast(),
+            size_of::<u32>() as libc::socklen_t,
+        )
+    };
+    if result == 0 { TX_BUDGET as usize } else { 32 }
+}
+
+fn get_option<T: Copy>(
+    socket: BorrowedFd<'_>,
+    level: libc::c_int,
+    name: libc::c_int,
+    mut value: T,
+) -> io::Result<T> {
+    let mut len = size_of::<T>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `len` bytes, the size of `value`, which is plain integers.
+    let result = unsafe {
+        libc::getsockopt(socket.as_raw_fd(), level, name, std::ptr::from_mut(&mut value).cast(), &raw mut len)
+    };
+    if result == 0 { Ok(value) } else { Err(io::Error::last_os_error()) }
+}
+
+fn umem_error(error: UmemNewError) -> XskError {
+    match error {
+        UmemNewError::Create(source) => XskError::Umem(positive(source)),
+        UmemNewError::RingNotPowerOfTwo => unreachable!("RING_FRAMES is a power of two"),
+    }
+}
+
+fn socket_error(error: SocketNewError) -> XskError {
+    match error {
+        SocketNewError::Create(source) => XskError::Socket(positive(source)),
+        SocketNewError::RingNotPowerOfTwo => unreachable!("RING_FRAMES is a power of two"),
+    }
+}
+
+/// The crate passes on negative error numbers as they are.
+fn positive(error: io::Error) -> io::Error {
+    match error.raw_os_error() {
+        Some(number) if number < 0 => io::Error::from_raw_os_error(-number),
+        Some(_) | None => error,
+    }
+}

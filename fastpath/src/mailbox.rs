@@ -1,0 +1,178 @@
+//! What reaches a worker from outside: snapshots, frames of other workers, commands. And what it asks for.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering, fence};
+
+use conntrack::TenantId;
+use crossbeam::channel::Sender;
+use crossbeam::queue::ArrayQueue;
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use crate::dataplane::{NeighbourRequest, SessionReport};
+use crate::io::Frame;
+use crate::snapshot::{Side, Snapshot};
+
+/// Frames that may wait to be taken over by one worker.
+const HANDED_FRAMES: usize = 1024;
+
+/// A question to a worker, answered over some turns.
+#[derive(Debug)]
+pub struct ListSessions {
+    /// Only sessions of this tenant.
+    pub tenant: Option<TenantId>,
+    /// Where rows are put, up to its capacity, so that the worker allocates nothing.
+    pub rows: Vec<SessionReport>,
+    /// Where they are sent.
+    pub reply: Sender<Vec<SessionReport>>,
+}
+
+/// The queues of one worker. Others put in, the worker takes out.
+#[derive(Debug)]
+pub struct Mailbox {
+    snapshot: ArrayQueue<Arc<Snapshot>>,
+    handed: ArrayQueue<(Side, Frame)>,
+    questions: ArrayQueue<ListSessions>,
+    wake: EventFd,
+    is_asleep: AtomicBool,
+    is_stopping: AtomicBool,
+}
+
+impl Mailbox {
+    /// Makes an empty mailbox.
+    ///
+    /// # Errors
+    /// When the process has no descriptor left.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self {
+            snapshot: ArrayQueue::new(1),
+            handed: ArrayQueue::new(HANDED_FRAMES),
+            questions: ArrayQueue::new(4),
+            wake: EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?,
+            is_asleep: AtomicBool::new(false),
+            is_stopping: AtomicBool::new(false),
+        })
+    }
+
+    /// Puts the newest snapshot; one that was not adopted yet is replaced.
+    pub fn put_snapshot(&self, snapshot: Arc<Snapshot>) {
+        drop(self.snapshot.force_push(snapshot));
+        self.wake_up();
+    }
+
+    /// Hands a frame over to the worker.
+    ///
+    /// # Errors
+    /// Gives the frame back when too many wait already.
+    pub fn hand_over(&self, side: Side, frame: Frame) -> Result<(), Frame> {
+        self.handed.push((side, frame)).map_err(|(_, frame)| frame)?;
+        self.wake_up();
+        Ok(())
+    }
+
+    /// Asks the worker; tells whether there was room for the question.
+    pub fn ask(&self, question: ListSessions) -> bool {
+        let is_accepted = self.questions.push(question).is_ok();
+        self.wake_up();
+        is_accepted
+    }
+
+    /// Tells the worker to end.
+    pub fn stop(&self) {
+        self.is_stopping.store(true, Ordering::Release);
+        self.wake_up();
+    }
+
+    /// Takes the newest snapshot.
+    pub fn take_snapshot(&self) -> Option<Arc<Snapshot>> {
+        self.snapshot.pop()
+    }
+
+    /// Takes a frame that was handed over, and the side that it came from.
+    pub fn take_frame(&self) -> Option<(Side, Frame)> {
+        self.handed.pop()
+    }
+
+    /// Takes a question.
+    pub fn take_question(&self) -> Option<ListSessions> {
+        self.questions.pop()
+    }
+
+    /// Tells whether the worker shall end.
+    pub fn is_stopping(&self) -> bool {
+        self.is_stopping.load(Ordering::Acquire)
+    }
+
+    /// Returns the frames that wait to be taken over.
+    pub fn frames_waiting(&self) -> usize {
+        self.handed.len()
+    }
+
+    /// Notes that the worker is about to sleep; tells whether it may, because nothing is waiting.
+    pub fn fall_asleep(&self) -> bool {
+        self.is_asleep.store(true, Ordering::Relaxed);
+        // Pairs with the fence in `wake_up`: either the worker sees what was put, or the putter sees it sleep.
+        fence(Ordering::SeqCst);
+        self.snapshot.is_empty() && self.handed.is_empty() && self.questions.is_empty() && !self.is_stopping()
+    }
+
+    /// Notes that the worker woke.
+    pub fn wake(&self) {
+        self.is_asleep.store(false, Ordering::Relaxed);
+        // The descriptor is unreadable already when the worker woke for another reason.
+        let _ = self.wake.read();
+    }
+
+    fn wake_up(&self) {
+        fence(Ordering::SeqCst);
+        if self.is_asleep.load(Ordering::Relaxed) && self.is_asleep.swap(false, Ordering::Relaxed) {
+            // The counter cannot overflow: it is read at every waking.
+            let _ = self.wake.write(1);
+        }
+    }
+}
+
+impl AsFd for Mailbox {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.wake.as_fd()
+    }
+}
+
+/// Requests of all workers to the control side. The descriptor is readable while there may be some.
+#[derive(Debug)]
+pub struct RequestQueue {
+    requests: ArrayQueue<NeighbourRequest>,
+    wake: EventFd,
+}
+
+impl RequestQueue {
+    /// Makes an empty queue.
+    ///
+    /// # Errors
+    /// When the process has no descriptor left.
+    pub fn new() -> io::Result<Self> {
+        let wake = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
+        Ok(Self { requests: ArrayQueue::new(256), wake })
+    }
+
+    /// Asks for a neighbour. A request that finds no room is lost; the next frame asks again.
+    pub fn ask(&self, request: NeighbourRequest) {
+        if self.requests.push(request).is_ok() {
+            // The counter cannot overflow in practice; it is read at every drain.
+            let _ = self.wake.write(1);
+        }
+    }
+
+    /// Takes all requests.
+    pub fn drain(&self) -> Vec<NeighbourRequest> {
+        let _ = self.wake.read();
+        std::iter::from_fn(|| self.requests.pop()).collect()
+    }
+}
+
+impl AsFd for RequestQueue {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.wake.as_fd()
+    }
+}

@@ -1,0 +1,367 @@
+//! Bytes to offsets and addresses. Every length is checked here and nowhere after.
+
+use std::net::Ipv4Addr;
+
+use conntrack::checksum::checksum;
+use conntrack::{FiveTuple, Protocol, TcpFlags};
+use etherparse::{Ethernet2HeaderSlice, IpFragOffset, Ipv4HeaderSlice};
+use macaddr::MacAddr6;
+
+use crate::verdict::DropReason;
+
+/// Bytes of an Ethernet header without tags; the IPv4 header follows.
+pub const ETHERNET_BYTES: usize = 14;
+
+/// Offset of the transport header in an ICMP message: what an error quotes begins there.
+pub const ICMP_HEADER_BYTES: usize = 8;
+
+const ETHERTYPE_IPV4: u16 = 0x0800;
+
+/// One packet: where its fields are, and what they say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Packet {
+    /// MAC that the frame is addressed to.
+    pub destination_mac: MacAddr6,
+    /// Length of the frame without padding, in bytes.
+    pub frame_bytes: usize,
+    /// The network layer.
+    pub ip: IpHeader,
+    /// The transport layer.
+    pub transport: Transport,
+}
+
+/// An IPv4 header and where its payload starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IpHeader {
+    /// Offset of the header in the frame.
+    pub at: usize,
+    /// Offset of the transport header in the frame.
+    pub payload_at: usize,
+    /// Source address.
+    pub source: Ipv4Addr,
+    /// Destination address.
+    pub destination: Ipv4Addr,
+    /// Length of the packet, header included, in bytes.
+    pub total_bytes: u16,
+    /// Time to live.
+    pub ttl: u8,
+    /// Whether the packet may not be fragmented.
+    pub dont_fragment: bool,
+}
+
+/// What the packet carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// A packet of a flow.
+    Flow(Flow),
+    /// An ICMP error about a packet of a flow (RFC 792), which it quotes.
+    Error(QuotedPacket),
+}
+
+/// Ports and checksum of a packet of a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flow {
+    /// Addresses and ports as they stand on the wire.
+    pub tuple: FiveTuple,
+    /// What the segment means to a session.
+    pub segment: Segment,
+    /// Offset of the transport header in the frame.
+    pub at: usize,
+    /// Offset of the transport checksum in the frame; none when there is none to update.
+    pub checksum_at: Option<usize>,
+}
+
+/// What a packet means to a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Segment {
+    /// A TCP segment.
+    Tcp(TcpFlags),
+    /// A UDP datagram.
+    Udp,
+    /// An ICMP query.
+    Query,
+    /// An answer to an ICMP query.
+    Reply,
+}
+
+/// The beginning of a packet inside an ICMP error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QuotedPacket {
+    /// Its network layer.
+    pub ip: IpHeader,
+    /// Its addresses and ports.
+    pub flow: Flow,
+    /// Offset of the ICMP header of the error in the frame.
+    pub icmp_at: usize,
+}
+
+/// Reads a frame.
+///
+/// # Errors
+/// The reason to drop it, when it is not a whole IPv4 packet of a kind that is translated.
+pub fn parse(frame: &[u8]) -> Result<Packet, DropReason> {
+    let ethernet = Ethernet2HeaderSlice::from_slice(frame).map_err(|_| DropReason::Malformed)?;
+    if ethernet.ether_type().0 != ETHERTYPE_IPV4 {
+        return Err(DropReason::NotIpv4);
+    }
+    let header = Ipv4HeaderSlice::from_slice(&frame[ETHERNET_BYTES..]).map_err(|_| DropReason::Malformed)?;
+    let frame_bytes = ETHERNET_BYTES + usize::from(header.total_len());
+    let ip = read_ip(&header, ETHERNET_BYTES);
+    if frame_bytes > frame.len() || ip.payload_at > frame_bytes {
+        return Err(DropReason::Malformed);
+    }
+    if checksum(0, header.slice()) != 0 {
+        return Err(DropReason::BadChecksum);
+    }
+    if header.more_fragments() || header.fragments_offset() != IpFragOffset::ZERO {
+        return Err(DropReason::Fragment);
+    }
+    let transport = parse_transport(&frame[..frame_bytes], &ip, header.protocol().0)?;
+    Ok(Packet { destination_mac: MacAddr6::from(ethernet.destination()), frame_bytes, ip, transport })
+}
+
+fn read_ip(header: &Ipv4HeaderSlice<'_>, at: usize) -> IpHeader {
+    IpHeader {
+        at,
+        payload_at: at + header.slice().len(),
+        source: header.source_addr(),
+        destination: header.destination_addr(),
+        total_bytes: header.total_len(),
+        ttl: header.ttl(),
+        dont_fragment: header.dont_fragment(),
+    }
+}
+
+fn parse_transport(frame: &[u8], ip: &IpHeader, protocol: u8) -> Result<Transport, DropReason> {
+    match Protocol::from_number(protocol).ok_or(DropReason::UnsupportedProtocol)? {
+        Protocol::Tcp => parse_tcp(frame, ip).map(Transport::Flow),
+        Protocol::Udp => parse_udp(frame, ip).map(Transport::Flow),
+        Protocol::Icmp => parse_icmp(frame, ip),
+    }
+}
+
+fn parse_tcp(frame: &[u8], ip: &IpHeader) -> Result<Flow, DropReason> {
+    let at = ip.payload_at;
+    let segment = frame.get(at..).filter(|segment| segment.len() >= 20).ok_or(DropReason::Malformed)?;
+    let header_bytes = usize::from(segment[12] >> 4) * 4;
+    if header_bytes < 20 || header_bytes > segment.len() {
+        return Err(DropReason::Malformed);
+    }
+    let tuple = read_ports(frame, ip, Protocol::Tcp);
+    Ok(Flow { tuple, segment: Segment::Tcp(TcpFlags(segment[13])), at, checksum_at: Some(at + 16) })
+}
+
+fn parse_udp(frame: &[u8], ip: &IpHeader) -> Result<Flow, DropReason> {
+    let at = ip.payload_at;
+    let datagram = frame.get(at..).filter(|datagram| datagram.len() >= 8).ok_or(DropReason::Malformed)?;
+    let length = usize::from(read_u16(datagram, 4));
+    if length < 8 || length > datagram.len() {
+        return Err(DropReason::Malformed);
+    }
+    // A zero checksum means that there is none (RFC 768) and stays zero.
+    let checksum_at = (read_u16(datagram, 6) != 0).then_some(at + 6);
+    Ok(Flow { tuple: read_ports(frame, ip, Protocol::Udp), segment: Segment::Udp, at, checksum_at })
+}
+
+fn parse_icmp(frame: &[u8], ip: &IpHeader) -> Result<Transport, DropReason> {
+    let at = ip.payload_at;
+    let message =
+        frame.get(at..).filter(|message| message.len() >= ICMP_HEADER_BYTES).ok_or(DropReason::Malformed)?;
+    match icmp_kind(message[0]) {
+        IcmpKind::Query(segment) => Ok(Transport::Flow(read_query(frame, ip, segment))),
+        // RFC 5508 REQ-3: the checksum of an error is validated.
+        IcmpKind::Error if checksum(0, message) != 0 => Err(DropReason::BadChecksum),
+        IcmpKind::Error => parse_quoted(frame, at).map(Transport::Error),
+        IcmpKind::Unsupported => Err(DropReason::UnsupportedIcmp),
+    }
+}
+
+/// Reads the packet that an ICMP error quotes: its IPv4 header and at least 8 bytes more (RFC 792). Its
+/// transport checksum is not validated (RFC 5508 REQ-3), nor need it be there.
+fn parse_quoted(frame: &[u8], icmp_at: usize) -> Result<QuotedPacket, DropReason> {
+    let at = icmp_at + ICMP_HEADER_BYTES;
+    let header = Ipv4HeaderSlice::from_slice(&frame[at..]).map_err(|_| DropReason::Malformed)?;
+    let ip = read_ip(&header, at);
+    if checksum(0, header.slice()) != 0 {
+        return Err(DropReason::BadChecksum);
+    }
+    if header.fragments_offset() != IpFragOffset::ZERO {
+        return Err(DropReason::Fragment);
+    }
+    let transport =
+        frame.get(ip.payload_at..).filter(|bytes| bytes.len() >= 8).ok_or(DropReason::Malformed)?;
+    let protocol = Protocol::from_number(header.protocol().0).ok_or(DropReason::UnsupportedProtocol)?;
+    let at = ip.payload_at;
+    let flow = match protocol {
+        Protocol::Tcp => Flow {
+            tuple: read_ports(frame, &ip, protocol),
+            segment: Segment::Tcp(TcpFlags::default()),
+            at,
+            checksum_at: (transport.len() >= 18).then_some(at + 16),
+        },
+        Protocol::Udp => Flow {
+            tuple: read_ports(frame, &ip, protocol),
+            segment: Segment::Udp,
+            at,
+            checksum_at: (read_u16(transport, 6) != 0).then_some(at + 6),
+        },
+        Protocol::Icmp => match icmp_kind(transport[0]) {
+            IcmpKind::Query(segment) => read_query(frame, &ip, segment),
+            IcmpKind::Error | IcmpKind::Unsupported => return Err(DropReason::UnsupportedIcmp),
+        },
+    };
+    Ok(QuotedPacket { ip, flow, icmp_at })
+}
+
+fn read_query(frame: &[u8], ip: &IpHeader, segment: Segment) -> Flow {
+    let at = ip.payload_at;
+    let identifier = read_u16(frame, at + 4);
+    let (source_port, destination_port) = match segment {
+        Segment::Reply => (0, identifier),
+        Segment::Query | Segment::Tcp(_) | Segment::Udp => (identifier, 0),
+    };
+    let tuple = FiveTuple {
+        source: ip.source,
+        destination: ip.destination,
+        source_port,
+        destination_port,
+        protocol: Protocol::Icmp,
+    };
+    Flow { tuple, segment, at, checksum_at: Some(at + 2) }
+}
+
+fn read_ports(frame: &[u8], ip: &IpHeader, protocol: Protocol) -> FiveTuple {
+    FiveTuple {
+        source: ip.source,
+        destination: ip.destination,
+        source_port: read_u16(frame, ip.payload_at),
+        destination_port: read_u16(frame, ip.payload_at + 2),
+        protocol,
+    }
+}
+
+enum IcmpKind {
+    Query(Segment),
+    Error,
+    Unsupported,
+}
+
+/// Sorts ICMP types (RFC 5508 sections 3 and 4).
+fn icmp_kind(number: u8) -> IcmpKind {
+    match number {
+        // Echo and timestamp.
+        8 | 13 => IcmpKind::Query(Segment::Query),
+        0 | 14 => IcmpKind::Query(Segment::Reply),
+        // Destination unreachable, time exceeded, parameter problem.
+        3 | 11 | 12 => IcmpKind::Error,
+        _ => IcmpKind::Unsupported,
+    }
+}
+
+/// Reads a big-endian word.
+///
+/// # Panics
+/// When it is not inside `bytes`; [`parse`] has checked the fields that it names.
+pub fn read_u16(bytes: &[u8], at: usize) -> u16 {
+    u16::from_be_bytes([bytes[at], bytes[at + 1]])
+}
+
+#[cfg(test)]
+mod tests {
+    use etherparse::PacketBuilder;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::testing::{corrupt, icmp_error_about, tcp_frame, udp_frame};
+
+    #[test]
+    fn a_udp_frame_is_read_and_its_padding_is_not_part_of_it() {
+        let mut frame = udp_frame("10.132.0.5:40000", "192.168.55.13:53", b"hi");
+        let whole = frame.len();
+        frame.resize(60, 0xaa);
+        let packet = parse(&frame).unwrap();
+        assert_eq!(packet.frame_bytes, whole);
+        let Transport::Flow(flow) = packet.transport else { panic!("{packet:?}") };
+        assert_eq!((flow.tuple.source_port, flow.tuple.destination_port), (40000, 53));
+        assert_eq!((flow.at, flow.checksum_at), (34, Some(40)));
+    }
+
+    #[test]
+    fn options_move_the_transport_header() {
+        let builder = PacketBuilder::ethernet2([2; 6], [4; 6])
+            .ip(etherparse::IpHeaders::Ipv4(
+                etherparse::Ipv4Header {
+                    options: [7, 4, 4, 0].into(),
+                    ..etherparse::Ipv4Header::new(
+                        0,
+                        64,
+                        etherparse::IpNumber::UDP,
+                        [10, 132, 0, 5],
+                        [192, 168, 55, 13],
+                    )
+                    .unwrap()
+                },
+                Default::default(),
+            ))
+            .udp(1, 2);
+        let mut frame = Vec::new();
+        builder.write(&mut frame, b"x").unwrap();
+        let Transport::Flow(flow) = parse(&frame).unwrap().transport else { panic!() };
+        assert_eq!(flow.at, 38);
+    }
+
+    #[test]
+    fn an_error_is_read_through_to_the_packet_that_it_quotes() {
+        let about = tcp_frame("192.168.55.113:50000", "192.168.55.13:80", TcpFlags::SYN);
+        let frame = icmp_error_about("192.168.55.1", &about, 11, 8);
+        let Transport::Error(quoted) = parse(&frame).unwrap().transport else { panic!() };
+        assert_eq!(quoted.flow.tuple.source_port, 50000);
+        assert_eq!(quoted.flow.checksum_at, None, "the quote ends before the checksum");
+    }
+
+    #[test]
+    fn broken_frames_are_dropped_for_their_reason() {
+        let whole = udp_frame("10.132.0.5:40000", "192.168.55.13:53", b"0123456789");
+        let error = icmp_error_about("192.168.55.1", &whole, 3, 28);
+        let cases: &[(&str, Vec<u8>, DropReason)] = &[
+            ("runt", whole[..13].to_vec(), DropReason::Malformed),
+            ("cut in the IP header", whole[..30].to_vec(), DropReason::Malformed),
+            ("cut in the UDP header", whole[..40].to_vec(), DropReason::Malformed),
+            ("IPv6", corrupt(&whole, &[(12, 0x86), (13, 0xdd)]), DropReason::NotIpv4),
+            ("VLAN", corrupt(&whole, &[(12, 0x81), (13, 0x00)]), DropReason::NotIpv4),
+            ("version 5", corrupt(&whole, &[(14, 0x55)]), DropReason::Malformed),
+            ("header checksum", corrupt(&whole, &[(24, whole[24] ^ 1)]), DropReason::BadChecksum),
+            ("UDP length", corrupt(&whole, &[(39, 255)]), DropReason::Malformed),
+            ("error checksum", corrupt(&error, &[(38, error[38] ^ 1)]), DropReason::BadChecksum),
+        ];
+        for (name, frame, reason) in cases {
+            assert_eq!(parse(frame), Err(*reason), "{name}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_panic_and_offsets_stay_inside(mut bytes in prop::collection::vec(any::<u8>(), 0..200), valid in any::<bool>()) {
+            if valid && bytes.len() > 34 {
+                bytes[12..15].copy_from_slice(&[8, 0, 0x45]);
+                bytes[20] &= 0x40;
+                bytes[21] = 0;
+                let total = u16::try_from(bytes.len() - 14).unwrap();
+                bytes[16..18].copy_from_slice(&total.to_be_bytes());
+                bytes[23] = [1, 6, 17][usize::from(bytes[23] % 3)];
+                bytes[24..26].fill(0);
+                let sum = checksum(0, &bytes[14..34]);
+                bytes[24..26].copy_from_slice(&sum.to_be_bytes());
+            }
+            if let Ok(packet) = parse(&bytes) {
+                prop_assert!(packet.frame_bytes <= bytes.len());
+                let flow = match packet.transport {
+                    Transport::Flow(flow) => flow,
+                    Transport::Error(quoted) => quoted.flow,
+                };
+                prop_assert!(flow.at + 8 <= packet.frame_bytes);
+                prop_assert!(flow.checksum_at.is_none_or(|at| at + 2 <= packet.frame_bytes));
+            }
+        }
+    }
+}

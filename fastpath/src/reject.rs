@@ -1,0 +1,192 @@
+//! Answers to packets that are refused: TCP RST or ICMP errors, so that clients fail fast and retry.
+//!
+//! The answer is written over the packet that it answers and goes back to the MAC that the packet came from.
+
+use std::net::Ipv4Addr;
+
+use conntrack::checksum::{checksum, sum};
+use conntrack::{TcpFlags, Tick};
+
+use crate::io::Frame;
+use crate::parse::{ETHERNET_BYTES, ICMP_HEADER_BYTES, Packet, Segment, Transport, read_u16};
+use crate::rewrite::write_u16;
+use crate::verdict::DropReason;
+
+/// Bytes of an IPv4 header without options.
+const IP_BYTES: usize = 20;
+
+/// An ICMP error is not longer than this, so that it fits everywhere (RFC 1812 section 4.3.2.3).
+const ERROR_BYTES: usize = 576;
+
+/// Answers per second that one worker sends, and how many of them at once.
+const ANSWERS_PER_SECOND: u32 = 1000;
+
+/// A token bucket for answers (RFC 1812 section 4.3.2.8).
+#[derive(Debug)]
+pub struct AnswerLimit {
+    tokens: u32,
+    filled: Tick,
+}
+
+impl AnswerLimit {
+    /// Makes a full bucket.
+    pub fn new(now: Tick) -> Self {
+        Self { tokens: ANSWERS_PER_SECOND, filled: now }
+    }
+
+    /// Takes a token; tells whether there was one.
+    pub fn take(&mut self, now: Tick) -> bool {
+        let elapsed = now.elapsed_since(self.filled).as_millis().min(1000);
+        if elapsed > 0 {
+            let earned = u32::try_from(elapsed).unwrap_or(1000) * ANSWERS_PER_SECOND / 1000;
+            self.tokens = (self.tokens + earned).min(ANSWERS_PER_SECOND);
+            self.filled = now;
+        }
+        let has_token = self.tokens > 0;
+        self.tokens = self.tokens.saturating_sub(1);
+        has_token
+    }
+}
+
+/// What an ICMP error says (RFC 792, RFC 1812 section 5.2.7).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct IcmpError {
+    kind: u8,
+    code: u8,
+    mtu: u16,
+}
+
+/// Writes the answer to a refused packet into its frame; tells whether there is one.
+///
+/// `speaker` is the address that an ICMP error comes from, `mtu` that of the link that the packet was too
+/// big for.
+pub fn write_answer(
+    frame: &mut Frame,
+    packet: &Packet,
+    reason: DropReason,
+    speaker: Ipv4Addr,
+    mtu: u16,
+) -> bool {
+    if !may_answer(frame.bytes(), packet) {
+        return false;
+    }
+    match (packet.transport, icmp_error(reason, mtu)) {
+        (Transport::Flow(flow), None) => match flow.segment {
+            Segment::Tcp(flags) if !flags.has(TcpFlags::RST) => write_rst(frame, packet, flow.at, flags),
+            Segment::Tcp(_) => return false,
+            Segment::Udp | Segment::Query | Segment::Reply => write_error(frame, packet, speaker, PROHIBITED),
+        },
+        (Transport::Flow(_), Some(error)) => write_error(frame, packet, speaker, error),
+        // RFC 1122 section 3.2.2: never an error about an error.
+        (Transport::Error(_), _) => return false,
+    }
+    true
+}
+
+/// Communication administratively prohibited, as RFC 5508 REQ-8 asks for a session that cannot be made.
+const PROHIBITED: IcmpError = IcmpError { kind: 3, code: 13, mtu: 0 };
+
+/// Returns the ICMP error for a reason; none where TCP gets a RST and the rest [`PROHIBITED`].
+fn icmp_error(reason: DropReason, mtu: u16) -> Option<IcmpError> {
+    match reason {
+        DropReason::TtlExceeded => Some(IcmpError { kind: 11, code: 0, mtu: 0 }),
+        DropReason::TooBig => Some(IcmpError { kind: 3, code: 4, mtu }),
+        DropReason::NoRoute => Some(IcmpError { kind: 3, code: 0, mtu: 0 }),
+        DropReason::NeighbourUnresolved => Some(IcmpError { kind: 3, code: 1, mtu: 0 }),
+        DropReason::Malformed
+        | DropReason::NotIpv4
+        | DropReason::BadChecksum
+        | DropReason::Fragment
+        | DropReason::UnsupportedProtocol
+        | DropReason::UnsupportedIcmp
+        | DropReason::Leak
+        | DropReason::UnknownSource
+        | DropReason::UnknownTenant
+        | DropReason::MartianAddress
+        | DropReason::Hairpin
+        | DropReason::NoSession
+        | DropReason::NoPort
+        | DropReason::SessionsFull
+        | DropReason::TxRingFull
+        | DropReason::HandOverFull
+        | DropReason::WorkerPanic => None,
+    }
+}
+
+/// Holds back where RFC 1122 section 3.2.2 forbids an answer: broadcast and multicast, on either layer, and
+/// sources that are no single host.
+fn may_answer(frame: &[u8], packet: &Packet) -> bool {
+    let is_group_mac = frame[0] & 1 == 1;
+    let hosts = [packet.ip.source, packet.ip.destination];
+    !is_group_mac && !hosts.into_iter().any(crate::classify::is_martian)
+}
+
+fn write_error(frame: &mut Frame, packet: &Packet, speaker: Ipv4Addr, error: IcmpError) {
+    let quoted_from = packet.ip.at;
+    let quote_bytes = (packet.frame_bytes - quoted_from).min(ERROR_BYTES - IP_BYTES - ICMP_HEADER_BYTES);
+    let icmp_at = ETHERNET_BYTES + IP_BYTES;
+    let quote_at = icmp_at + ICMP_HEADER_BYTES;
+    frame.set_len((quote_at + quote_bytes).max(packet.frame_bytes));
+    let bytes = frame.bytes_mut();
+    bytes.copy_within(quoted_from..quoted_from + quote_bytes, quote_at);
+    bytes[icmp_at..quote_at].copy_from_slice(&[error.kind, error.code, 0, 0, 0, 0, 0, 0]);
+    write_u16(bytes, icmp_at + 6, error.mtu);
+    let icmp = checksum(0, &bytes[icmp_at..quote_at + quote_bytes]);
+    write_u16(bytes, icmp_at + 2, icmp);
+    swap_macs(bytes);
+    write_ip(bytes, IP_BYTES + ICMP_HEADER_BYTES + quote_bytes, 1, speaker, packet.ip.source);
+    frame.set_len(quote_at + quote_bytes);
+}
+
+/// Writes the RST that answers a segment (RFC 9293 section 3.10.7.1).
+fn write_rst(frame: &mut Frame, packet: &Packet, tcp_at: usize, flags: TcpFlags) {
+    let bytes = frame.bytes_mut();
+    let header_bytes = usize::from(bytes[tcp_at + 12] >> 4) * 4;
+    let payload_bytes = packet.frame_bytes - tcp_at - header_bytes;
+    let counted =
+        payload_bytes + usize::from(flags.has(TcpFlags::SYN)) + usize::from(flags.has(TcpFlags::FIN));
+    let sequence = read_u32(bytes, tcp_at + 4);
+    let (rst_sequence, rst_acknowledged, rst_flags) = if flags.has(TcpFlags::ACK) {
+        (read_u32(bytes, tcp_at + 8), 0, TcpFlags::RST.0)
+    } else {
+        let counted = u32::try_from(counted).expect("a frame is shorter than 4 GiB");
+        (0, sequence.wrapping_add(counted), TcpFlags::RST.0 | TcpFlags::ACK.0)
+    };
+    let ports = [read_u16(bytes, tcp_at + 2), read_u16(bytes, tcp_at)];
+
+    let at = ETHERNET_BYTES + IP_BYTES;
+    swap_macs(bytes);
+    write_ip(bytes, IP_BYTES + 20, 6, packet.ip.destination, packet.ip.source);
+    write_u16(bytes, at, ports[0]);
+    write_u16(bytes, at + 2, ports[1]);
+    bytes[at + 4..at + 8].copy_from_slice(&rst_sequence.to_be_bytes());
+    bytes[at + 8..at + 12].copy_from_slice(&rst_acknowledged.to_be_bytes());
+    bytes[at + 12..at + 20].copy_from_slice(&[5 << 4, rst_flags, 0, 0, 0, 0, 0, 0]);
+    let pseudo_header = sum(6 + 20, &bytes[ETHERNET_BYTES + 12..at]);
+    let tcp = checksum(pseudo_header, &bytes[at..at + 20]);
+    write_u16(bytes, at + 16, tcp);
+    frame.set_len(at + 20);
+}
+
+fn swap_macs(bytes: &mut [u8]) {
+    let (destination, source) = bytes[..12].split_at_mut(6);
+    destination.swap_with_slice(source);
+}
+
+fn write_ip(bytes: &mut [u8], total: usize, protocol: u8, source: Ipv4Addr, destination: Ipv4Addr) {
+    let total = u16::try_from(total).expect("an answer is at most 576 bytes long");
+    let header = &mut bytes[ETHERNET_BYTES..ETHERNET_BYTES + IP_BYTES];
+    header.fill(0);
+    header[0] = 0x45;
+    header[2..4].copy_from_slice(&total.to_be_bytes());
+    header[8] = 64;
+    header[9] = protocol;
+    header[12..16].copy_from_slice(&source.octets());
+    header[16..20].copy_from_slice(&destination.octets());
+    let header_checksum = checksum(0, header);
+    header[10..12].copy_from_slice(&header_checksum.to_be_bytes());
+}
+
+fn read_u32(bytes: &[u8], at: usize) -> u32 {
+    u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}

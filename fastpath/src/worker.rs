@@ -1,0 +1,380 @@
+//! One worker: its ports, its sessions, and the turn that it repeats.
+//!
+//! ```text
+//! adopt snapshot → questions → handed-over frames → each port: receive → pipeline → settle
+//!   → waiting frames → announcements → flush, complete, refill → expire → publish
+//! ```
+
+use std::collections::VecDeque;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use conntrack::{Conntrack, PortShare, Tick};
+use crossbeam::channel::Sender;
+use crossbeam::queue::ArrayQueue;
+
+use crate::announce::{Announcement, new_announcements, write_announcement};
+use crate::counters::WorkerCounters;
+use crate::dataplane::NeighbourRequest;
+use crate::io::{Frame, FrameIo, FramePool};
+use crate::listing::Listing;
+use crate::mailbox::{Mailbox, RequestQueue};
+use crate::pipeline::{Engine, Outcome};
+use crate::reject::AnswerLimit;
+use crate::snapshot::{Side, Snapshot};
+use crate::verdict::{DropReason, Verdict};
+use crate::waiting::WaitingRoom;
+
+/// Frames taken from one source in one turn.
+const BATCH_FRAMES: usize = 64;
+/// Sessions expired in one turn.
+const EXPIRED_PER_TURN: usize = 64;
+/// Announcements sent in one turn.
+const ANNOUNCED_PER_TURN: usize = 16;
+/// Waiting frames given up in one turn.
+const GIVEN_UP_PER_TURN: usize = 16;
+
+/// One queue of one interface.
+#[derive(Debug)]
+pub struct Port<I> {
+    /// Side of the interface.
+    pub side: Side,
+    /// Queue number.
+    pub queue: u32,
+    /// Its rings.
+    pub io: I,
+}
+
+/// What a worker is made of.
+#[derive(Debug)]
+pub struct WorkerParts<I> {
+    /// Its share of the ports of each egress address, and its number among the workers.
+    pub share: PortShare,
+    /// Its queues, at least one on each side.
+    pub ports: Vec<Port<I>>,
+    /// Its free frames; there is room for every frame of the data plane.
+    pub pool: FramePool,
+    /// Frames that workers with many lend to those with few.
+    pub commons: Arc<ArrayQueue<Frame>>,
+    /// Sessions that it can hold.
+    pub session_capacity: u32,
+    /// Decides hashing and ports.
+    pub seed: [u8; 32],
+    /// First configuration.
+    pub snapshot: Arc<Snapshot>,
+    /// Mailboxes of all workers, by number.
+    pub mailboxes: Vec<Arc<Mailbox>>,
+    /// Where neighbours are asked for.
+    pub requests: Arc<RequestQueue>,
+    /// Where snapshots go that are no longer used; receiving one acknowledges its successor.
+    pub retired: Sender<Arc<Snapshot>>,
+    /// Its counters.
+    pub counters: Arc<WorkerCounters>,
+}
+
+/// A worker. It shares nothing that it changes.
+#[derive(Debug)]
+pub struct Worker<I> {
+    parts: WorkerParts<I>,
+    engine: Engine,
+    waiting: WaitingRoom,
+    batch: VecDeque<Frame>,
+    announcements: VecDeque<Announcement>,
+    listing: Option<Listing>,
+    tx_ports: [Vec<usize>; 2],
+    home_frames: usize,
+    restarts: u64,
+}
+
+/// Where a frame came from.
+#[derive(Clone, Copy, Debug)]
+struct Arrival {
+    side: Side,
+    port: usize,
+}
+
+impl<I: FrameIo> Worker<I> {
+    /// Makes a worker and fills its fill rings.
+    pub fn new(parts: WorkerParts<I>, now: Tick) -> Self {
+        let home_frames = parts.pool.len();
+        let tx_ports = Side::BOTH
+            .map(|side| (0..parts.ports.len()).filter(|index| parts.ports[*index].side == side).collect());
+        let mut worker = Self {
+            engine: Engine {
+                snapshot: Arc::clone(&parts.snapshot),
+                conntrack: Conntrack::new(parts.session_capacity, parts.share, parts.seed),
+                counters: Arc::clone(&parts.counters),
+                answers: AnswerLimit::new(now),
+                share: parts.share,
+            },
+            waiting: WaitingRoom::default(),
+            batch: VecDeque::with_capacity(BATCH_FRAMES),
+            announcements: VecDeque::new(),
+            listing: None,
+            tx_ports,
+            home_frames,
+            restarts: 0,
+            parts,
+        };
+        worker.announcements.extend(worker.to_announce(None));
+        worker.parts.counters.epoch.set(u64::from(worker.engine.snapshot.epoch().0));
+        for port in &mut worker.parts.ports {
+            port.io.refill(&mut worker.parts.pool);
+        }
+        worker
+    }
+
+    /// Does one turn; returns how many frames it found.
+    pub fn turn(&mut self, now: Tick) -> usize {
+        self.adopt_snapshot(now);
+        self.answer_question(now);
+        let mut found = self.serve_handed(now);
+        for port in 0..self.parts.ports.len() {
+            found += self.serve_port(port, now);
+        }
+        self.give_up_waiting(now);
+        self.announce();
+        self.turn_rings();
+        self.expire(now);
+        found
+    }
+
+    /// Tells whether the worker must not sleep long, because the kernel still transmits its frames.
+    pub fn is_transmitting(&self) -> bool {
+        self.parts.ports.iter().any(|port| port.io.is_transmitting())
+    }
+
+    /// Tells whether something is left to do even if no frame comes.
+    pub fn is_busy(&self) -> bool {
+        self.listing.is_some() || !self.announcements.is_empty()
+    }
+
+    /// Returns the worker's own mailbox.
+    pub fn mailbox(&self) -> &Arc<Mailbox> {
+        &self.parts.mailboxes[usize::from(self.parts.share.worker())]
+    }
+
+    /// Returns the worker's counters.
+    pub fn counters(&self) -> &Arc<WorkerCounters> {
+        &self.parts.counters
+    }
+
+    /// Returns the descriptors that are readable when frames came.
+    pub fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.parts.ports.iter().filter_map(|port| port.io.descriptor())
+    }
+
+    /// Returns the sessions.
+    pub fn conntrack(&self) -> &Conntrack {
+        &self.engine.conntrack
+    }
+
+    /// Returns how many frames the worker, its ports and its pool own.
+    pub fn frames_owned(&self) -> usize {
+        let in_ports: usize = self.parts.ports.iter().map(|port| port.io.frames_owned()).sum();
+        self.parts.pool.len() + self.batch.len() + self.waiting.len() + in_ports
+    }
+
+    /// Makes the worker usable after a panic in a turn: the batch that it had in hand is dropped, and sessions
+    /// are forgotten only if the panic came in the middle of changing them.
+    pub fn recover(&mut self, now: Tick) {
+        self.restarts += 1;
+        let counters = &self.parts.counters;
+        counters.panics.add(1);
+        while let Some(frame) = self.batch.pop_front() {
+            counters.dropped(DropReason::WorkerPanic, None);
+            self.parts.pool.put(frame);
+        }
+        if self.engine.conntrack.is_torn() {
+            let mut seed = self.parts.seed;
+            seed[..8].copy_from_slice(&self.restarts.to_be_bytes());
+            self.engine.conntrack = Conntrack::new(self.parts.session_capacity, self.parts.share, seed);
+            counters.sessions_lost();
+        }
+        self.engine.answers = AnswerLimit::new(now);
+        self.listing = None;
+    }
+
+    fn adopt_snapshot(&mut self, now: Tick) {
+        let Some(next) = self.mailbox().take_snapshot() else { return };
+        let previous = std::mem::replace(&mut self.engine.snapshot, next);
+        self.announcements.extend(self.to_announce(Some(&previous)));
+        self.parts.counters.epoch.set(u64::from(self.engine.snapshot.epoch().0));
+        // Nobody listens while the control side ends.
+        let _ = self.parts.retired.try_send(previous);
+        self.retry_waiting(now);
+    }
+
+    /// Returns what has to be announced. One worker speaks for all.
+    fn to_announce(&self, previous: Option<&Snapshot>) -> Vec<Announcement> {
+        match self.parts.share.worker() {
+            0 => new_announcements(previous, &self.engine.snapshot),
+            _ => Vec::new(),
+        }
+    }
+
+    fn answer_question(&mut self, now: Tick) {
+        if self.listing.is_none() {
+            self.listing = self.mailbox().take_question().map(Listing::new);
+        }
+        if let Some(listing) = self.listing.take() {
+            let timeouts = &self.engine.snapshot.spec().timeouts;
+            self.listing = listing.go_on(&self.engine.conntrack, self.parts.share.worker(), timeouts, now);
+        }
+    }
+
+    fn serve_handed(&mut self, now: Tick) -> usize {
+        let mut found = 0;
+        while found < BATCH_FRAMES
+            && let Some((side, frame)) = self.mailbox().take_frame()
+        {
+            self.batch.push_back(frame);
+            self.process_batch(Arrival { side, port: 0 }, now);
+            found += 1;
+        }
+        found
+    }
+
+    fn serve_port(&mut self, port: usize, now: Tick) -> usize {
+        let found = self.parts.ports[port].io.receive(&mut self.batch, BATCH_FRAMES);
+        if found > 0 {
+            self.parts.counters.queues[port].received.add(found as u64);
+            self.process_batch(Arrival { side: self.parts.ports[port].side, port }, now);
+        }
+        found
+    }
+
+    fn process_batch(&mut self, arrival: Arrival, now: Tick) {
+        while let Some(frame) = self.batch.front_mut() {
+            let outcome = self.engine.process(frame, arrival.side, now);
+            let frame = self.batch.pop_front().expect("it was at the front");
+            self.settle(frame, outcome, arrival, now);
+        }
+    }
+
+    /// Moves a frame to where its verdict says: a tx ring, another worker, the waiting room or the pool.
+    fn settle(&mut self, frame: Frame, outcome: Outcome, arrival: Arrival, now: Tick) {
+        let Outcome { verdict, tenant } = outcome;
+        match verdict {
+            Verdict::Forward { side, .. } => {
+                let bytes = frame.bytes().len();
+                match self.transmit(frame, side, arrival.port) {
+                    Ok(()) => {
+                        let tenant = tenant.expect("a forwarded packet has a tenant");
+                        self.parts.counters.tenant(tenant).forwarded(side, bytes);
+                    }
+                    Err(frame) => self.drop_frame(frame, Outcome { verdict, tenant }, DropReason::TxRingFull),
+                }
+            }
+            Verdict::Reject(reason) => {
+                self.parts.counters.dropped(reason, tenant);
+                if let Err(frame) = self.transmit(frame, arrival.side, arrival.port) {
+                    self.parts.pool.put(frame);
+                }
+            }
+            Verdict::HandOver(worker) => {
+                match self.parts.mailboxes[usize::from(worker)].hand_over(arrival.side, frame) {
+                    Ok(()) => self.parts.counters.handed_over.add(1),
+                    Err(frame) => self.drop_frame(frame, outcome, DropReason::HandOverFull),
+                }
+            }
+            Verdict::Wait { side, address } => {
+                match self.waiting.keep(frame, arrival.side, (side, address), now) {
+                    Ok(true) => self.parts.requests.ask(NeighbourRequest { side, address }),
+                    Ok(false) => {}
+                    Err(frame) => self.drop_frame(frame, outcome, DropReason::NeighbourUnresolved),
+                }
+            }
+            Verdict::Drop(reason) => self.drop_frame(frame, outcome, reason),
+        }
+    }
+
+    fn drop_frame(&mut self, frame: Frame, outcome: Outcome, reason: DropReason) {
+        self.parts.counters.dropped(reason, outcome.tenant);
+        self.parts.pool.put(frame);
+    }
+
+    /// Sends a frame by one of the ports of a side, always the same for frames of one port.
+    fn transmit(&mut self, frame: Frame, side: Side, from_port: usize) -> Result<(), Frame> {
+        let ports = &self.tx_ports[side.index()];
+        let port = ports[from_port % ports.len()];
+        self.parts.ports[port].io.send(frame)?;
+        self.parts.counters.queues[port].transmitted.add(1);
+        Ok(())
+    }
+
+    /// Tries all waiting frames under a new snapshot; those that still wait keep their place and deadline.
+    fn retry_waiting(&mut self, now: Tick) {
+        let mut index = 0;
+        while let Some(waiting) = self.waiting.get_mut(index) {
+            let outcome = self.engine.process(&mut waiting.frame, waiting.arrival, now);
+            if let Verdict::Wait { side, address } = outcome.verdict {
+                waiting.next_hop = (side, address);
+                self.parts.requests.ask(NeighbourRequest { side, address });
+                index += 1;
+            } else {
+                let waiting = self.waiting.take(index);
+                self.settle(waiting.frame, outcome, Arrival { side: waiting.arrival, port: 0 }, now);
+            }
+        }
+    }
+
+    fn give_up_waiting(&mut self, now: Tick) {
+        for _ in 0..GIVEN_UP_PER_TURN {
+            let Some(waiting) = self.waiting.overdue(now) else { return };
+            let outcome = self.engine.give_up(&mut waiting.frame, waiting.arrival, now);
+            let waiting = self.waiting.take(0);
+            self.settle(waiting.frame, outcome, Arrival { side: waiting.arrival, port: 0 }, now);
+        }
+    }
+
+    fn announce(&mut self) {
+        for _ in 0..self.announcements.len().min(ANNOUNCED_PER_TURN) {
+            let Some(mut frame) = self.parts.pool.take() else { return };
+            let announcement = self.announcements.pop_front().expect("they were counted");
+            write_announcement(&mut frame, &announcement);
+            if let Err(frame) = self.transmit(frame, announcement.side, 0) {
+                self.parts.pool.put(frame);
+                self.announcements.push_front(announcement);
+                return;
+            }
+        }
+    }
+
+    fn turn_rings(&mut self) {
+        for port in &mut self.parts.ports {
+            port.io.flush();
+            port.io.complete(&mut self.parts.pool);
+        }
+        self.balance_frames();
+        for port in &mut self.parts.ports {
+            port.io.refill(&mut self.parts.pool);
+        }
+    }
+
+    /// Lends frames to the commons when hand-overs have brought many, takes some back when few are left.
+    fn balance_frames(&mut self) {
+        while self.parts.pool.len() > self.home_frames
+            && let Some(frame) = self.parts.pool.take()
+        {
+            if let Err(frame) = self.parts.commons.push(frame) {
+                self.parts.pool.put(frame);
+                return;
+            }
+        }
+        while self.parts.pool.len() < BATCH_FRAMES
+            && let Some(frame) = self.parts.commons.pop()
+        {
+            self.parts.pool.put(frame);
+        }
+    }
+
+    fn expire(&mut self, now: Tick) {
+        let counters = &self.parts.counters;
+        let timeouts = &self.engine.snapshot.spec().timeouts;
+        self.engine.conntrack.expire(now, timeouts, EXPIRED_PER_TURN, |session| {
+            counters.tenant(session.tenant()).session_ended();
+        });
+        counters.sessions.set(u64::from(self.engine.conntrack.len()));
+    }
+}
