@@ -1,15 +1,31 @@
 //! The data plane as the control side holds it: start, publish, report, stop.
 
+use std::collections::HashSet;
+use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
-use conntrack::{Epoch, FiveTuple, TenantId};
+use conntrack::{Epoch, TenantId};
+use crossbeam::channel::{Receiver, bounded};
 use thiserror::Error;
 
+use crate::counters::WorkerCounters;
+use crate::io::xsk::{XskError, XskProbe};
+use crate::launch::{Layout, StartedWorkers};
+use crate::mailbox::{ListSessions, Mailbox, RequestQueue};
+pub use crate::report::{
+    AttachMode, QueueReport, Report, SessionReport, SteerReport, TenantReport, WorkerReport,
+};
 use crate::snapshot::{Side, Snapshot};
+use crate::steer::{SteerError, Steering, remove_all_pins};
 use crate::verdict::DropReason;
+
+/// How long the control side waits for an answer of the workers.
+const ANSWER_WITHIN: Duration = Duration::from_secs(1);
 
 /// How the XDP program may be attached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -20,15 +36,6 @@ pub enum AttachPreference {
     /// In the driver, or not at all.
     Native,
     /// In the generic hook.
-    Generic,
-}
-
-/// How the XDP program is attached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AttachMode {
-    /// In the driver.
-    Native,
-    /// In the generic hook, after the kernel made a socket buffer: slower.
     Generic,
 }
 
@@ -53,7 +60,74 @@ pub struct DataPlaneOptions {
 
 /// Why the data plane could not start, or could not be kept in step.
 #[derive(Debug, Error)]
-pub enum DataPlaneError {}
+pub enum DataPlaneError {
+    /// An interface is not there.
+    #[error("interface {interface} does not exist")]
+    Interface {
+        /// Its name.
+        interface: String,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// More workers than queues.
+    #[error(
+        "workers.count: {wanted} is too many: the {side} interface has {queues} queues, and every worker needs one on each side; \
+         use 1 to {queues}"
+    )]
+    TooManyWorkers {
+        /// Number that was asked for.
+        wanted: usize,
+        /// Side with the fewest queues.
+        side: &'static str,
+        /// Queues on it.
+        queues: u32,
+    },
+    /// Zero workers.
+    #[error("workers.count: 0 is too few; use at least 1")]
+    NoWorkers,
+    /// A core that is not there.
+    #[error("workers.cores: core {core} may not be used; available: {available:?}")]
+    Core {
+        /// Core that was asked for.
+        core: usize,
+        /// Cores that there are.
+        available: Vec<usize>,
+    },
+    /// The XDP program is not in place.
+    #[error(transparent)]
+    Steer(#[from] SteerError),
+    /// A queue could not be bound.
+    #[error("queue {queue} of interface {interface}")]
+    Queue {
+        /// Interface.
+        interface: String,
+        /// Queue.
+        queue: u32,
+        /// What is wrong.
+        #[source]
+        source: XskError,
+    },
+    /// Memory, descriptors or threads are short.
+    #[error("{what} cannot be made")]
+    Resources {
+        /// What is missing.
+        what: &'static str,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// A worker does not answer.
+    #[error("{missing} of {workers} workers have not adopted epoch {} within a second", epoch.0)]
+    NotAcknowledged {
+        /// Workers that did not answer.
+        missing: usize,
+        /// All workers.
+        workers: usize,
+        /// Epoch of the snapshot.
+        epoch: Epoch,
+    },
+}
 
 /// A next hop that a worker needs and the kernel has not resolved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -67,126 +141,45 @@ pub struct NeighbourRequest {
 /// Requests of the workers to the control side. The descriptor is readable while there may be some.
 #[derive(Clone, Debug)]
 pub struct NeighbourRequests {
-    inner: Arc<nix::sys::eventfd::EventFd>,
+    queue: Arc<RequestQueue>,
 }
 
 impl NeighbourRequests {
     /// Returns all requests that came since the last call, each address once, and makes the descriptor
     /// unreadable until the next one comes.
     pub fn drain(&self) -> Vec<NeighbourRequest> {
-        Vec::new()
+        let unique: HashSet<_> = self.queue.drain().into_iter().collect();
+        unique.into_iter().collect()
     }
 }
 
 impl AsFd for NeighbourRequests {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.inner.as_fd()
+        self.queue.as_fd()
     }
-}
-
-/// Packets and bytes of one tenant since the data plane started, and its sessions now.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct TenantReport {
-    /// Packets forwarded from pods.
-    pub outbound_packets: u64,
-    /// Bytes of frames forwarded from pods.
-    pub outbound_bytes: u64,
-    /// Packets forwarded to pods.
-    pub inbound_packets: u64,
-    /// Bytes of frames forwarded to pods.
-    pub inbound_bytes: u64,
-    /// Packets dropped, whatever the reason.
-    pub dropped_packets: u64,
-    /// Sessions in the tables now.
-    pub sessions: u64,
-}
-
-/// One queue of one interface, as its socket's statistics tell.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct QueueReport {
-    /// Interface.
-    pub side: Side,
-    /// Queue number.
-    pub queue: u32,
-    /// Packets received.
-    pub received: u64,
-    /// Packets handed to the kernel for transmission.
-    pub transmitted: u64,
-    /// Packets that the kernel dropped because the rx ring was full.
-    pub rx_ring_full: u64,
-    /// Packets that the kernel dropped because the fill ring was empty.
-    pub fill_ring_empty: u64,
-    /// Descriptors that the kernel refused.
-    pub invalid_descriptors: u64,
-    /// Whether the kernel reads and writes frames in place.
-    pub zero_copy: bool,
-}
-
-/// One worker.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct WorkerReport {
-    /// Number of the worker.
-    pub worker: usize,
-    /// Core that it is pinned to.
-    pub core: Option<usize>,
-    /// Snapshot that it uses.
-    pub epoch: Epoch,
-    /// Sessions that it holds.
-    pub sessions: u64,
-    /// Sessions that it can hold.
-    pub session_capacity: u64,
-    /// Times that it was restarted after a panic.
-    pub panics: u64,
-    /// Queues that it serves.
-    pub queues: Vec<QueueReport>,
-}
-
-/// Frames that the XDP program passed, redirected or dropped on one side, by its own reason.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SteerReport {
-    /// Side.
-    pub side: Side,
-    /// How the program is attached.
-    pub mode: AttachMode,
-    /// Name of each row of the decision table, and frames that met it.
-    pub verdicts: Vec<(&'static str, u64)>,
-}
-
-/// Everything that the data plane counts, at one moment.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Report {
-    /// Workers.
-    pub workers: Vec<WorkerReport>,
-    /// XDP programs, inside first.
-    pub steering: Vec<SteerReport>,
-    /// Drops of all workers, by reason; every reason is there.
-    pub drops: Vec<(DropReason, u64)>,
-    /// Tenants that were ever in a snapshot, by slot.
-    pub tenants: Vec<(TenantId, TenantReport)>,
-}
-
-/// One session, as it is now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SessionReport {
-    /// Tenant.
-    pub tenant: TenantId,
-    /// The session's packets as they come from the pod.
-    pub inside: FiveTuple,
-    /// Egress address and port that stand for the pod.
-    pub outside: (Ipv4Addr, u16),
-    /// State: `established`, `opening` or `closing` for TCP, else `active`.
-    pub state: &'static str,
-    /// Seconds since its last packet.
-    pub idle_seconds: u64,
-    /// Seconds until it expires if no packet comes.
-    pub expires_seconds: u64,
-    /// Worker that owns it.
-    pub worker: usize,
 }
 
 /// Running workers and attached XDP programs.
 #[derive(Debug)]
-pub struct DataPlane {}
+pub struct DataPlane {
+    steering: [Steering; 2],
+    workers: Vec<WorkerHandle>,
+    retired: Receiver<Arc<Snapshot>>,
+    requests: Arc<RequestQueue>,
+    current: Arc<Snapshot>,
+    applied: Epoch,
+    session_capacity: u32,
+}
+
+/// What the control side keeps of a worker.
+#[derive(Debug)]
+pub(crate) struct WorkerHandle {
+    pub(crate) core: Option<usize>,
+    pub(crate) mailbox: Arc<Mailbox>,
+    pub(crate) counters: Arc<WorkerCounters>,
+    pub(crate) queues: Vec<(Side, u32, XskProbe)>,
+    pub(crate) thread: JoinHandle<()>,
+}
 
 impl DataPlane {
     /// Attaches the XDP programs, binds a socket to each queue and starts the workers.
@@ -195,8 +188,23 @@ impl DataPlane {
     ///
     /// # Errors
     /// When an interface does not exist or cannot carry XDP, when privileges are missing, or when memory is short.
-    pub fn start(_options: &DataPlaneOptions, _first: Snapshot) -> Result<Self, DataPlaneError> {
-        Ok(Self {})
+    pub fn start(options: &DataPlaneOptions, first: Snapshot) -> Result<Self, DataPlaneError> {
+        let layout = Layout::plan(options)?;
+        let mut steering = [Steering::load(Side::Inside, &first)?, Steering::load(Side::Outside, &first)?];
+        for (steering, link) in steering.iter_mut().zip(&layout.links) {
+            steering.attach(link.index, options.attach, &options.pin_dir)?;
+        }
+        let first = Arc::new(first);
+        let started = StartedWorkers::start(&layout, options, &first)?;
+        Ok(Self {
+            steering,
+            workers: started.workers,
+            retired: started.retired,
+            requests: started.requests,
+            applied: first.epoch(),
+            current: first,
+            session_capacity: options.session_capacity,
+        })
     }
 
     /// Makes all workers use `next` and the XDP programs steer by it: what is new is steered before the
@@ -207,21 +215,31 @@ impl DataPlane {
     /// # Errors
     /// When an XDP map cannot be changed, or a worker does not answer in time (the snapshot then still
     /// is adopted as soon as it does).
-    pub fn publish(&mut self, _next: Snapshot) -> Result<(), DataPlaneError> {
+    pub fn publish(&mut self, next: Snapshot) -> Result<(), DataPlaneError> {
+        let next = Arc::new(next);
+        for steering in &mut self.steering {
+            steering.open(&next)?;
+        }
+        for worker in &self.workers {
+            worker.mailbox.put_snapshot(Arc::clone(&next));
+        }
+        self.current = Arc::clone(&next);
+        self.await_adoption(next.epoch())?;
+        self.applied = next.epoch();
+        for steering in &mut self.steering {
+            steering.close(&next)?;
+        }
         Ok(())
     }
 
     /// Returns the newest epoch that every worker has adopted.
     pub fn applied_epoch(&self) -> Epoch {
-        Epoch::default()
+        self.applied
     }
 
     /// Returns the workers' requests for neighbours.
-    ///
-    /// # Panics
-    /// Never.
     pub fn neighbour_requests(&self) -> NeighbourRequests {
-        unreachable!()
+        NeighbourRequests { queue: Arc::clone(&self.requests) }
     }
 
     /// Returns everything that is counted.
@@ -229,23 +247,107 @@ impl DataPlane {
     /// # Errors
     /// When an XDP map cannot be read.
     pub fn report(&self) -> Result<Report, DataPlaneError> {
-        unreachable!()
+        let steering = self.steering.iter().map(Steering::report).collect::<Result<_, _>>()?;
+        let sum =
+            |reason: &DropReason| self.workers.iter().map(|worker| worker.counters.drops(*reason)).sum();
+        Ok(Report {
+            workers: (0..)
+                .zip(&self.workers)
+                .map(|(number, worker)| self.report_worker(number, worker))
+                .collect(),
+            steering,
+            drops: DropReason::ALL.iter().map(|reason| (*reason, sum(reason))).collect(),
+            tenants: (0..=u16::MAX).map(TenantId).filter_map(|id| self.report_tenant(id)).collect(),
+        })
     }
 
     /// Returns at most `limit` sessions, of one tenant or of all, in no particular order. Blocks for up to
     /// a second.
-    pub fn sessions(&self, _tenant: Option<TenantId>, _limit: usize) -> Vec<SessionReport> {
-        Vec::new()
+    pub fn sessions(&self, tenant: Option<TenantId>, limit: usize) -> Vec<SessionReport> {
+        let (reply, answers) = bounded(self.workers.len());
+        let asked = self.workers.iter().filter(|worker| {
+            let rows = Vec::with_capacity(limit);
+            worker.mailbox.ask(ListSessions { tenant, rows, reply: reply.clone() })
+        });
+        let asked = asked.count();
+        let deadline = Instant::now() + ANSWER_WITHIN;
+        let answers = (0..asked).map_while(|_| answers.recv_deadline(deadline).ok());
+        answers.flatten().take(limit).collect()
     }
 
     /// Stops the workers. The XDP programs stay, and drop all tenant traffic, until [`detach`].
-    pub fn stop(self) {}
+    pub fn stop(self) {
+        for worker in &self.workers {
+            worker.mailbox.stop();
+        }
+        for worker in self.workers {
+            // A worker catches its own panics; what it left behind is gone either way.
+            let _ = worker.thread.join();
+        }
+    }
+
+    /// Waits until every worker has adopted an epoch, and frees the snapshots that they send back.
+    fn await_adoption(&self, epoch: Epoch) -> Result<(), DataPlaneError> {
+        let deadline = Instant::now() + ANSWER_WITHIN;
+        loop {
+            let behind = |worker: &&WorkerHandle| worker.counters.epoch.get() < u64::from(epoch.0);
+            let missing = self.workers.iter().filter(behind).count();
+            if missing == 0 {
+                return Ok(());
+            }
+            if self.retired.recv_deadline(deadline).is_err() {
+                return Err(DataPlaneError::NotAcknowledged { missing, workers: self.workers.len(), epoch });
+            }
+        }
+    }
+
+    fn report_worker(&self, number: usize, worker: &WorkerHandle) -> WorkerReport {
+        let queues = worker.queues.iter().zip(&worker.counters.queues);
+        WorkerReport {
+            worker: number,
+            core: worker.core,
+            epoch: Epoch(u32::try_from(worker.counters.epoch.get()).unwrap_or(u32::MAX)),
+            sessions: worker.counters.sessions.get(),
+            session_capacity: u64::from(self.session_capacity),
+            panics: worker.counters.panics.get(),
+            queues: queues
+                .map(|((side, queue, probe), counters)| {
+                    let statistics = probe.statistics().unwrap_or_default();
+                    QueueReport {
+                        side: *side,
+                        queue: *queue,
+                        received: counters.received.get(),
+                        transmitted: counters.transmitted.get(),
+                        rx_ring_full: statistics.rx_ring_full,
+                        fill_ring_empty: statistics.fill_ring_empty,
+                        invalid_descriptors: statistics.invalid_descriptors,
+                        zero_copy: probe.is_zero_copy().unwrap_or(false),
+                    }
+                })
+                .collect(),
+        }
+    }
+
+    fn report_tenant(&self, id: TenantId) -> Option<(TenantId, TenantReport)> {
+        let mut total = TenantReport::default();
+        for worker in &self.workers {
+            let report = worker.counters.tenant(id).report();
+            total.outbound_packets += report.outbound_packets;
+            total.outbound_bytes += report.outbound_bytes;
+            total.inbound_packets += report.inbound_packets;
+            total.inbound_bytes += report.inbound_bytes;
+            total.dropped_packets += report.dropped_packets;
+            total.sessions += report.sessions;
+        }
+        let is_known = total != TenantReport::default() || self.current.tenant(id).is_some();
+        is_known.then_some((id, total))
+    }
 }
 
 /// Detaches the XDP programs pinned in `pin_dir` and removes the pins; tells whether there were any.
 ///
 /// # Errors
 /// When a pin cannot be removed.
-pub fn detach(_pin_dir: &Path) -> Result<bool, DataPlaneError> {
-    Ok(false)
+pub fn detach(pin_dir: &Path) -> Result<bool, DataPlaneError> {
+    Ok(remove_all_pins(pin_dir)?)
 }

@@ -24,7 +24,8 @@
 //! - [`counters`]: what a worker counts
 //! - [`runner`]: the thread that a worker runs on: clock, sleep, panics
 //! - [`steer`]: the XDP program: loads, attaches, pins it and keeps its maps in step
-//! - [`queues`]: how many queues an interface has
+//! - `launch`: plans which worker serves which queues, and starts the threads
+//! - [`report`]: what the data plane tells about itself
 //! - [`dataplane`]: all of it together, as the control side holds it
 #![deny(unsafe_code)]
 
@@ -33,13 +34,17 @@ pub mod classify;
 pub mod counters;
 pub mod dataplane;
 pub mod io;
+mod launch;
 pub mod listing;
 pub mod mailbox;
 pub mod parse;
 pub mod pipeline;
 pub mod reject;
+pub mod report;
 pub mod rewrite;
+pub mod runner;
 pub mod snapshot;
+pub mod steer;
 #[cfg(test)]
 mod testing;
 pub mod track;

@@ -149,9 +149,14 @@ impl<I: FrameIo> Worker<I> {
         self.listing.is_some() || !self.announcements.is_empty()
     }
 
+    /// Returns the worker's number.
+    pub fn number(&self) -> u16 {
+        self.parts.share.worker()
+    }
+
     /// Returns the worker's own mailbox.
     pub fn mailbox(&self) -> &Arc<Mailbox> {
-        &self.parts.mailboxes[usize::from(self.parts.share.worker())]
+        &self.parts.mailboxes[usize::from(self.number())]
     }
 
     /// Returns the worker's counters.

@@ -1,8 +1,10 @@
 //! Where frames come from and go to.
 //!
 //! - [`xsk`]: AF_XDP sockets and the memory area of the data plane; the only file that names `afxdp`
+//! - [`ethtool`]: how many queues an interface has
 //! - [`sim`]: simulated wires with seeded faults, for tests
 
+pub mod ethtool;
 pub mod sim;
 pub mod xsk;
 

@@ -28,7 +28,10 @@ use super::FrameIo;
 const CHUNK_BYTES: usize = 2048;
 
 /// Descriptors in each ring; a power of two.
-pub const RING_FRAMES: usize = 2048;
+const RING_DESCRIPTORS: u32 = 2048;
+
+/// Frames that each ring holds.
+pub const RING_FRAMES: usize = RING_DESCRIPTORS as usize;
 
 /// Frames that one transmit system call may send in copy mode, where the kernel lets it be raised from 32.
 const TX_BUDGET: u32 = 256;
@@ -186,7 +189,7 @@ impl XskPort {
         static OPENING: Mutex<()> = Mutex::new(());
         let _guard = OPENING.lock().unwrap_or_else(PoisonError::into_inner);
         let before = sockets_of_process();
-        let ring = RING_FRAMES as u32;
+        let ring = RING_DESCRIPTORS;
         let (umem, completion, fill) = Umem::new(Arc::clone(&area.area), ring, ring).map_err(umem_error)?;
         let (socket, rx, tx) =
             Socket::new(umem, interface, queue as usize, ring, ring, SocketOptions::default())
@@ -392,7 +395,7 @@ fn raise_tx_budget(descriptor: RawFd) -> usize {
             libc::SOL_XDP,
             XDP_MAX_TX_SKB_BUDGET,
             std::ptr::from_ref(&budget).cast(),
-            size_of::<u32>() as libc::socklen_t,
+            option_bytes::<u32>(),
         )
     };
     if result == 0 { TX_BUDGET as usize } else { 32 }
@@ -404,12 +407,16 @@ fn get_option<T: Copy>(
     name: libc::c_int,
     mut value: T,
 ) -> io::Result<T> {
-    let mut len = size_of::<T>() as libc::socklen_t;
+    let mut len = option_bytes::<T>();
     // SAFETY: the kernel writes at most `len` bytes, the size of `value`, which is plain integers.
     let result = unsafe {
         libc::getsockopt(socket.as_raw_fd(), level, name, std::ptr::from_mut(&mut value).cast(), &raw mut len)
     };
     if result == 0 { Ok(value) } else { Err(io::Error::last_os_error()) }
+}
+
+fn option_bytes<T>() -> libc::socklen_t {
+    libc::socklen_t::try_from(size_of::<T>()).expect("socket options are small")
 }
 
 fn umem_error(error: UmemNewError) -> XskError {

@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Decides which frames the workers get, which the kernel keeps, and which nobody may have.
+//
+// It fails closed: tenant traffic that no worker takes is dropped, also while no daemon runs. One program for
+// each side, each loaded with maps of its own; the library that enters sockets looks for `xsks_map` by name.
+//
+// The rows of the decision table are counted in `verdicts`; `fastpath/src/steer.rs` names them in the same order.
+
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/ip.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+#define MAX_TENANTS 65536
+#define MAX_ADDRESSES 262144
+#define MAX_PREFIXES 65536
+#define MAX_TAGS 2
+
+enum row {
+	IN_ARP,
+	IN_GATEWAY_ADDRESS,
+	IN_TENANT,
+	IN_TENANT_NO_WORKER,
+	IN_TENANT_NOT_IPV4,
+	IN_LEAK,
+	IN_LEAK_NO_WORKER,
+	IN_LEAK_TAGGED,
+	IN_REST,
+	OUT_EGRESS,
+	OUT_EGRESS_NO_WORKER,
+	OUT_EGRESS_TAGGED,
+	OUT_REST,
+	ROWS,
+};
+
+struct mac {
+	__u8 bytes[ETH_ALEN];
+};
+
+struct prefix {
+	__u32 bits;
+	__be32 address;
+};
+
+struct vlan_header {
+	__be16 tag;
+	__be16 protocol;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_XSKMAP);
+	__uint(max_entries, 64);
+	__type(key, __u32);
+	__type(value, __u32);
+} xsks_map SEC(".maps");
+
+// Tenant MAC to the tenant's gateway address.
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_TENANTS);
+	__type(key, struct mac);
+	__type(value, __be32);
+} tenant_macs SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_ADDRESSES);
+	__type(key, __be32);
+	__type(value, __u8);
+} egress_addresses SEC(".maps");
+
+// The gateway's own addresses, which pods may talk to.
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_ADDRESSES);
+	__type(key, __be32);
+	__type(value, __u8);
+} own_addresses SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_PREFIXES);
+	__type(key, struct prefix);
+	__type(value, __u8);
+} pod_cidrs SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, ROWS);
+	__type(key, __u32);
+	__type(value, __u64);
+} verdicts SEC(".maps");
+
+static __always_inline int count(enum row row, int action)
+{
+	__u32 key = row;
+	__u64 *counter = bpf_map_lookup_elem(&verdicts, &key);
+
+	if (counter)
+		*counter += 1;
+	return action;
+}
+
+// To the worker of the queue that the frame came by; dropped when there is none.
+static __always_inline int to_worker(struct xdp_md *ctx, enum row redirected, enum row dropped)
+{
+	int action = bpf_redirect_map(&xsks_map, ctx->rx_queue_index, XDP_DROP);
+
+	return count(action == XDP_REDIRECT ? redirected : dropped, action);
+}
+
+// Finds the IPv4 header behind up to MAX_TAGS VLAN tags; null when there is none or it is cut short.
+static __always_inline struct iphdr *find_ipv4(struct xdp_md *ctx, int *tags)
+{
+	void *end = (void *)(long)ctx->data_end;
+	struct ethhdr *ethernet = (void *)(long)ctx->data;
+	void *next = ethernet + 1;
+	__be16 protocol;
+
+	*tags = 0;
+	if (next > end)
+		return NULL;
+	protocol = ethernet->h_proto;
+#pragma unroll
+	for (int i = 0; i < MAX_TAGS; i++) {
+		struct vlan_header *vlan = next;
+
+		if (protocol != bpf_htons(ETH_P_8021Q) && protocol != bpf_htons(ETH_P_8021AD))
+			break;
+		if ((void *)(vlan + 1) > end)
+			return NULL;
+		protocol = vlan->protocol;
+		next = vlan + 1;
+		*tags += 1;
+	}
+	if (protocol != bpf_htons(ETH_P_IP) || next + sizeof(struct iphdr) > end)
+		return NULL;
+	return next;
+}
+
+static __always_inline int is_leak(struct iphdr *ip)
+{
+	struct prefix source = { .bits = 32, .address = ip->saddr };
+	__be32 destination = ip->daddr;
+
+	return bpf_map_lookup_elem(&pod_cidrs, &source) && !bpf_map_lookup_elem(&own_addresses, &destination);
+}
+
+SEC("xdp")
+int steer_inside(struct xdp_md *ctx)
+{
+	void *end = (void *)(long)ctx->data_end;
+	struct ethhdr *ethernet = (void *)(long)ctx->data;
+	struct iphdr *ip;
+	struct mac mac;
+	__be32 *gateway;
+	int tags;
+
+	if ((void *)(ethernet + 1) > end)
+		return count(IN_REST, XDP_PASS);
+	if (ethernet->h_proto == bpf_htons(ETH_P_ARP))
+		return count(IN_ARP, XDP_PASS);
+	ip = find_ipv4(ctx, &tags);
+	__builtin_memcpy(&mac, ethernet->h_dest, sizeof(mac));
+	gateway = bpf_map_lookup_elem(&tenant_macs, &mac);
+	if (gateway) {
+		if (!ip || tags)
+			return count(IN_TENANT_NOT_IPV4, XDP_DROP);
+		if (ip->daddr == *gateway)
+			return count(IN_GATEWAY_ADDRESS, XDP_PASS);
+		return to_worker(ctx, IN_TENANT, IN_TENANT_NO_WORKER);
+	}
+	if (!ip || !is_leak(ip))
+		return count(IN_REST, XDP_PASS);
+	// The kernel treats priority tags (VLAN 0) as no tag, so a tag is no way around this row.
+	if (tags)
+		return count(IN_LEAK_TAGGED, XDP_DROP);
+	return to_worker(ctx, IN_LEAK, IN_LEAK_NO_WORKER);
+}
+
+SEC("xdp")
+int steer_outside(struct xdp_md *ctx)
+{
+	struct iphdr *ip;
+	__be32 destination;
+	int tags;
+
+	ip = find_ipv4(ctx, &tags);
+	if (!ip)
+		return count(OUT_REST, XDP_PASS);
+	destination = ip->daddr;
+	if (!bpf_map_lookup_elem(&egress_addresses, &destination))
+		return count(OUT_REST, XDP_PASS);
+	if (tags)
+		return count(OUT_EGRESS_TAGGED, XDP_DROP);
+	return to_worker(ctx, OUT_EGRESS, OUT_EGRESS_NO_WORKER);
+}
+
+char _license[] SEC("license") = "Apache-2.0";

@@ -1,0 +1,117 @@
+//! What the data plane tells about itself.
+
+use std::net::Ipv4Addr;
+
+use conntrack::{Epoch, FiveTuple, TenantId};
+
+use crate::snapshot::Side;
+use crate::verdict::DropReason;
+
+/// How the XDP program is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttachMode {
+    /// In the driver.
+    Native,
+    /// In the generic hook, after the kernel made a socket buffer: slower.
+    Generic,
+}
+
+/// Packets and bytes of one tenant since the data plane started, and its sessions now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TenantReport {
+    /// Packets forwarded from pods.
+    pub outbound_packets: u64,
+    /// Bytes of frames forwarded from pods.
+    pub outbound_bytes: u64,
+    /// Packets forwarded to pods.
+    pub inbound_packets: u64,
+    /// Bytes of frames forwarded to pods.
+    pub inbound_bytes: u64,
+    /// Packets dropped, whatever the reason.
+    pub dropped_packets: u64,
+    /// Sessions in the tables now.
+    pub sessions: u64,
+}
+
+/// One queue of one interface, as its socket's statistics tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QueueReport {
+    /// Interface.
+    pub side: Side,
+    /// Queue number.
+    pub queue: u32,
+    /// Packets received.
+    pub received: u64,
+    /// Packets handed to the kernel for transmission.
+    pub transmitted: u64,
+    /// Packets that the kernel dropped because the rx ring was full.
+    pub rx_ring_full: u64,
+    /// Packets that the kernel dropped because the fill ring was empty.
+    pub fill_ring_empty: u64,
+    /// Descriptors that the kernel refused.
+    pub invalid_descriptors: u64,
+    /// Whether the kernel reads and writes frames in place.
+    pub zero_copy: bool,
+}
+
+/// One worker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkerReport {
+    /// Number of the worker.
+    pub worker: usize,
+    /// Core that it is pinned to.
+    pub core: Option<usize>,
+    /// Snapshot that it uses.
+    pub epoch: Epoch,
+    /// Sessions that it holds.
+    pub sessions: u64,
+    /// Sessions that it can hold.
+    pub session_capacity: u64,
+    /// Times that it was restarted after a panic.
+    pub panics: u64,
+    /// Queues that it serves.
+    pub queues: Vec<QueueReport>,
+}
+
+/// Frames that the XDP program passed, redirected or dropped on one side, by its own reason.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SteerReport {
+    /// Side.
+    pub side: Side,
+    /// How the program is attached.
+    pub mode: AttachMode,
+    /// Name of each row of the decision table, and frames that met it.
+    pub verdicts: Vec<(&'static str, u64)>,
+}
+
+/// Everything that the data plane counts, at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// Workers.
+    pub workers: Vec<WorkerReport>,
+    /// XDP programs, inside first.
+    pub steering: Vec<SteerReport>,
+    /// Drops of all workers, by reason; every reason is there.
+    pub drops: Vec<(DropReason, u64)>,
+    /// Tenants that were ever in a snapshot, by slot.
+    pub tenants: Vec<(TenantId, TenantReport)>,
+}
+
+/// One session, as it is now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SessionReport {
+    /// Tenant.
+    pub tenant: TenantId,
+    /// The session's packets as they come from the pod.
+    pub inside: FiveTuple,
+    /// Egress address and port that stand for the pod.
+    pub outside: (Ipv4Addr, u16),
+    /// State: `established`, `opening` or `closing` for TCP, else `active`.
+    pub state: &'static str,
+    /// Seconds since its last packet.
+    pub idle_seconds: u64,
+    /// Seconds until it expires if no packet comes.
+    pub expires_seconds: u64,
+    /// Worker that owns it.
+    pub worker: usize,
+}

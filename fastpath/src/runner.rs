@@ -1,0 +1,94 @@
+//! The thread that a worker runs on: it reads the clock once a turn, sleeps while nothing comes, and survives
+//! panics.
+
+use std::any::Any;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
+
+use conntrack::Tick;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+
+use crate::io::FrameIo;
+use crate::worker::Worker;
+
+/// Turns without a frame before the worker sleeps: a few microseconds, less than a sleep and a wake-up cost.
+const IDLE_TURNS: u32 = 32;
+
+/// Longest sleep: sessions expire, and waiting frames are given up, to a tenth of a second.
+const SLEEP: Duration = Duration::from_millis(100);
+
+/// Longest sleep while the kernel has frames to transmit and may need to be woken again.
+const SLEEP_WHILE_TRANSMITTING: Duration = Duration::from_millis(1);
+
+/// Sleeps until a frame or a message comes.
+#[derive(Debug)]
+pub struct Sleeper {
+    epoll: Epoll,
+}
+
+impl Sleeper {
+    /// Makes a sleeper that wakes for the descriptors of a worker and of its mailbox.
+    ///
+    /// # Errors
+    /// When the process has no descriptor left.
+    pub fn new<I: FrameIo>(worker: &Worker<I>) -> io::Result<Self> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        let descriptors = worker.descriptors().chain([worker.mailbox().as_fd()]);
+        for descriptor in descriptors {
+            let number = u64::try_from(descriptor.as_raw_fd()).expect("a descriptor is not negative");
+            epoll.add(descriptor, EpollEvent::new(EpollFlags::EPOLLIN, number))?;
+        }
+        Ok(Self { epoll })
+    }
+
+    fn sleep<I: FrameIo>(&self, worker: &Worker<I>) {
+        let limit = if worker.is_transmitting() { SLEEP_WHILE_TRANSMITTING } else { SLEEP };
+        if worker.mailbox().fall_asleep() {
+            let timeout = EpollTimeout::try_from(limit).expect("the limit is far below 2^31 ms");
+            // An interrupted or failed wait is a short one.
+            let _ = self.epoll.wait(&mut [EpollEvent::empty(); 1], timeout);
+        }
+        worker.mailbox().wake();
+    }
+}
+
+/// Runs a worker until its mailbox says stop.
+pub fn run<I: FrameIo>(mut worker: Worker<I>, sleeper: &Sleeper, started: Instant) {
+    loop {
+        match catch_unwind(AssertUnwindSafe(|| turn_until_stopped(&mut worker, sleeper, started))) {
+            Ok(()) => return,
+            Err(panic) => {
+                tracing::error!(
+                    worker = worker.number(),
+                    panic = describe(&*panic),
+                    "worker panicked; its batch is dropped and it goes on"
+                );
+                worker.recover(Tick::since_start(started.elapsed()));
+            }
+        }
+    }
+}
+
+fn turn_until_stopped<I: FrameIo>(worker: &mut Worker<I>, sleeper: &Sleeper, started: Instant) {
+    let mut idle_turns = 0;
+    while !worker.mailbox().is_stopping() {
+        if worker.turn(Tick::since_start(started.elapsed())) > 0 || worker.is_busy() {
+            idle_turns = 0;
+        } else if idle_turns < IDLE_TURNS {
+            idle_turns += 1;
+        } else {
+            sleeper.sleep(worker);
+            idle_turns = 0;
+        }
+    }
+}
+
+fn describe(panic: &(dyn Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message")
+}
