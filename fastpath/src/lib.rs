@@ -43,6 +43,8 @@ pub mod reject;
 pub mod report;
 pub mod rewrite;
 pub mod runner;
+#[cfg(test)]
+mod scenarios;
 pub mod snapshot;
 pub mod steer;
 #[cfg(test)]

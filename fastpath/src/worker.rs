@@ -84,6 +84,8 @@ pub struct Worker<I> {
     tx_ports: [Vec<usize>; 2],
     home_frames: usize,
     restarts: u64,
+    #[cfg(test)]
+    fails_at_next_frame: bool,
 }
 
 /// Where a frame came from.
@@ -114,6 +116,8 @@ impl<I: FrameIo> Worker<I> {
             tx_ports,
             home_frames,
             restarts: 0,
+            #[cfg(test)]
+            fails_at_next_frame: false,
             parts,
         };
         worker.announcements.extend(worker.to_announce(None));
@@ -178,6 +182,12 @@ impl<I: FrameIo> Worker<I> {
     pub fn frames_owned(&self) -> usize {
         let in_ports: usize = self.parts.ports.iter().map(|port| port.io.frames_owned()).sum();
         self.parts.pool.len() + self.batch.len() + self.waiting.len() + in_ports
+    }
+
+    /// Makes the worker panic with the next frame in hand.
+    #[cfg(test)]
+    pub(crate) fn fail_at_next_frame(&mut self) {
+        self.fails_at_next_frame = true;
     }
 
     /// Makes the worker usable after a panic in a turn: the batch that it had in hand is dropped, and sessions
@@ -251,6 +261,8 @@ impl<I: FrameIo> Worker<I> {
 
     fn process_batch(&mut self, arrival: Arrival, now: Tick) {
         while let Some(frame) = self.batch.front_mut() {
+            #[cfg(test)]
+            assert!(!std::mem::take(&mut self.fails_at_next_frame), "asked to fail");
             let outcome = self.engine.process(frame, arrival.side, now);
             let frame = self.batch.pop_front().expect("it was at the front");
             self.settle(frame, outcome, arrival, now);

@@ -1,5 +1,7 @@
 //! What the tests of this crate share: a gateway with the reference addresses, and frames.
 
+pub(crate) mod rig;
+
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use conntrack::checksum::checksum;
@@ -30,7 +32,7 @@ pub(crate) fn gateway() -> Gateway {
         gateway_mac: MacAddr6::new(2, 0x53, 192, 168, 99, host),
         gateway_address: Ipv4Addr::new(192, 168, 99, host),
         egress_addresses: vec![Ipv4Addr::new(192, 168, 55, 100 + host)],
-        sources: vec![net("10.128.0.0/14")],
+        sources: vec![net("10.132.0.0/14")],
     };
     let route = |side, prefix, gateway: Option<&str>| RouteSpec {
         side,
@@ -43,7 +45,7 @@ pub(crate) fn gateway() -> Gateway {
         inside: LinkSpec { mac: INSIDE_MAC, address: address("192.168.99.12"), mtu: 1500 },
         outside: LinkSpec { mac: OUTSIDE_MAC, address: address("192.168.55.12"), mtu: 1500 },
         tenants: vec![tenant(0, 13), tenant(1, 14)],
-        pod_cidrs: vec![net("10.128.0.0/14")],
+        pod_cidrs: vec![net("10.132.0.0/14")],
         own_addresses: vec![address("192.168.99.12"), address("192.168.55.12")],
         routes: vec![
             route(Side::Inside, "192.168.99.0/24", None),

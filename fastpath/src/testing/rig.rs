@@ -1,0 +1,214 @@
+//! Workers on simulated wires, and the laws that hold at the end of every scenario.
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use conntrack::checksum::{checksum, sum};
+use conntrack::{PortShare, Tick};
+use crossbeam::channel::{Receiver, bounded};
+use crossbeam::queue::ArrayQueue;
+
+use crate::counters::WorkerCounters;
+use crate::dataplane::{NeighbourRequest, TenantReport};
+use crate::io::sim::{Faults, SimPort, Wire};
+use crate::io::{Frame, FrameArea, FramePool};
+use crate::mailbox::{Mailbox, RequestQueue};
+use crate::snapshot::{Side, Snapshot, SnapshotSpec};
+use crate::verdict::DropReason;
+use crate::worker::{Port, Worker, WorkerParts};
+
+use super::BLUE;
+
+const FRAMES_PER_WORKER: usize = 160;
+const RING: usize = 64;
+
+/// Some workers, each with a wire on both sides.
+pub(crate) struct Rig {
+    pub(crate) workers: Vec<Worker<SimPort>>,
+    wires: Vec<[Wire; 2]>,
+    commons: Arc<ArrayQueue<Frame>>,
+    pub(crate) mailboxes: Vec<Arc<Mailbox>>,
+    requests: Arc<RequestQueue>,
+    retired: Receiver<Arc<Snapshot>>,
+    pub(crate) now: Tick,
+    _area: FrameArea,
+}
+
+impl Rig {
+    /// Makes one worker on wires without faults.
+    pub(crate) fn new(spec: SnapshotSpec) -> Self {
+        Self::with(spec, 1, Faults::default(), 1)
+    }
+
+    /// Makes `workers` workers on wires with faults.
+    pub(crate) fn with(spec: SnapshotSpec, workers: u16, faults: Faults, seed: u64) -> Self {
+        let count = usize::from(workers);
+        let total = count * FRAMES_PER_WORKER;
+        let (area, mut frames) = FrameArea::allocate(total).unwrap();
+        let commons = Arc::new(ArrayQueue::new(total));
+        let mailboxes: Vec<_> = (0..count).map(|_| Arc::new(Mailbox::new().unwrap())).collect();
+        let requests = Arc::new(RequestQueue::new().unwrap());
+        let snapshot = Arc::new(Snapshot::compile(spec));
+        let (retire, retired) = bounded(64);
+        let wires: Vec<_> = (0..count as u64)
+            .map(|worker| [Wire::new(faults, seed + 2 * worker), Wire::new(faults, seed + 2 * worker + 1)])
+            .collect();
+        let workers = (0..workers).zip(&wires).map(|(number, wires)| {
+            let mut pool = FramePool::with_capacity(total);
+            (0..FRAMES_PER_WORKER).for_each(|_| pool.put(frames.take().unwrap()));
+            let ports = Side::BOTH.map(|side| Port {
+                side,
+                queue: number.into(),
+                io: SimPort::new(&wires[side.index()], RING),
+            });
+            let parts = WorkerParts {
+                share: PortShare::new(number, workers),
+                ports: ports.into(),
+                pool,
+                commons: Arc::clone(&commons),
+                session_capacity: 256,
+                seed: [7; 32],
+                snapshot: Arc::clone(&snapshot),
+                mailboxes: mailboxes.clone(),
+                requests: Arc::clone(&requests),
+                retired: retire.clone(),
+                counters: Arc::new(WorkerCounters::new(2)),
+            };
+            Worker::new(parts, Tick::default())
+        });
+        let workers = workers.collect();
+        let now = Tick::default();
+        let mut rig = Self { workers, wires, commons, mailboxes, requests, retired, now, _area: area };
+        rig.run();
+        // Announcements of the first snapshot.
+        Side::BOTH.iter().for_each(|side| drop(rig.take(*side)));
+        rig
+    }
+
+    /// Puts a frame on a wire of a worker.
+    pub(crate) fn inject(&self, worker: usize, side: Side, frame: &[u8]) {
+        self.wires[worker][side.index()].inject(frame);
+    }
+
+    /// Lets all workers turn until none finds anything.
+    pub(crate) fn run(&mut self) {
+        for _ in 0..10_000 {
+            let found: usize = self.workers.iter_mut().map(|worker| worker.turn(self.now)).sum();
+            let waits = self.mailboxes.iter().any(|mailbox| mailbox.frames_waiting() > 0);
+            if found == 0 && !waits && !self.workers.iter().any(|worker| worker.is_busy()) {
+                return;
+            }
+        }
+        panic!("the workers find no rest");
+    }
+
+    /// Lets time pass, and the workers turn.
+    pub(crate) fn wait(&mut self, duration: Duration) {
+        self.now = self.now.after(duration);
+        self.run();
+    }
+
+    /// Sends a frame in at the first worker and returns what leaves on a side.
+    pub(crate) fn send(&mut self, side: Side, frame: &[u8], leaves_by: Side) -> Vec<Vec<u8>> {
+        self.inject(0, side, frame);
+        self.run();
+        self.take(leaves_by)
+    }
+
+    /// Takes what left on a side, at any worker.
+    pub(crate) fn take(&self, side: Side) -> Vec<Vec<u8>> {
+        self.wires.iter().flat_map(|wires| std::iter::from_fn(|| wires[side.index()].take())).collect()
+    }
+
+    /// Publishes a snapshot and waits until all workers use it.
+    pub(crate) fn publish(&mut self, spec: SnapshotSpec) {
+        let snapshot = Arc::new(Snapshot::compile(spec));
+        for mailbox in &self.mailboxes {
+            mailbox.put_snapshot(Arc::clone(&snapshot));
+        }
+        self.run();
+        assert_eq!(self.retired.try_iter().count(), self.workers.len(), "every worker acknowledges");
+    }
+
+    pub(crate) fn drops(&self, reason: DropReason) -> u64 {
+        self.workers.iter().map(|worker| worker.counters().drops(reason)).sum()
+    }
+
+    pub(crate) fn all_drops(&self) -> u64 {
+        DropReason::ALL.iter().map(|reason| self.drops(*reason)).sum()
+    }
+
+    pub(crate) fn sessions(&self) -> u32 {
+        self.workers.iter().map(|worker| worker.conntrack().len()).sum()
+    }
+
+    pub(crate) fn requests(&self) -> Vec<NeighbourRequest> {
+        self.requests.drain()
+    }
+
+    /// Returns blue's counts at the first worker.
+    pub(crate) fn blue(&self) -> TenantReport {
+        self.workers[0].counters().tenant(BLUE).report()
+    }
+
+    pub(crate) fn accepted(&self) -> u64 {
+        self.wires.iter().flatten().map(Wire::frames_accepted).sum()
+    }
+}
+
+impl Drop for Rig {
+    /// No frame is lost, whatever happened.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            return;
+        }
+        let owned: usize = self.workers.iter().map(Worker::frames_owned).sum();
+        let handed: usize = self.mailboxes.iter().map(|mailbox| mailbox.frames_waiting()).sum();
+        let total = self.workers.len() * FRAMES_PER_WORKER;
+        assert_eq!(owned + handed + self.commons.len(), total, "every frame is owned in exactly one place");
+        let counted: u64 = self
+            .workers
+            .iter()
+            .flat_map(|worker| {
+                (0..=u16::MAX).map(|id| worker.counters().tenant(conntrack::TenantId(id)).report().sessions)
+            })
+            .sum();
+        assert_eq!(counted, u64::from(self.sessions()), "tenants' sessions add up");
+    }
+}
+
+/// Asserts both that a sent frame may leave by `side` and that its checksums are right.
+pub(crate) fn check_sent(side: Side, frame: &[u8], egress_addresses: &[Ipv4Addr]) {
+    check_source(side, frame, egress_addresses);
+    check_checksums(frame);
+}
+
+/// Asserts that a frame that leaves outside has an egress address for source.
+pub(crate) fn check_source(side: Side, frame: &[u8], egress_addresses: &[Ipv4Addr]) {
+    let source = match frame[12..14] {
+        [8, 0] => &frame[26..30],
+        [8, 6] => &frame[28..32],
+        _ => panic!("only IPv4 and ARP are sent"),
+    };
+    let source = Ipv4Addr::new(source[0], source[1], source[2], source[3]);
+    assert!(side == Side::Inside || egress_addresses.contains(&source), "{source} left by the outside");
+}
+
+/// Asserts that every checksum of an IPv4 frame is what a computation from scratch gives.
+pub(crate) fn check_checksums(frame: &[u8]) {
+    if frame[12..14] != [8, 0] {
+        return;
+    }
+    assert_eq!(checksum(0, &frame[14..34]), 0, "IPv4 header checksum");
+    let transport = &frame[34..];
+    let [high, low] = u16::try_from(transport.len()).unwrap().to_be_bytes();
+    let pseudo_header = sum(sum(0, &frame[26..34]), &[0, frame[23], high, low]);
+    match frame[23] {
+        1 => assert_eq!(checksum(0, transport), 0, "ICMP checksum"),
+        6 => assert_eq!(checksum(pseudo_header, transport), 0, "TCP checksum"),
+        17 if transport[6..8] != [0, 0] => assert_eq!(checksum(pseudo_header, transport), 0, "UDP checksum"),
+        17 => {}
+        other => panic!("protocol {other} was sent"),
+    }
+}
