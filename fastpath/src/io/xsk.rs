@@ -12,6 +12,8 @@ use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use afxdp::PENDING_LEN;
 use afxdp::buf::Buf;
@@ -32,6 +34,9 @@ const RING_DESCRIPTORS: u32 = 2048;
 
 /// Frames that each ring holds.
 pub const RING_FRAMES: usize = RING_DESCRIPTORS as usize;
+
+/// How long the kernel may take to free a queue whose socket was closed.
+const FREED_WITHIN: Duration = Duration::from_secs(1);
 
 /// Frames that one transmit system call may send in copy mode, where the kernel lets it be raised from 32.
 const TX_BUDGET: u32 = 256;
@@ -181,13 +186,26 @@ pub struct XskPort {
 
 impl XskPort {
     /// Binds a socket to one queue of an interface to which an XDP program with an `xsks_map` is attached,
-    /// and enters it there.
+    /// and enters it there. A queue that was just given up may take the kernel a moment to free; it is tried
+    /// again for up to a second.
     ///
     /// # Errors
     /// When memory may not be locked, or the queue does not exist or is taken.
     pub fn open(area: &FrameArea, interface: &str, queue: u32) -> Result<Self, XskError> {
         static OPENING: Mutex<()> = Mutex::new(());
         let _guard = OPENING.lock().unwrap_or_else(PoisonError::into_inner);
+        let deadline = Instant::now() + FREED_WITHIN;
+        loop {
+            match Self::try_open(area, interface, queue) {
+                Err(XskError::Socket(error)) if is_busy(&error) && Instant::now() < deadline => {
+                    thread::sleep(Duration::from_millis(5));
+                }
+                result => return result,
+            }
+        }
+    }
+
+    fn try_open(area: &FrameArea, interface: &str, queue: u32) -> Result<Self, XskError> {
         let before = sockets_of_process();
         let ring = RING_DESCRIPTORS;
         let (umem, completion, fill) = Umem::new(Arc::clone(&area.area), ring, ring).map_err(umem_error)?;
@@ -431,6 +449,10 @@ fn socket_error(error: SocketNewError) -> XskError {
         SocketNewError::Create(source) => XskError::Socket(positive(source)),
         SocketNewError::RingNotPowerOfTwo => unreachable!("RING_FRAMES is a power of two"),
     }
+}
+
+fn is_busy(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EBUSY)
 }
 
 /// The crate passes on negative error numbers as they are.

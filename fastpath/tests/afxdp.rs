@@ -1,0 +1,129 @@
+//! AF_XDP sockets for real, on both ends of a veth pair.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+mod common;
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use common::Namespace;
+use conntrack::{Epoch, TenantId, Timeouts};
+use etherparse::PacketBuilder;
+use fastpath::dataplane::AttachPreference;
+use fastpath::io::xsk::XskPort;
+use fastpath::io::{FrameArea, FrameIo, FramePool};
+use fastpath::snapshot::{LinkSpec, Side, Snapshot, SnapshotSpec, TenantSpec};
+use fastpath::steer::Steering;
+use macaddr::MacAddr6;
+use nix::net::if_::if_nametoindex;
+
+const FRAMES: usize = 16_384;
+const EGRESS: [u8; 4] = [192, 168, 55, 113];
+
+fn snapshot() -> Snapshot {
+    let mac = MacAddr6::new(2, 0, 0, 0, 1, 0x12);
+    let link = LinkSpec { mac, address: [192, 168, 55, 12].into(), mtu: 1500 };
+    Snapshot::compile(SnapshotSpec {
+        epoch: Epoch(1),
+        inside: link,
+        outside: link,
+        tenants: vec![TenantSpec {
+            id: TenantId(0),
+            gateway_mac: mac,
+            gateway_address: [192, 168, 99, 13].into(),
+            egress_addresses: vec![EGRESS.into()],
+            sources: Vec::new(),
+        }],
+        pod_cidrs: Vec::new(),
+        own_addresses: Vec::new(),
+        routes: Vec::new(),
+        neighbours: Vec::new(),
+        timeouts: Timeouts::default(),
+    })
+}
+
+fn numbered(number: u32) -> Vec<u8> {
+    let mut frame = Vec::new();
+    PacketBuilder::ethernet2([2; 6], [4; 6])
+        .ipv4([192, 168, 55, 13], EGRESS, 64)
+        .udp(1, 2)
+        .write(&mut frame, &number.to_be_bytes())
+        .unwrap();
+    frame
+}
+
+fn number_of(frame: &[u8]) -> u32 {
+    u32::from_be_bytes(frame[42..46].try_into().unwrap())
+}
+
+/// Sends frames `numbers` from one port to the other; returns those that arrived, in order.
+fn transfer(from: &mut XskPort, to: &mut XskPort, pool: &mut FramePool, count: u32) -> Vec<u32> {
+    let mut arrived = Vec::new();
+    let mut batch = VecDeque::with_capacity(64);
+    let mut next = 0;
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while (arrived.len() < count as usize || from.is_transmitting()) && Instant::now() < deadline {
+        to.refill(pool);
+        for _ in 0..32 {
+            let Some(mut frame) = (next < count).then(|| pool.take()).flatten() else { break };
+            let bytes = numbered(next);
+            frame.set_len(bytes.len());
+            frame.bytes_mut().copy_from_slice(&bytes);
+            match from.send(frame) {
+                Ok(()) => next += 1,
+                Err(frame) => pool.put(frame),
+            }
+        }
+        from.flush();
+        from.complete(pool);
+        to.receive(&mut batch, 64);
+        for frame in batch.drain(..) {
+            arrived.push(number_of(frame.bytes()));
+            pool.put(frame);
+        }
+    }
+    arrived
+}
+
+#[test]
+fn frames_arrive_whole_in_order_and_none_is_lost() {
+    let Some(namespace) = Namespace::enter() else { return };
+    let snapshot = snapshot();
+    let mut programs = ["spin0", "peer0"].map(|_| Steering::load(Side::Outside, &snapshot).unwrap());
+    for (program, interface) in programs.iter_mut().zip(["spin0", "peer0"]) {
+        let index = if_nametoindex(interface).unwrap();
+        program.attach(index, AttachPreference::Auto, &namespace.pins.join(interface)).unwrap();
+    }
+    let (area, mut pool) = FrameArea::allocate(FRAMES).unwrap();
+    let mut spin = XskPort::open(&area, "spin0", 0).unwrap();
+    let mut peer = XskPort::open(&area, "peer0", 0).unwrap();
+    peer.refill(&mut pool);
+    spin.refill(&mut pool);
+
+    let expected: Vec<_> = (0..20_000).collect();
+    assert_eq!(transfer(&mut spin, &mut peer, &mut pool, 20_000), expected);
+    assert_eq!(transfer(&mut peer, &mut spin, &mut pool, 20_000), expected);
+    assert_eq!(pool.len() + spin.frames_owned() + peer.frames_owned(), FRAMES);
+    let statistics = spin.probe().unwrap().statistics().unwrap();
+    assert_eq!(statistics.invalid_descriptors, 0);
+    assert!(!spin.probe().unwrap().is_zero_copy().unwrap(), "veth copies");
+
+    drop(spin);
+    let again = XskPort::open(&area, "spin0", 0);
+    assert!(again.is_ok(), "a queue is free when its port is dropped: {again:?}");
+    for interface in ["spin0", "peer0"] {
+        fastpath::dataplane::detach(&namespace.pins.join(interface)).unwrap();
+        let _ = std::fs::remove_dir(namespace.pins.join(interface));
+    }
+}
+
+#[test]
+fn a_queue_that_is_taken_is_refused_with_the_reason() {
+    let Some(namespace) = Namespace::enter() else { return };
+    let mut program = Steering::load(Side::Outside, &snapshot()).unwrap();
+    program.attach(if_nametoindex("spin0").unwrap(), AttachPreference::Auto, &namespace.pins).unwrap();
+    let (area, _pool) = FrameArea::allocate(64).unwrap();
+    let _port = XskPort::open(&area, "spin0", 0).unwrap();
+    let second = XskPort::open(&area, "spin0", 0).unwrap_err();
+    assert!(second.to_string().contains("another AF_XDP program"), "{second}");
+}

@@ -1,0 +1,60 @@
+//! A network namespace of a test's own.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Mutex;
+
+use fastpath::dataplane::detach;
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+
+/// A network namespace of the calling thread with a veth pair, and a directory for pins.
+pub(crate) struct Namespace {
+    pub(crate) pins: PathBuf,
+}
+
+impl Namespace {
+    /// Makes it; none without the privilege, unless that must be there.
+    pub(crate) fn enter() -> Option<Self> {
+        if !nix::unistd::geteuid().is_root() {
+            assert!(
+                std::env::var_os("REQUIRE_NETNS").is_none(),
+                "REQUIRE_NETNS is set, but this is not root"
+            );
+            println!("SKIPPED: needs root");
+            return None;
+        }
+        unshare(CloneFlags::CLONE_NEWNET).unwrap();
+        ip("link add spin0 type veth peer name peer0");
+        ip("link set lo up");
+        ip("link set spin0 up");
+        ip("link set peer0 up");
+        mount_bpffs();
+        let pins = PathBuf::from(format!("/sys/fs/bpf/spillway-steer-{}", std::process::id()));
+        Some(Self { pins: pins.join(format!("{:?}", std::thread::current().id())) })
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        let _ = detach(&self.pins);
+        let _ = std::fs::remove_dir(&self.pins);
+        let _ = std::fs::remove_dir(self.pins.parent().unwrap());
+    }
+}
+
+fn ip(arguments: &str) {
+    let status = Command::new("ip").args(arguments.split(' ')).status().unwrap();
+    assert!(status.success(), "ip {arguments}");
+}
+
+fn mount_bpffs() {
+    static MOUNTING: Mutex<()> = Mutex::new(());
+    let _guard = MOUNTING.lock().unwrap();
+    let target = "/sys/fs/bpf";
+    let is_bpffs =
+        nix::sys::statfs::statfs(target).unwrap().filesystem_type() == nix::sys::statfs::BPF_FS_MAGIC;
+    if !is_bpffs {
+        mount(Some("bpffs"), target, Some("bpf"), MsFlags::empty(), None::<&str>).unwrap();
+    }
+}

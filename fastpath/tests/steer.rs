@@ -1,0 +1,288 @@
+//! The XDP program, run in the kernel on synthetic frames: each row of the decision table, and frames that try
+//! to get around it.
+//!
+//! ```text
+//!   namespace of the test thread:   spin0 (steer_inside, then steer_outside) ── peer0
+//! ```
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+mod common;
+
+use std::collections::HashSet;
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::Namespace;
+
+use conntrack::{Epoch, TenantId, Timeouts};
+use etherparse::{EtherType, IpFragOffset, IpNumber, Ipv4Header, PacketBuilder, VlanId};
+use fastpath::dataplane::{AttachMode, AttachPreference, detach};
+use fastpath::io::FrameArea;
+use fastpath::io::xsk::XskPort;
+use fastpath::snapshot::{LinkSpec, Side, Snapshot, SnapshotSpec, TenantSpec};
+use fastpath::steer::Steering;
+use macaddr::MacAddr6;
+use nix::net::if_::if_nametoindex;
+
+const DROP: u32 = 1;
+const PASS: u32 = 2;
+const REDIRECT: u32 = 4;
+
+const NIC: [u8; 6] = [2, 0, 0, 0, 1, 0x12];
+const BLUE: [u8; 6] = [2, 0x53, 192, 168, 99, 13];
+const NODE: [u8; 6] = [2, 0, 0, 0, 0, 0x21];
+const POD: [u8; 4] = [10, 132, 0, 5];
+const SERVER: [u8; 4] = [192, 168, 55, 13];
+const BLUE_GATEWAY: [u8; 4] = [192, 168, 99, 13];
+const OWN: [u8; 4] = [192, 168, 99, 12];
+const EGRESS: [u8; 4] = [192, 168, 55, 113];
+
+fn spec(epoch: u32, tenants: Vec<TenantSpec>) -> SnapshotSpec {
+    let link = |address: [u8; 4]| LinkSpec { mac: MacAddr6::from(NIC), address: address.into(), mtu: 1500 };
+    SnapshotSpec {
+        epoch: Epoch(epoch),
+        inside: link(OWN),
+        outside: link([192, 168, 55, 12]),
+        tenants,
+        pod_cidrs: vec!["10.132.0.0/14".parse().unwrap()],
+        own_addresses: vec![OWN.into(), BLUE_GATEWAY.into()],
+        routes: Vec::new(),
+        neighbours: Vec::new(),
+        timeouts: Timeouts::default(),
+    }
+}
+
+fn blue() -> TenantSpec {
+    TenantSpec {
+        id: TenantId(0),
+        gateway_mac: MacAddr6::from(BLUE),
+        gateway_address: BLUE_GATEWAY.into(),
+        egress_addresses: vec![EGRESS.into()],
+        sources: vec!["10.132.0.0/14".parse().unwrap()],
+    }
+}
+
+fn ipv4(mac: [u8; 6], source: [u8; 4], destination: [u8; 4]) -> Vec<u8> {
+    let mut frame = Vec::new();
+    PacketBuilder::ethernet2(NODE, mac)
+        .ipv4(source, destination, 64)
+        .udp(1, 2)
+        .write(&mut frame, b"x")
+        .unwrap();
+    frame
+}
+
+fn tagged(mac: [u8; 6], vlan: u16, source: [u8; 4], destination: [u8; 4]) -> Vec<u8> {
+    let mut frame = Vec::new();
+    PacketBuilder::ethernet2(NODE, mac)
+        .single_vlan(VlanId::try_new(vlan).unwrap())
+        .ipv4(source, destination, 64)
+        .udp(1, 2)
+        .write(&mut frame, b"x")
+        .unwrap();
+    frame
+}
+
+fn twice_tagged(mac: [u8; 6], source: [u8; 4], destination: [u8; 4]) -> Vec<u8> {
+    let mut frame = Vec::new();
+    let tag = |id| VlanId::try_new(id).unwrap();
+    PacketBuilder::ethernet2(NODE, mac)
+        .double_vlan(tag(5), tag(6))
+        .ipv4(source, destination, 64)
+        .udp(1, 2)
+        .write(&mut frame, b"x")
+        .unwrap();
+    frame
+}
+
+fn with_header(mac: [u8; 6], change: impl FnOnce(&mut Ipv4Header)) -> Vec<u8> {
+    let mut header = Ipv4Header::new(8, 64, IpNumber::UDP, POD, SERVER).unwrap();
+    change(&mut header);
+    let mut frame = Vec::new();
+    frame.extend_from_slice(&mac);
+    frame.extend_from_slice(&NODE);
+    frame.extend_from_slice(&[8, 0]);
+    header.header_checksum = header.calc_header_checksum();
+    header.write_raw(&mut frame).unwrap();
+    frame.extend_from_slice(&[0, 1, 0, 2, 0, 8, 0, 0]);
+    frame
+}
+
+fn other(mac: [u8; 6], ether_type: EtherType, payload: &[u8]) -> Vec<u8> {
+    let mut frame = [mac, NODE].concat();
+    frame.extend_from_slice(&ether_type.0.to_be_bytes());
+    frame.extend_from_slice(payload);
+    frame
+}
+
+fn arp(mac: [u8; 6]) -> Vec<u8> {
+    other(mac, EtherType::ARP, &[0; 28])
+}
+
+type Row = (&'static str, Vec<u8>, u32, &'static str);
+
+/// Frames that come in inside while a worker serves the queue: description, frame, action, row that counts it.
+fn inside_rows() -> Vec<Row> {
+    let broadcast = [0xff; 6];
+    vec![
+        ("ARP request", arp(broadcast), PASS, "arp_passed"),
+        ("ARP reply to a tenant MAC", arp(BLUE), PASS, "arp_passed"),
+        ("ping to the tenant's gateway", ipv4(BLUE, POD, BLUE_GATEWAY), PASS, "gateway_address_passed"),
+        ("pod to the world", ipv4(BLUE, POD, SERVER), REDIRECT, "tenant_to_worker"),
+        ("any source to a tenant MAC", ipv4(BLUE, [1, 2, 3, 4], SERVER), REDIRECT, "tenant_to_worker"),
+        ("tenant MAC, another own address", ipv4(BLUE, POD, OWN), REDIRECT, "tenant_to_worker"),
+        (
+            "IP options",
+            with_header(BLUE, |ip| ip.options = [7, 4, 4, 0].into()),
+            REDIRECT,
+            "tenant_to_worker",
+        ),
+        ("first fragment", with_header(BLUE, |ip| ip.more_fragments = true), REDIRECT, "tenant_to_worker"),
+        (
+            "last fragment",
+            with_header(BLUE, |ip| ip.fragment_offset = IpFragOffset::try_new(9).unwrap()),
+            REDIRECT,
+            "tenant_to_worker",
+        ),
+        ("IPv6 to a tenant MAC", other(BLUE, EtherType::IPV6, &[0x60; 40]), DROP, "tenant_not_ipv4_dropped"),
+        ("LLDP to a tenant MAC", other(BLUE, EtherType(0x88cc), &[0; 46]), DROP, "tenant_not_ipv4_dropped"),
+        ("VLAN to a tenant MAC", tagged(BLUE, 5, POD, SERVER), DROP, "tenant_not_ipv4_dropped"),
+        ("priority tag to a tenant MAC", tagged(BLUE, 0, POD, SERVER), DROP, "tenant_not_ipv4_dropped"),
+        ("tagged ping to the gateway", tagged(BLUE, 0, POD, BLUE_GATEWAY), DROP, "tenant_not_ipv4_dropped"),
+        ("runt to a tenant MAC", ipv4(BLUE, POD, SERVER)[..33].to_vec(), DROP, "tenant_not_ipv4_dropped"),
+        ("leak", ipv4(NIC, POD, SERVER), REDIRECT, "leak_to_worker"),
+        ("leak by broadcast", ipv4(broadcast, POD, SERVER), REDIRECT, "leak_to_worker"),
+        ("leak to an egress address", ipv4(NIC, POD, EGRESS), REDIRECT, "leak_to_worker"),
+        ("leak behind a VLAN tag", tagged(NIC, 5, POD, SERVER), DROP, "leak_tagged_dropped"),
+        ("leak behind a priority tag", tagged(NIC, 0, POD, SERVER), DROP, "leak_tagged_dropped"),
+        ("leak behind two tags", twice_tagged(NIC, POD, SERVER), DROP, "leak_tagged_dropped"),
+        ("pod to the gateway's own address", ipv4(NIC, POD, OWN), PASS, "rest_passed"),
+        ("node to the gateway", ipv4(NIC, [192, 168, 99, 21], OWN), PASS, "rest_passed"),
+        ("just below the pod networks", ipv4(NIC, [10, 131, 255, 255], SERVER), PASS, "rest_passed"),
+        ("LLDP", other([1, 0x80, 0xc2, 0, 0, 0x0e], EtherType(0x88cc), &[0; 46]), PASS, "rest_passed"),
+        ("IPv6", other(NIC, EtherType::IPV6, &[0x60; 40]), PASS, "rest_passed"),
+        ("runt", ipv4(NIC, POD, SERVER)[..33].to_vec(), PASS, "rest_passed"),
+    ]
+}
+
+/// Frames that come in outside while a worker serves the queue.
+fn outside_rows() -> Vec<Row> {
+    vec![
+        ("reply", ipv4(NIC, SERVER, EGRESS), REDIRECT, "egress_to_worker"),
+        (
+            "fragment of a reply",
+            with_header(NIC, |ip| {
+                ip.destination = EGRESS;
+                ip.fragment_offset = IpFragOffset::try_new(9).unwrap();
+            }),
+            REDIRECT,
+            "egress_to_worker",
+        ),
+        ("reply behind a priority tag", tagged(NIC, 0, SERVER, EGRESS), DROP, "egress_tagged_dropped"),
+        ("the gateway's own address", ipv4(NIC, SERVER, [192, 168, 55, 12]), PASS, "rest_passed"),
+        ("ARP", arp([0xff; 6]), PASS, "rest_passed"),
+        ("runt", ipv4(NIC, SERVER, EGRESS)[..33].to_vec(), PASS, "rest_passed"),
+    ]
+}
+
+/// The same frames while no worker serves the queue: what was redirected is dropped.
+fn without_worker(rows: Vec<Row>) -> Vec<Row> {
+    let renamed = |row| match row {
+        "tenant_to_worker" => "tenant_without_worker_dropped",
+        "leak_to_worker" => "leak_without_worker_dropped",
+        "egress_to_worker" => "egress_without_worker_dropped",
+        row => row,
+    };
+    rows.into_iter()
+        .map(|(name, frame, action, row)| {
+            (name, frame, if action == REDIRECT { DROP } else { action }, renamed(row))
+        })
+        .collect()
+}
+
+fn count_of(steering: &Steering, row: &str) -> u64 {
+    steering.report().unwrap().verdicts.iter().find(|(name, _)| *name == row).unwrap().1
+}
+
+fn check(steering: &mut Steering, rows: &[Row]) {
+    for (name, frame, action, row) in rows {
+        let before = count_of(steering, row);
+        assert_eq!(steering.test_run(frame).unwrap(), *action, "{name}");
+        assert_eq!(count_of(steering, row), before + 1, "{name} is counted as {row}");
+    }
+}
+
+#[test]
+fn every_row_of_the_decision_table_holds() {
+    let Some(namespace) = Namespace::enter() else { return };
+    let index = if_nametoindex("spin0").unwrap();
+    let snapshot = Snapshot::compile(spec(1, vec![blue()]));
+    let mut seen = HashSet::new();
+    for (side, rows) in [(Side::Inside, inside_rows()), (Side::Outside, outside_rows())] {
+        let mut steering = Steering::load(side, &snapshot).unwrap();
+        check(&mut steering, &without_worker(rows.clone()));
+        let mode = steering.attach(index, AttachPreference::Auto, &namespace.pins).unwrap();
+        assert_eq!(mode, AttachMode::Native);
+        let (area, _pool) = FrameArea::allocate(64).unwrap();
+        let port = XskPort::open(&area, "spin0", 0).unwrap();
+        check(&mut steering, &rows);
+        drop(port);
+        check(&mut steering, &without_worker(rows.clone()));
+        seen.extend(without_worker(rows.clone()).into_iter().chain(rows).map(|(_, _, _, row)| (side, row)));
+        let reported = steering.report().unwrap().verdicts;
+        for (row, _) in reported {
+            assert!(seen.contains(&(side, row)), "{row} is tested");
+        }
+        assert!(detach(&namespace.pins).unwrap());
+    }
+}
+
+#[test]
+fn maps_follow_the_snapshot_and_close_a_way_before_they_open_another() {
+    let Some(_namespace) = Namespace::enter() else { return };
+    let (without, with) = (spec(1, Vec::new()), spec(2, vec![blue()]));
+    let (without, with) = (Snapshot::compile(without), Snapshot::compile(with));
+    let mut steering = Steering::load(Side::Inside, &without).unwrap();
+    let to_blue = ipv4(BLUE, [1, 2, 3, 4], SERVER);
+    assert_eq!(steering.test_run(&to_blue).unwrap(), PASS);
+    steering.open(&with).unwrap();
+    assert_eq!(steering.test_run(&to_blue).unwrap(), DROP, "steered before the workers know");
+    steering.close(&with).unwrap();
+    steering.open(&without).unwrap();
+    assert_eq!(steering.test_run(&to_blue).unwrap(), DROP, "still steered while workers may know");
+    steering.close(&without).unwrap();
+    assert_eq!(steering.test_run(&to_blue).unwrap(), PASS);
+}
+
+#[test]
+fn a_program_outlives_its_loader_and_is_replaced_in_place() {
+    let Some(namespace) = Namespace::enter() else { return };
+    let index = if_nametoindex("spin0").unwrap();
+    let snapshot = Snapshot::compile(spec(1, vec![blue()]));
+    let attached = || {
+        let output = Command::new("ip").args(["-d", "link", "show", "spin0"]).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let id = text.split("prog/xdp id ").nth(1).map(|rest| rest.split(' ').next().unwrap().to_owned());
+        id.map(|id| id.parse::<u32>().unwrap())
+    };
+    let mut first = Steering::load(Side::Inside, &snapshot).unwrap();
+    first.attach(index, AttachPreference::Generic, &namespace.pins).unwrap();
+    let first_id = attached().unwrap();
+    drop(first);
+    assert_eq!(attached(), Some(first_id), "it outlives its loader");
+    let mut second = Steering::load(Side::Inside, &snapshot).unwrap();
+    let mode = second.attach(index, AttachPreference::Auto, &namespace.pins).unwrap();
+    assert_eq!(mode, AttachMode::Generic, "the link keeps its mode");
+    assert_ne!(attached(), Some(first_id));
+    drop(second);
+    assert!(attached().is_some());
+    assert!(detach(&namespace.pins).unwrap());
+    // The kernel frees an unpinned link a moment later.
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while attached().is_some() {
+        assert!(Instant::now() < deadline, "the program is still attached");
+        thread::sleep(Duration::from_millis(5));
+    }
+    assert!(!detach(&namespace.pins).unwrap(), "nothing is left to detach");
+}
