@@ -1,2 +1,42 @@
-//! The Spillway daemon and command line.
+//! The Spillway daemon and command line: who the tenants are, what the kernel knows, and what the fast
+//! path is told.
+//!
+//! ```text
+//!  config file ─┐                       ┌─ plan ──▶ netlink (links, addresses, routes, neighbours)
+//!  state file ──┼─▶ registry ─▶ daemon ─┤                      │
+//!  socket ──────┘                ▲      └─ compile ─▶ DataPlane::publish
+//!                                └────────── facts ◀───────────┘
+//! ```
+//!
+//! - [`tenant`]: a tenant, as people and the API speak of it
+//! - [`refusal`]: why input from people was refused
+//! - [`config`]: the config file
+//! - [`registry`]: all tenants, from every source, without conflicts
+//! - [`state`]: files that survive the process
+//! - [`netlink`]: the kernel's links, addresses, routes and neighbours, read and changed
+//! - [`plan`]: what differs between what the tenants need and what the kernel has
+//! - [`compile`]: registry, facts and config into a snapshot for the fast path
+//! - [`sysctl`]: ARP isolation, set and restored
+//! - [`daemon`]: the process that keeps all of it in step
+//! - [`api`]: HTTP and JSON over the control socket
+//! - [`client`]: the command line's end of the control socket
+//! - [`cli`]: commands and their flags
+//! - [`output`]: tables and colours
+//! - [`logging`]: log lines on stderr
 #![forbid(unsafe_code)]
+
+pub mod api;
+pub mod cli;
+pub mod client;
+pub mod compile;
+pub mod config;
+pub mod daemon;
+pub mod logging;
+pub mod netlink;
+pub mod output;
+pub mod plan;
+pub mod refusal;
+pub mod registry;
+pub mod state;
+pub mod sysctl;
+pub mod tenant;

@@ -1,2 +1,8 @@
-//! The `spillway` command line.
-fn main() {}
+//! The `spillway` command.
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    control::cli::main()
+}

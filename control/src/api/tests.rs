@@ -1,0 +1,155 @@
+//! Requests and refusals of the API, against a registry alone.
+
+use std::collections::BTreeMap;
+
+use axum::body::Body;
+use axum::http::{Method, Request as HttpRequest, StatusCode};
+use http_body_util::BodyExt;
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use tower::ServiceExt;
+
+use super::router;
+use crate::api::Request;
+use crate::api::types::{TenantStatus, TenantView};
+use crate::registry::{Entry, Host, Registry, Source};
+use crate::tenant::mac_to_text;
+
+#[tokio::test]
+async fn a_tenant_is_put_shown_and_removed() {
+    let api = start();
+    let blue = json!({ "gatewayIP": "192.168.99.13", "egressIPs": ["192.168.55.113"] });
+    for _ in 0..2 {
+        let (status, view) = api.ask(Method::PUT, "/v1/tenants/ns-blue", blue.to_string()).await;
+        assert_eq!(status, StatusCode::OK, "{view}");
+        assert_eq!(view["tenant"]["name"], "ns-blue");
+        assert_eq!(view["source"], "controlSocket");
+        assert_eq!(view["status"]["gatewayMAC"], "02:53:c0:a8:63:0d");
+    }
+    let (status, tenants) = api.ask(Method::GET, "/v1/tenants", "").await;
+    assert_eq!((status, tenants.as_array().unwrap().len()), (StatusCode::OK, 2));
+    assert_eq!(api.ask(Method::DELETE, "/v1/tenants/ns-blue", "").await.0, StatusCode::NO_CONTENT);
+    assert_eq!(api.ask(Method::GET, "/v1/tenants/ns-blue", "").await.0, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn refusals_have_a_status_a_field_and_a_message() {
+    let put = Method::PUT;
+    let ours = "/v1/tenants/ns-blue";
+    let wrong_type = json!({ "gatewayIP": "192.168.99.13", "egressIPs": [7] });
+    let wrong_cidr = json!({
+        "gatewayIP": "192.168.99.13", "egressIPs": ["192.168.55.113"], "sources": { "podCIDRs": ["ten"] },
+    });
+    let unknown_key = json!({ "gatewayIP": "192.168.99.13", "egressIPs": ["192.168.55.113"], "mark": 16 });
+    let body = |gateway: &str, egress: &str| json!({ "gatewayIP": gateway, "egressIPs": [egress] });
+    let later = json!({
+        "gatewayIP": "192.168.99.13", "egressIPs": ["192.168.55.113"], "mapping": "EndpointIndependent",
+    });
+    let other_name = json!({ "name": "x", "gatewayIP": "192.168.99.13", "egressIPs": ["192.168.55.113"] });
+    let table = [
+        (&put, ours, "{".to_owned(), 400, "body"),
+        (&put, ours, format!("{} x", body("192.168.99.13", "192.168.55.113")), 400, "body"),
+        (&put, ours, wrong_type.to_string(), 400, "egressIPs[0]"),
+        (&put, ours, wrong_cidr.to_string(), 400, "sources.podCIDRs[0]"),
+        (&put, ours, unknown_key.to_string(), 400, "mark"),
+        (&put, ours, " ".repeat(super::MAX_BODY_BYTES + 1), 413, ""),
+        (&put, ours, other_name.to_string(), 422, "name"),
+        (&put, ours, later.to_string(), 422, "mapping"),
+        (&put, ours, body("10.0.0.1", "192.168.55.113").to_string(), 422, "gatewayIP"),
+        (&put, ours, body("192.168.99.14", "192.168.55.113").to_string(), 409, "gatewayIP"),
+        (&put, ours, body("192.168.99.13", "192.168.55.114").to_string(), 409, "egressIPs[0]"),
+        (&put, "/v1/tenants/ns-red", body("192.168.99.14", "192.168.55.115").to_string(), 409, "name"),
+        (&Method::DELETE, "/v1/tenants/ns-red", String::new(), 409, "name"),
+        (&Method::DELETE, ours, String::new(), 404, "name"),
+        (&Method::GET, "/v1/sessions?limit=0", String::new(), 422, "limit"),
+        (&Method::GET, "/v1/sessions?limit=many", String::new(), 400, ""),
+        (&Method::GET, "/v2", String::new(), 404, ""),
+        (&Method::POST, ours, String::new(), 405, ""),
+    ];
+    let api = start();
+    for (method, path, body, status, field) in table {
+        let (got, answer) = api.ask(method.clone(), path, body).await;
+        assert_eq!(got.as_u16(), status, "{method} {path}: {answer}");
+        assert_eq!(answer["error"]["field"].as_str().unwrap_or_default(), field, "{answer}");
+        assert!(!answer["error"]["message"].as_str().unwrap().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_daemon_that_stops_is_told_apart() {
+    let (sender, receiver) = mpsc::channel(1);
+    drop(receiver);
+    let api = Api { router: router(sender) };
+    assert_eq!(api.ask(Method::GET, "/v1/status", "").await.0, StatusCode::SERVICE_UNAVAILABLE);
+}
+
+struct Api {
+    router: axum::Router,
+}
+
+impl Api {
+    async fn ask(&self, method: Method, path: &str, body: impl Into<Body>) -> (StatusCode, Value) {
+        let request = HttpRequest::builder().method(method).uri(path).body(body.into()).unwrap();
+        let response = self.router.clone().oneshot(request).await.unwrap();
+        let status = response.status();
+        let bytes = response.into_body().collect().await.unwrap().to_bytes();
+        (status, serde_json::from_slice(&bytes).unwrap_or_default())
+    }
+}
+
+/// Starts an API whose registry holds ns-red from the config file.
+fn start() -> Api {
+    let (sender, mut requests) = mpsc::channel(1);
+    let mut registry = Registry::default();
+    let red = json!({ "name": "ns-red", "gatewayIP": "192.168.99.14", "egressIPs": ["192.168.55.114"] });
+    registry.put(serde_json::from_value(red).unwrap(), Source::ConfigFile, &host()).unwrap();
+    tokio::spawn(async move {
+        while let Some(request) = requests.recv().await {
+            answer(&mut registry, request);
+        }
+    });
+    Api { router: router(sender) }
+}
+
+fn answer(registry: &mut Registry, request: Request) {
+    match request {
+        Request::Tenants(reply) => drop(reply.send(Ok(registry.entries().map(view).collect()))),
+        Request::Tenant(name, reply) => drop(reply.send(registry.get(&name).map(view))),
+        Request::PutTenant(tenant, reply) => {
+            let name = tenant.name.clone();
+            let put = registry.put(tenant, Source::ControlSocket, &host());
+            drop(reply.send(put.and_then(|_| registry.get(&name).map(view))));
+        }
+        Request::RemoveTenant(name, reply) => {
+            drop(reply.send(registry.remove(&name, Source::ControlSocket)));
+        }
+        Request::Status(_) | Request::Routes(_) | Request::Sessions(..) => {}
+    }
+}
+
+fn view(entry: &Entry) -> TenantView {
+    TenantView {
+        tenant: entry.tenant.clone(),
+        source: entry.source,
+        status: TenantStatus {
+            gateway_mac: mac_to_text(entry.tenant.effective_mac()),
+            link: entry.tenant.link_name(),
+            sources: Vec::new(),
+            sessions: 0,
+            outbound_packets: 0,
+            outbound_bytes: 0,
+            inbound_packets: 0,
+            inbound_bytes: 0,
+            dropped_packets: 0,
+        },
+    }
+}
+
+fn host() -> Host {
+    Host {
+        inside_network: "192.168.99.12/24".parse().unwrap(),
+        addresses: BTreeMap::new(),
+        macs: Vec::new(),
+        pod_cidrs: vec!["10.128.0.0/14".parse().unwrap()],
+    }
+}

@@ -1,0 +1,208 @@
+//! The API's JSON: field names are camelCase and stable; fields may be added.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+
+use crate::registry::Source;
+use crate::tenant::Tenant;
+
+/// `GET /v1/status`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    /// Version of the daemon.
+    pub version: String,
+    /// Process id of the daemon.
+    pub pid: u32,
+    /// Seconds since the daemon started.
+    pub uptime_seconds: u64,
+    /// Configuration snapshots.
+    pub epoch: EpochStatus,
+    /// The two interfaces, inside first.
+    pub interfaces: Vec<InterfaceStatus>,
+    /// Workers.
+    pub workers: Vec<WorkerStatus>,
+    /// Sessions of all workers.
+    pub sessions: u64,
+    /// Packets dropped by workers, by reason; every reason is there.
+    pub drops: BTreeMap<String, u64>,
+    /// Tenants.
+    pub tenants: Vec<TenantView>,
+}
+
+/// Numbers of configuration snapshots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EpochStatus {
+    /// The newest.
+    pub wanted: u32,
+    /// The newest that every worker uses.
+    pub applied: u32,
+}
+
+/// One of the two interfaces.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct InterfaceStatus {
+    /// `inside` or `outside`.
+    pub side: String,
+    /// Name.
+    pub name: String,
+    /// Hardware address.
+    pub mac: String,
+    /// The gateway's own address.
+    pub address: Ipv4Addr,
+    /// Largest IPv4 packet, in bytes.
+    pub mtu: u16,
+    /// `native`, `generic`, or `none`.
+    pub xdp_mode: String,
+    /// Frames by what the XDP program decided.
+    pub verdicts: BTreeMap<String, u64>,
+}
+
+/// One worker.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WorkerStatus {
+    /// Number.
+    pub worker: usize,
+    /// Core that it is pinned to.
+    pub core: Option<usize>,
+    /// Snapshot that it uses.
+    pub epoch: u32,
+    /// Sessions that it holds.
+    pub sessions: u64,
+    /// Sessions that it can hold.
+    pub session_capacity: u64,
+    /// Times that it was restarted after a panic.
+    pub panics: u64,
+    /// Queues that it serves.
+    pub queues: Vec<QueueStatus>,
+}
+
+/// One queue of one interface.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct QueueStatus {
+    /// `inside` or `outside`.
+    pub side: String,
+    /// Queue number.
+    pub queue: u32,
+    /// Packets received.
+    pub received: u64,
+    /// Packets transmitted.
+    pub transmitted: u64,
+    /// Packets dropped because the rx ring was full.
+    pub rx_ring_full: u64,
+    /// Packets dropped because the fill ring was empty.
+    pub fill_ring_empty: u64,
+    /// Descriptors that the kernel refused.
+    pub invalid_descriptors: u64,
+    /// Whether the kernel reads and writes frames in place.
+    pub zero_copy: bool,
+}
+
+/// A tenant as the daemon sees it: one element of `GET /v1/tenants`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TenantView {
+    /// The tenant as it was given; this is what `PUT` takes.
+    pub tenant: Tenant,
+    /// `configFile` or `controlSocket`.
+    pub source: Source,
+    /// What became of it.
+    pub status: TenantStatus,
+}
+
+/// What became of a tenant, and what it did since the daemon started.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TenantStatus {
+    /// Hardware address of the gateway address, set or derived.
+    #[serde(rename = "gatewayMAC")]
+    pub gateway_mac: String,
+    /// Name of the tenant's link.
+    pub link: String,
+    /// Source networks that it may use: its own, or the cluster's.
+    pub sources: Vec<Ipv4Net>,
+    /// Sessions now.
+    pub sessions: u64,
+    /// Packets forwarded from pods.
+    pub outbound_packets: u64,
+    /// Bytes forwarded from pods.
+    pub outbound_bytes: u64,
+    /// Packets forwarded to pods.
+    pub inbound_packets: u64,
+    /// Bytes forwarded to pods.
+    pub inbound_bytes: u64,
+    /// Packets dropped.
+    pub dropped_packets: u64,
+}
+
+/// A route that the fast path uses: one element of `GET /v1/routes`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RouteView {
+    /// `inside` or `outside`.
+    pub side: String,
+    /// Interface that it leaves by.
+    pub interface: String,
+    /// Destinations that it covers.
+    pub prefix: Ipv4Net,
+    /// Next hop; null when the destination is on the link.
+    pub gateway: Option<Ipv4Addr>,
+    /// Hardware address of the next hop; null while it is not resolved, and for destinations on the link.
+    #[serde(rename = "gatewayMAC")]
+    pub gateway_mac: Option<String>,
+    /// Whether Spillway made the route (`proto 83`).
+    pub own: bool,
+}
+
+/// A session: one element of `GET /v1/sessions`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SessionView {
+    /// Name of the tenant.
+    pub tenant: String,
+    /// `tcp`, `udp` or `icmp`.
+    pub protocol: String,
+    /// The pod's address.
+    pub inside_address: Ipv4Addr,
+    /// The pod's port, or ICMP identifier.
+    pub inside_port: u16,
+    /// Egress address that stands for the pod.
+    pub outside_address: Ipv4Addr,
+    /// Port, or ICMP identifier, that stands for the pod's.
+    pub outside_port: u16,
+    /// Address that the pod talks to.
+    pub remote_address: Ipv4Addr,
+    /// Port that the pod talks to; 0 for ICMP.
+    pub remote_port: u16,
+    /// `established`, `opening` or `closing` for TCP, else `active`.
+    pub state: String,
+    /// Seconds since the last packet.
+    pub idle_seconds: u64,
+    /// Seconds until it expires if no packet comes.
+    pub expires_seconds: u64,
+    /// Worker that owns it.
+    pub worker: usize,
+}
+
+/// Body of every refusal.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorBody {
+    /// What was refused.
+    pub error: ErrorDetail,
+}
+
+/// What was refused, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorDetail {
+    /// Field that was refused; null when the refusal concerns none.
+    pub field: Option<String>,
+    /// The value, and what would be accepted.
+    pub message: String,
+}

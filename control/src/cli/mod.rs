@@ -1,0 +1,103 @@
+//! Commands and their flags: clients of the control socket, and the daemon itself.
+//!
+//! - `run`: the daemon
+//! - `tenant`: add, remove, list and show tenants
+//! - `legacy`: `add-tenant` and `remove-tenant` with the flags of the tool before
+//! - `status`, `routes`, `sessions`: what the gateway does
+//! - `detach`: removes what outlives the daemon
+
+mod detach;
+mod legacy;
+mod routes;
+mod run;
+mod sessions;
+mod status;
+mod tenant;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::client::Client;
+use crate::config::DEFAULT_SOCKET;
+use crate::output;
+
+/// Egress gateway for Kubernetes tenants, on AF_XDP.
+#[derive(Debug, Parser)]
+#[command(version, about, max_term_width = 100, arg_required_else_help = true)]
+pub struct Arguments {
+    /// Control socket [default: the config file's, else /run/spillway/spillway.sock]
+    #[arg(long, global = true, env = "SPILLWAY_SOCKET", value_name = "PATH", hide_env_values = true)]
+    socket: Option<PathBuf>,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the gateway
+    Run(run::Arguments),
+    /// Add, remove, list and show tenants
+    #[command(subcommand)]
+    Tenant(tenant::Command),
+    /// Show the gateway's state and counters
+    Status(status::Arguments),
+    /// Show the routes that the fast path uses
+    Routes(routes::Arguments),
+    /// Show translated sessions
+    Sessions(sessions::Arguments),
+    /// Detach the XDP programs that outlive the daemon
+    Detach(detach::Arguments),
+    /// Add a tenant, with the flags of the Python gateway
+    AddTenant(legacy::AddArguments),
+    /// Remove a tenant, with the flags of the Python gateway
+    RemoveTenant(legacy::RemoveArguments),
+}
+
+/// Runs the command that the process was started with.
+pub fn main() -> ExitCode {
+    match Arguments::parse().execute() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            output::print_error(&format!("{error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+impl Arguments {
+    fn execute(self) -> anyhow::Result<()> {
+        let command = match self.command {
+            Command::Run(run) => return run.execute(self.socket),
+            command => command,
+        };
+        let socket = self.socket.unwrap_or_else(|| DEFAULT_SOCKET.into());
+        let client = Client::new(&socket);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async {
+            match command {
+                Command::Run(_) => Ok(()), // executed above: it has a runtime of its own
+                Command::Tenant(tenant) => tenant.execute(&client).await,
+                Command::Status(status) => status.execute(&client).await,
+                Command::Routes(routes) => routes.execute(&client).await,
+                Command::Sessions(sessions) => sessions.execute(&client).await,
+                Command::Detach(detach) => detach.execute(&client).await,
+                Command::AddTenant(add) => add.execute(&client).await,
+                Command::RemoveTenant(remove) => remove.execute(&client).await,
+            }
+        })
+    }
+}
+
+/// Tells whether the reader of stdout, such as `head`, had enough.
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let cause = error.downcast_ref::<std::io::Error>();
+    cause.is_some_and(|cause| cause.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;

@@ -1,0 +1,112 @@
+//! `spillway status`: the gateway's state and counters.
+
+use clap::Args;
+
+use super::tenant;
+use crate::api::types::{InterfaceStatus, QueueStatus, Status, WorkerStatus};
+use crate::client::Client;
+use crate::output::{self, BAD, FAINT, GOOD, HEADING, styled};
+
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  spillway status --json | jq .drops")]
+pub(super) struct Arguments {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Arguments {
+    pub(super) async fn execute(self, client: &Client) -> anyhow::Result<()> {
+        let status: Status = client.get("/v1/status").await?;
+        if self.json {
+            return Ok(output::print_json(&status)?);
+        }
+        Ok(output::print(&describe(&status))?)
+    }
+}
+
+fn describe(status: &Status) -> String {
+    let mut parts = vec![
+        headline(status),
+        section("Interfaces", &interfaces(&status.interfaces)),
+        section("Workers", &workers(&status.workers)),
+    ];
+    if status.tenants.is_empty() {
+        parts.push(section("Tenants", "none; `spillway tenant add --help` shows how to add one"));
+    } else {
+        parts.push(section("Tenants", &tenant::table(&status.tenants)));
+    }
+    parts.push(section("Dropped by workers", &counters(status.drops.iter())));
+    for interface in &status.interfaces {
+        let title = format!("Frames seen by XDP on {}", interface.name);
+        parts.push(section(&title, &counters(interface.verdicts.iter())));
+    }
+    parts.join("\n\n")
+}
+
+fn headline(status: &Status) -> String {
+    let epoch = status.epoch;
+    let applied = if epoch.applied == epoch.wanted {
+        styled(GOOD, format!("snapshot {} applied by all workers", epoch.wanted))
+    } else {
+        styled(BAD, format!("snapshot {} wanted, {} applied by all workers", epoch.wanted, epoch.applied))
+    };
+    format!(
+        "{}, process {}, up {}, {} sessions\n{applied}",
+        styled(HEADING, format!("spillway {}", status.version)),
+        status.pid,
+        output::seconds(status.uptime_seconds),
+        status.sessions,
+    )
+}
+
+fn section(title: &str, body: &str) -> String {
+    format!("{}\n{body}", styled(HEADING, title))
+}
+
+fn interfaces(interfaces: &[InterfaceStatus]) -> String {
+    let rows = interfaces.iter().map(|interface| {
+        vec![
+            interface.side.clone(),
+            interface.name.clone(),
+            interface.address.to_string(),
+            interface.mac.clone(),
+            interface.mtu.to_string(),
+            interface.xdp_mode.clone(),
+        ]
+    });
+    output::table(&["SIDE", "INTERFACE", "ADDRESS", "MAC", "MTU", "XDP"], &["MTU"], rows)
+}
+
+fn workers(workers: &[WorkerStatus]) -> String {
+    let sum = |worker: &WorkerStatus, side: &str, count: fn(&QueueStatus) -> u64| -> String {
+        worker.queues.iter().filter(|queue| queue.side == side).map(count).sum::<u64>().to_string()
+    };
+    let lost: fn(&QueueStatus) -> u64 =
+        |queue| queue.rx_ring_full + queue.fill_ring_empty + queue.invalid_descriptors;
+    let rows = workers.iter().map(|worker| {
+        vec![
+            worker.worker.to_string(),
+            worker.core.map_or("any".to_owned(), |core| core.to_string()),
+            format!("{}/{}", worker.sessions, worker.session_capacity),
+            sum(worker, "inside", |queue| queue.received),
+            sum(worker, "inside", |queue| queue.transmitted),
+            sum(worker, "outside", |queue| queue.received),
+            sum(worker, "outside", |queue| queue.transmitted),
+            worker.queues.iter().map(lost).sum::<u64>().to_string(),
+            worker.panics.to_string(),
+        ]
+    });
+    let header = ["WORKER", "CORE", "SESSIONS", "IN RX", "IN TX", "OUT RX", "OUT TX", "RING DROPS", "PANICS"];
+    output::table(&header, &header, rows)
+}
+
+/// Returns counters that are not zero, aligned.
+fn counters<'a>(counters: impl Iterator<Item = (&'a String, &'a u64)>) -> String {
+    let counted: Vec<_> = counters.filter(|(_, count)| **count != 0).collect();
+    if counted.is_empty() {
+        return styled(FAINT, "none");
+    }
+    let rows = counted.iter().map(|(name, count)| format!("{count:>12}  {name}"));
+    rows.collect::<Vec<_>>().join("\n")
+}

@@ -1,0 +1,203 @@
+//! `spillway tenant …`: add, remove, list and show tenants.
+
+use std::net::Ipv4Addr;
+
+use clap::{Args, Subcommand};
+use ipnet::Ipv4Net;
+use macaddr::MacAddr6;
+
+use crate::api::types::TenantView;
+use crate::client::{Client, ClientError};
+use crate::output;
+use crate::registry::Source;
+use crate::tenant::{Limits, Mapping, Sources, Tenant};
+
+/// What to do with tenants.
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Add a tenant, or change the one of this name
+    Add(AddArguments),
+    /// Remove a tenant
+    Remove(RemoveArguments),
+    /// List all tenants
+    List(ListArguments),
+    /// Show one tenant
+    Show(ShowArguments),
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  spillway tenant add ns-blue --gw-ip 192.168.99.13 --egress-ip 192.168.55.113"
+)]
+pub(super) struct AddArguments {
+    /// Name of the tenant
+    name: String,
+
+    /// Next hop that the cluster sends the tenant's traffic to
+    #[arg(long, value_name = "ADDRESS")]
+    gw_ip: Ipv4Addr,
+
+    /// Address that its traffic leaves with; may be given more than once
+    #[arg(long, value_name = "ADDRESS", required = true, num_args = 1..)]
+    egress_ip: Vec<Ipv4Addr>,
+
+    /// Source network that it may use; may be given more than once [default: the cluster's pod networks]
+    #[arg(long, value_name = "CIDR", num_args = 1..)]
+    pod_cidr: Vec<Ipv4Net>,
+
+    /// Hardware address of the next hop [default: 02:53 and the four bytes of --gw-ip]
+    #[arg(long, value_name = "MAC")]
+    mac: Option<MacAddr6>,
+
+    /// Print the daemon's answer as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  spillway tenant remove ns-blue")]
+pub(super) struct RemoveArguments {
+    /// Name of the tenant
+    name: String,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  spillway tenant list --json | jq '.[].tenant.name'")]
+pub(super) struct ListArguments {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  spillway tenant show ns-blue")]
+pub(super) struct ShowArguments {
+    /// Name of the tenant
+    name: String,
+
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Command {
+    pub(super) async fn execute(self, client: &Client) -> anyhow::Result<()> {
+        match self {
+            Self::Add(add) => add.execute(client).await,
+            Self::Remove(remove) => remove_tenant(client, &remove.name).await,
+            Self::List(list) => list.execute(client).await,
+            Self::Show(show) => show.execute(client).await,
+        }
+    }
+}
+
+impl AddArguments {
+    async fn execute(self, client: &Client) -> anyhow::Result<()> {
+        let tenant = Tenant {
+            name: self.name,
+            gateway_ip: self.gw_ip,
+            gateway_mac: self.mac,
+            egress_ips: self.egress_ip,
+            sources: Sources { pod_cidrs: self.pod_cidr },
+            mapping: Mapping::default(),
+            limits: Limits::default(),
+        };
+        let view = put_tenant(client, &tenant).await?;
+        if self.json {
+            return Ok(output::print_json(&view)?);
+        }
+        Ok(output::print(&format!("tenant {} added\n{}", view.tenant.name, describe(&view)))?)
+    }
+}
+
+impl ListArguments {
+    async fn execute(self, client: &Client) -> anyhow::Result<()> {
+        let tenants: Vec<TenantView> = client.get("/v1/tenants").await?;
+        if self.json {
+            return Ok(output::print_json(&tenants)?);
+        }
+        if tenants.is_empty() {
+            return Ok(output::print("no tenants; `spillway tenant add --help` shows how to add one")?);
+        }
+        Ok(output::print(&table(&tenants))?)
+    }
+}
+
+impl ShowArguments {
+    async fn execute(self, client: &Client) -> anyhow::Result<()> {
+        let view: TenantView = client.get(&path(&self.name)?).await?;
+        if self.json {
+            return Ok(output::print_json(&view)?);
+        }
+        Ok(output::print(&describe(&view))?)
+    }
+}
+
+/// Adds a tenant, or changes the one of its name.
+pub(super) async fn put_tenant(client: &Client, tenant: &Tenant) -> Result<TenantView, ClientError> {
+    client.put(&path(&tenant.name)?, tenant).await
+}
+
+/// Removes a tenant and says so.
+pub(super) async fn remove_tenant(client: &Client, name: &str) -> anyhow::Result<()> {
+    client.delete(&path(name)?).await?;
+    Ok(output::print(&format!("tenant {name} removed"))?)
+}
+
+/// Returns tenants as a table.
+pub(super) fn table(tenants: &[TenantView]) -> String {
+    let header = ["TENANT", "GATEWAY", "MAC", "EGRESS", "SESSIONS", "OUT", "IN", "DROPPED", "SOURCE"];
+    let rows = tenants.iter().map(|view| {
+        vec![
+            view.tenant.name.clone(),
+            view.tenant.gateway_ip.to_string(),
+            view.status.gateway_mac.clone(),
+            join(&view.tenant.egress_ips),
+            view.status.sessions.to_string(),
+            view.status.outbound_packets.to_string(),
+            view.status.inbound_packets.to_string(),
+            view.status.dropped_packets.to_string(),
+            source(view.source).to_owned(),
+        ]
+    });
+    output::table(&header, &["SESSIONS", "OUT", "IN", "DROPPED"], rows)
+}
+
+fn describe(view: &TenantView) -> String {
+    let status = &view.status;
+    let traffic = |packets, bytes| format!("{packets} packets, {}", output::bytes(bytes));
+    let rows = [
+        ("name", view.tenant.name.clone()),
+        ("source", source(view.source).to_owned()),
+        ("gateway", format!("{} at {} on {}", view.tenant.gateway_ip, status.gateway_mac, status.link)),
+        ("egress", join(&view.tenant.egress_ips)),
+        ("pods", join(&status.sources)),
+        ("sessions", status.sessions.to_string()),
+        ("outbound", traffic(status.outbound_packets, status.outbound_bytes)),
+        ("inbound", traffic(status.inbound_packets, status.inbound_bytes)),
+        ("dropped", format!("{} packets", status.dropped_packets)),
+    ];
+    let lines = rows.map(|(name, value)| format!("{name:<9} {value}"));
+    lines.join("\n")
+}
+
+fn source(source: Source) -> &'static str {
+    match source {
+        Source::ConfigFile => "config file",
+        Source::ControlSocket => "socket",
+    }
+}
+
+fn join(values: &[impl ToString]) -> String {
+    values.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// Returns a tenant's path; a name that cannot stand in one is refused here, the daemon judges the rest.
+fn path(name: &str) -> Result<String, ClientError> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
+    if !name.is_empty() && name.bytes().all(plain) {
+        return Ok(format!("/v1/tenants/{name}"));
+    }
+    let message = format!("{name:?} is not a tenant name; use lower-case letters, digits, '-' and '.'");
+    Err(ClientError::Refused { field: Some("name".into()), message })
+}

@@ -1,0 +1,213 @@
+//! What a config file may say: bounds, and keys that must agree with each other.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use conntrack::Timeouts;
+use fastpath::dataplane::AttachPreference;
+use ipnet::Ipv4Net;
+
+use super::file;
+use super::{Config, ConfigError, DEFAULT_PIN_DIR, ReturnRoute};
+use crate::refusal::Refusal;
+use crate::tenant::{Limits, Mapping, Sources, Tenant, check_network};
+
+const DEFAULT_STATE_DIR: &str = "/var/lib/spillway";
+const DEFAULT_CAPACITY: u32 = 1 << 20;
+const MAX_CAPACITY: u32 = 1 << 26;
+const MAX_WORKERS: usize = 64;
+const MAX_TIMEOUT: Duration = Duration::from_secs(7 * 24 * 3600);
+
+pub(super) fn check(file: file::File, usable_cores: &[usize]) -> Result<Config, ConfigError> {
+    check_interfaces(&file.inside.interface, &file.outside.interface)?;
+    check_workers(&file.workers, usable_cores)?;
+    check_not_available(&file.kubernetes, &file.control)?;
+    let routes = check_routes(&file.cluster.routes)?;
+    for (index, cidr) in file.cluster.pod_cidrs.iter().enumerate() {
+        check_cidr(&format!("cluster.pod_cidrs[{index}]"), *cidr)?;
+    }
+    Ok(Config {
+        inside: file.inside.interface,
+        outside: file.outside.interface,
+        attach: match file.xdp.mode {
+            file::Mode::Auto => AttachPreference::Auto,
+            file::Mode::Native => AttachPreference::Native,
+            file::Mode::Generic => AttachPreference::Generic,
+        },
+        pin_dir: absolute("xdp.pin_dir", file.xdp.pin_dir.unwrap_or_else(|| DEFAULT_PIN_DIR.into()))?,
+        workers: file.workers.count,
+        cores: file.workers.cores,
+        session_capacity: check_capacity(file.sessions.capacity)?,
+        timeouts: check_timeouts(&file.timeouts)?,
+        pod_cidrs: file.cluster.pod_cidrs,
+        routes,
+        socket: file.control.socket.map(|path| absolute("control.socket", path)).transpose()?,
+        state_dir: absolute(
+            "control.state_dir",
+            file.control.state_dir.unwrap_or_else(|| DEFAULT_STATE_DIR.into()),
+        )?,
+        tenants: file.tenant.into_iter().enumerate().map(check_tenant).collect::<Result<_, _>>()?,
+    })
+}
+
+fn check_interfaces(inside: &str, outside: &str) -> Result<(), ConfigError> {
+    for (key, name) in [("inside.interface", inside), ("outside.interface", outside)] {
+        let sound = (1..=15).contains(&name.len())
+            && !matches!(name, "." | "..")
+            && name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/');
+        if !sound {
+            let message = format!("{name:?} is no interface name; give one that `ip link` lists");
+            return Err(ConfigError::value(key, message));
+        }
+    }
+    if inside == outside {
+        let message = format!("{outside:?} is also inside.interface; give two different interfaces");
+        return Err(ConfigError::value("outside.interface", message));
+    }
+    Ok(())
+}
+
+fn check_workers(workers: &file::Workers, usable_cores: &[usize]) -> Result<(), ConfigError> {
+    if let Some(count) = workers.count.filter(|count| !(1..=MAX_WORKERS).contains(count)) {
+        return Err(ConfigError::value(
+            "workers.count",
+            format!("{count} is not between 1 and {MAX_WORKERS}"),
+        ));
+    }
+    for (index, core) in workers.cores.iter().enumerate() {
+        let key = format!("workers.cores[{index}]");
+        if !usable_cores.contains(core) {
+            let message = format!("core {core} does not exist here; use some of {usable_cores:?}");
+            return Err(ConfigError::value(key, message));
+        }
+        if workers.cores[..index].contains(core) {
+            let message = format!("core {core} is listed twice; give each worker a core of its own");
+            return Err(ConfigError::value(key, message));
+        }
+    }
+    match workers.count {
+        Some(count) if !workers.cores.is_empty() && workers.cores.len() != count => {
+            let message = format!("lists {} cores for {count} workers; list {count}", workers.cores.len());
+            Err(ConfigError::value("workers.cores", message))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn check_not_available(kubernetes: &file::Kubernetes, control: &file::Control) -> Result<(), ConfigError> {
+    if kubernetes.enabled || kubernetes.kubeconfig.is_some() {
+        let message = "is not available yet; leave the [kubernetes] section out and list [[tenant]] and \
+                       [cluster] routes";
+        return Err(ConfigError::value("kubernetes.enabled", message));
+    }
+    if let Some(metrics) = &control.metrics {
+        let message =
+            format!("{metrics:?} is not available yet; leave it out, `spillway status` shows counters");
+        return Err(ConfigError::value("control.metrics", message));
+    }
+    Ok(())
+}
+
+fn check_capacity(capacity: Option<u32>) -> Result<u32, ConfigError> {
+    let capacity = capacity.unwrap_or(DEFAULT_CAPACITY);
+    if (1..=MAX_CAPACITY).contains(&capacity) {
+        return Ok(capacity);
+    }
+    Err(ConfigError::value("sessions.capacity", format!("{capacity} is not between 1 and {MAX_CAPACITY}")))
+}
+
+fn check_timeouts(file: &file::Timeouts) -> Result<Timeouts, ConfigError> {
+    let default = Timeouts::default();
+    let minutes = |count: u64| Duration::from_secs(60 * count);
+    let bounded = |key, value: Option<Duration>, default, least, rule| {
+        let value = value.unwrap_or(default);
+        if (least..=MAX_TIMEOUT).contains(&value) {
+            return Ok(value);
+        }
+        let [value, least, most] = [value, least, MAX_TIMEOUT].map(humantime::format_duration);
+        let message = format!("{value} is not between {least} ({rule}) and {most}");
+        Err(ConfigError::value(format!("timeouts.{key}"), message))
+    };
+    let rfc5382 = "RFC 5382 REQ-5";
+    Ok(Timeouts {
+        tcp_established: bounded(
+            "tcp_established",
+            file.tcp_established,
+            default.tcp_established,
+            minutes(124),
+            rfc5382,
+        )?,
+        tcp_opening: bounded("tcp_opening", file.tcp_opening, default.tcp_opening, minutes(4), rfc5382)?,
+        tcp_closing: bounded("tcp_closing", file.tcp_closing, default.tcp_closing, minutes(4), rfc5382)?,
+        udp: bounded("udp", file.udp, default.udp, minutes(2), "RFC 4787 REQ-5")?,
+        icmp_query: bounded("icmp_query", file.icmp_query, default.icmp_query, minutes(1), "RFC 5508 REQ-2")?,
+    })
+}
+
+fn check_routes(routes: &[file::Route]) -> Result<Vec<ReturnRoute>, ConfigError> {
+    for (index, route) in routes.iter().enumerate() {
+        let key = format!("cluster.routes[{index}].pod_cidr");
+        check_cidr(&key, route.pod_cidr)?;
+        let overlaps = |earlier: &&file::Route| {
+            earlier.pod_cidr.contains(&route.pod_cidr) || route.pod_cidr.contains(&earlier.pod_cidr)
+        };
+        if let Some(earlier) = routes[..index].iter().find(overlaps) {
+            let message = format!(
+                "{} overlaps with {} via {}; each pod network has one node",
+                route.pod_cidr, earlier.pod_cidr, earlier.via
+            );
+            return Err(ConfigError::value(key, message));
+        }
+    }
+    Ok(routes.iter().map(|route| ReturnRoute { pod_cidr: route.pod_cidr, via: route.via }).collect())
+}
+
+fn check_cidr(key: &str, cidr: Ipv4Net) -> Result<(), ConfigError> {
+    check_network(cidr).map_err(|message| ConfigError::value(key, message))
+}
+
+fn absolute(key: &str, path: PathBuf) -> Result<PathBuf, ConfigError> {
+    if path.is_absolute() {
+        return Ok(path);
+    }
+    Err(ConfigError::value(key, format!("{:?} is not an absolute path; start it with /", path)))
+}
+
+fn check_tenant((index, entry): (usize, file::Tenant)) -> Result<Tenant, ConfigError> {
+    let section = format!("tenant[{index}]");
+    let gateway_mac = match entry.gateway_mac.as_deref().unwrap_or_default() {
+        "" => None,
+        text => Some(text.parse().map_err(|_| {
+            let message = format!("{text:?} is no MAC; write it as 02:53:c0:a8:63:0d, or leave it out");
+            ConfigError::value(format!("{section}.gateway_mac"), message)
+        })?),
+    };
+    let tenant = Tenant {
+        name: entry.name,
+        gateway_ip: entry.gateway_ip,
+        gateway_mac,
+        egress_ips: entry.egress_ips,
+        sources: Sources { pod_cidrs: entry.pod_cidrs },
+        mapping: Mapping::default(),
+        limits: Limits::default(),
+    };
+    tenant.check().map_err(|refusal| refused_tenant(&section, &refusal))?;
+    Ok(tenant)
+}
+
+/// Returns a tenant's refusal in the words of the config file.
+fn refused_tenant(section: &str, refusal: &Refusal) -> ConfigError {
+    let field = refusal.field().unwrap_or_default();
+    let key = field
+        .replace("gatewayIP", "gateway_ip")
+        .replace("gatewayMAC", "gateway_mac")
+        .replace("egressIPs", "egress_ips")
+        .replace("sources.podCIDRs", "pod_cidrs");
+    let message = refusal.to_string();
+    let message = message.strip_prefix(&format!("{field}: ")).unwrap_or(&message);
+    ConfigError::value(format!("{section}.{key}"), message)
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;

@@ -1,0 +1,118 @@
+//! The config file: what it holds, and what is refused.
+
+mod check;
+mod file;
+
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+
+use conntrack::Timeouts;
+use fastpath::dataplane::AttachPreference;
+use ipnet::Ipv4Net;
+use thiserror::Error;
+
+use crate::tenant::Tenant;
+
+/// Control socket when neither flag, environment nor config file names one.
+pub const DEFAULT_SOCKET: &str = "/run/spillway/spillway.sock";
+/// Directory of pinned programs and maps when the config file names none.
+pub const DEFAULT_PIN_DIR: &str = "/sys/fs/bpf/spillway";
+
+/// A config file that was read and checked.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Name of the inside interface.
+    pub inside: String,
+    /// Name of the outside interface.
+    pub outside: String,
+    /// How the XDP program may be attached.
+    pub attach: AttachPreference,
+    /// Directory of pinned programs and maps.
+    pub pin_dir: PathBuf,
+    /// Number of workers; none: one for each rx queue.
+    pub workers: Option<usize>,
+    /// Cores that workers are pinned to.
+    pub cores: Vec<usize>,
+    /// Sessions that each worker can hold.
+    pub session_capacity: u32,
+    /// Session timeouts.
+    pub timeouts: Timeouts,
+    /// The cluster's pod networks.
+    pub pod_cidrs: Vec<Ipv4Net>,
+    /// Return routes.
+    pub routes: Vec<ReturnRoute>,
+    /// Path of the control socket; none: the default.
+    pub socket: Option<PathBuf>,
+    /// Directory in which state is kept.
+    pub state_dir: PathBuf,
+    /// Tenants.
+    pub tenants: Vec<Tenant>,
+}
+
+/// Which node a pod network is reached through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReturnRoute {
+    /// The pod network.
+    pub pod_cidr: Ipv4Net,
+    /// The node's address on the inside network.
+    pub via: Ipv4Addr,
+}
+
+/// Why a config file was refused.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read config file {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Cause.
+        source: std::io::Error,
+    },
+    /// The file is not TOML, or has keys or types that are not known.
+    #[error("{0}")]
+    Syntax(Box<toml::de::Error>),
+    /// A value is not accepted.
+    #[error("{key}: {message}")]
+    Value {
+        /// Key of the value.
+        key: String,
+        /// The value, and what would be accepted.
+        message: String,
+    },
+}
+
+impl ConfigError {
+    fn value(key: impl Into<String>, message: impl Into<String>) -> Self {
+        Self::Value { key: key.into(), message: message.into() }
+    }
+}
+
+impl Config {
+    /// Reads and checks a config file.
+    ///
+    /// # Errors
+    /// When it cannot be read or is refused.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        Self::parse(&text, &usable_cores())
+    }
+
+    /// Reads and checks the text of a config file, for a machine with these cores.
+    ///
+    /// # Errors
+    /// When it is refused, naming the key, the value and what would be accepted.
+    pub fn parse(text: &str, usable_cores: &[usize]) -> Result<Self, ConfigError> {
+        let file: file::File = toml::from_str(text).map_err(|error| ConfigError::Syntax(Box::new(error)))?;
+        check::check(file, usable_cores)
+    }
+}
+
+fn usable_cores() -> Vec<usize> {
+    let own = nix::unistd::Pid::from_raw(0);
+    match nix::sched::sched_getaffinity(own) {
+        Ok(set) => (0..nix::sched::CpuSet::count()).filter(|core| set.is_set(*core) == Ok(true)).collect(),
+        Err(_) => (0..std::thread::available_parallelism().map_or(1, usize::from)).collect(),
+    }
+}

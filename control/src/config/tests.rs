@@ -1,0 +1,115 @@
+//! What a config file may say, and how refusals read.
+
+use std::time::Duration;
+
+use super::super::Config;
+
+const FULL: &str = r#"
+    [inside]
+    interface = "enp1s0"
+    [outside]
+    interface = "enp7s0"
+    [xdp]
+    mode = "native"
+    pin_dir = "/sys/fs/bpf/spillway"
+    [workers]
+    count = 2
+    cores = [0, 1]
+    [sessions]
+    capacity = 65536
+    [timeouts]
+    tcp_established = "3h"
+    udp = "5m"
+    [cluster]
+    pod_cidrs = ["10.128.0.0/14"]
+    routes = [{ pod_cidr = "10.132.0.0/24", via = "192.168.99.21" }]
+    [kubernetes]
+    enabled = false
+    [control]
+    socket = "/run/spillway/spillway.sock"
+    state_dir = "/var/lib/spillway"
+    [[tenant]]
+    name = "ns-blue"
+    gateway_ip = "192.168.99.13"
+    egress_ips = ["192.168.55.113"]
+    pod_cidrs = ["10.128.0.0/14"]
+"#;
+
+#[test]
+fn a_full_file_is_read() {
+    let config = Config::parse(FULL, &[0, 1]).unwrap();
+    assert_eq!(config.inside, "enp1s0");
+    assert_eq!(config.workers, Some(2));
+    assert_eq!(config.timeouts.tcp_established, Duration::from_secs(3 * 3600));
+    assert_eq!(config.timeouts.icmp_query, Duration::from_secs(60));
+    assert_eq!(config.routes.len(), 1);
+    assert_eq!(config.tenants[0].name, "ns-blue");
+}
+
+#[test]
+fn two_interfaces_are_all_that_is_needed() {
+    let config = Config::parse("inside.interface = 'a'\noutside.interface = 'b'", &[0]).unwrap();
+    assert_eq!(config.pin_dir.to_str(), Some("/sys/fs/bpf/spillway"));
+    assert_eq!(config.session_capacity, 1_048_576);
+    assert!(config.tenants.is_empty());
+}
+
+#[test]
+fn refusals_name_the_key_the_value_and_what_is_accepted() {
+    let table = [
+        ("enp7s0", "enp1s0", "outside.interface: \"enp1s0\" is also inside.interface"),
+        ("enp7s0", "a/b", "outside.interface: \"a/b\" is no interface name"),
+        (
+            "cores = [0, 1]",
+            "cores = [0, 7]",
+            "workers.cores[1]: core 7 does not exist here; use some of [0, 1]",
+        ),
+        ("cores = [0, 1]", "cores = [0, 0]", "workers.cores[1]: core 0 is listed twice"),
+        ("cores = [0, 1]", "cores = [0]", "workers.cores: lists 1 cores for 2 workers; list 2"),
+        ("count = 2", "count = 0", "workers.count: 0 is not between 1 and 64"),
+        ("capacity = 65536", "capacity = 0", "sessions.capacity: 0 is not between 1 and"),
+        ("\"3h\"", "\"2h\"", "timeouts.tcp_established: 2h is not between 2h 4m (RFC 5382 REQ-5) and 7days"),
+        ("udp = \"5m\"", "udp = \"90s\"", "timeouts.udp: 1m 30s is not between 2m (RFC 4787 REQ-5)"),
+        (
+            "udp = \"5m\"",
+            "tcp_closing = \"1m\"",
+            "timeouts.tcp_closing: 1m is not between 4m (RFC 5382 REQ-5)",
+        ),
+        ("udp = \"5m\"", "icmp_query = \"1s\"", "timeouts.icmp_query: 1s is not between 1m (RFC 5508 REQ-2)"),
+        ("10.132.0.0/24", "10.132.0.1/24", "cluster.routes[0].pod_cidr: 10.132.0.1/24 has host bits set"),
+        (
+            "routes = [",
+            "routes = [{ pod_cidr = \"10.132.0.0/16\", via = \"192.168.99.22\" }, ",
+            "cluster.routes[1].pod_cidr: 10.132.0.0/24 overlaps with 10.132.0.0/16 via 192.168.99.22",
+        ),
+        ("enabled = false", "enabled = true", "kubernetes.enabled: is not available yet"),
+        (
+            "[control]",
+            "[control]\nmetrics = \"127.0.0.1:9477\"",
+            "control.metrics: \"127.0.0.1:9477\" is not available",
+        ),
+        ("\"/var/lib/spillway\"", "\"state\"", "control.state_dir: \"state\" is not an absolute path"),
+        ("\"ns-blue\"", "\"Blue\"", "tenant[0].name: \"Blue\" is not a tenant name; use"),
+        ("\"192.168.55.113\"", "", "tenant[0].egress_ips: is empty"),
+        ("gateway_ip =", "gateway_mac = \"zz\"\ngateway_ip =", "tenant[0].gateway_mac: \"zz\" is no MAC"),
+    ];
+    for (from, to, expected) in table {
+        let error = Config::parse(&FULL.replacen(from, to, 1), &[0, 1]).unwrap_err().to_string();
+        assert!(error.starts_with(expected), "{error:?} should start with {expected:?}");
+    }
+}
+
+#[test]
+fn unknown_keys_and_wrong_types_are_refused_where_they_stand() {
+    let table = [
+        ("mode = \"native\"", "speed = 9", "unknown field `speed`"),
+        ("\"native\"", "\"turbo\"", "expected one of `auto`, `native`, `generic`"),
+        ("\"192.168.99.13\"", "\"192.168.99\"", "invalid IPv4 address syntax"),
+        ("[[tenant]]", "[[tenants]]", "unknown field `tenants`"),
+        ("\"5m\"", "\"5 parsecs\"", "parsecs"),
+    ];
+    for (from, to, expected) in table {
+        let error = Config::parse(&FULL.replacen(from, to, 1), &[0, 1]).unwrap_err().to_string();
+        assert!(error.contains(expected) && error.contains("line"), "{error}");
+    }
+}

@@ -1,0 +1,199 @@
+//! The running gateway in the words of the API.
+
+use std::collections::HashMap;
+
+use conntrack::{Protocol, TenantId};
+use fastpath::dataplane::{AttachMode, Report, SessionReport, SteerReport, TenantReport, WorkerReport};
+use fastpath::snapshot::{RouteSpec, Side};
+use tokio::task::block_in_place;
+
+use super::gateway::Gateway;
+use crate::api::Request;
+use crate::api::types::{
+    EpochStatus, InterfaceStatus, QueueStatus, RouteView, SessionView, Status, TenantStatus, TenantView,
+    WorkerStatus,
+};
+use crate::refusal::Refusal;
+use crate::registry::Entry;
+use crate::tenant::mac_to_text;
+
+impl Gateway {
+    /// Does what the API asks. An asker that went away is no error.
+    pub async fn answer(&mut self, request: Request) {
+        match request {
+            Request::Status(reply) => drop(reply.send(self.status())),
+            Request::Tenants(reply) => drop(reply.send(self.tenants())),
+            Request::Tenant(name, reply) => drop(reply.send(self.tenant(&name))),
+            Request::Routes(reply) => drop(reply.send(Ok(self.routes()))),
+            Request::Sessions(tenant, limit, reply) => drop(reply.send(self.sessions(tenant, limit))),
+            Request::PutTenant(tenant, reply) => {
+                let name = tenant.name.clone();
+                let put = self.put_tenant(tenant).await;
+                drop(reply.send(put.and_then(|()| self.tenant(&name))));
+            }
+            Request::RemoveTenant(name, reply) => drop(reply.send(self.remove_tenant(&name).await)),
+        }
+    }
+
+    fn status(&self) -> Result<Status, Refusal> {
+        let report = self.report()?;
+        Ok(Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            uptime_seconds: self.started.elapsed().as_secs(),
+            epoch: EpochStatus { wanted: self.published.epoch.0, applied: self.data_plane.applied_epoch().0 },
+            interfaces: Side::BOTH.into_iter().map(|side| self.interface(side, &report)).collect(),
+            sessions: report.workers.iter().map(|worker| worker.sessions).sum(),
+            drops: report.drops.iter().map(|(reason, count)| (reason.name().to_owned(), *count)).collect(),
+            tenants: self.registry.entries().map(|entry| self.tenant_view(entry, &report)).collect(),
+            workers: report.workers.into_iter().map(worker_status).collect(),
+        })
+    }
+
+    fn tenants(&self) -> Result<Vec<TenantView>, Refusal> {
+        let report = self.report()?;
+        Ok(self.registry.entries().map(|entry| self.tenant_view(entry, &report)).collect())
+    }
+
+    fn tenant(&self, name: &str) -> Result<TenantView, Refusal> {
+        let entry = self.registry.get(name)?;
+        Ok(self.tenant_view(entry, &self.report()?))
+    }
+
+    fn routes(&self) -> Vec<RouteView> {
+        self.published.routes.iter().map(|route| self.route_view(route)).collect()
+    }
+
+    fn sessions(&self, tenant: Option<String>, limit: usize) -> Result<Vec<SessionView>, Refusal> {
+        let id = tenant.map(|name| self.registry.get(&name).map(|entry| entry.id)).transpose()?;
+        let names: HashMap<TenantId, &str> =
+            self.registry.entries().map(|entry| (entry.id, entry.tenant.name.as_str())).collect();
+        let sessions = block_in_place(|| self.data_plane.sessions(id, limit));
+        let view = |session: &SessionReport| Some(session_view(session, names.get(&session.tenant)?));
+        Ok(sessions.iter().filter_map(view).collect())
+    }
+
+    fn report(&self) -> Result<Report, Refusal> {
+        block_in_place(|| self.data_plane.report())
+            .map_err(|error| Refusal::Failed { message: format!("{:#}", anyhow::Error::from(error)) })
+    }
+
+    fn interface(&self, side: Side, report: &Report) -> InterfaceStatus {
+        let link = match side {
+            Side::Inside => self.published.inside,
+            Side::Outside => self.published.outside,
+        };
+        let steering = report.steering.iter().find(|steering| steering.side == side);
+        let verdicts = |steering: &SteerReport| {
+            steering.verdicts.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect()
+        };
+        InterfaceStatus {
+            side: side.name().to_owned(),
+            name: self.constants.interfaces.name(side).to_owned(),
+            mac: mac_to_text(link.mac),
+            address: link.address,
+            mtu: link.mtu,
+            xdp_mode: match steering.map(|steering| steering.mode) {
+                Some(AttachMode::Native) => "native",
+                Some(AttachMode::Generic) => "generic",
+                None => "none",
+            }
+            .to_owned(),
+            verdicts: steering.map(verdicts).unwrap_or_default(),
+        }
+    }
+
+    fn tenant_view(&self, entry: &Entry, report: &Report) -> TenantView {
+        let counted = report.tenants.iter().find(|(id, _)| *id == entry.id);
+        let TenantReport {
+            outbound_packets,
+            outbound_bytes,
+            inbound_packets,
+            inbound_bytes,
+            dropped_packets,
+            sessions,
+        } = counted.map(|(_, counted)| *counted).unwrap_or_default();
+        let own = &entry.tenant.sources.pod_cidrs;
+        TenantView {
+            source: entry.source,
+            status: TenantStatus {
+                gateway_mac: mac_to_text(entry.tenant.effective_mac()),
+                link: entry.tenant.link_name(),
+                sources: if own.is_empty() { self.constants.pod_cidrs.clone() } else { own.clone() },
+                sessions,
+                outbound_packets,
+                outbound_bytes,
+                inbound_packets,
+                inbound_bytes,
+                dropped_packets,
+            },
+            tenant: entry.tenant.clone(),
+        }
+    }
+
+    fn route_view(&self, route: &RouteSpec) -> RouteView {
+        let interface = self.constants.interfaces.name(route.side);
+        let neighbour = |address| {
+            let mut neighbours = self.published.neighbours.iter();
+            neighbours.find(|neighbour| neighbour.side == route.side && neighbour.address == address)
+        };
+        let own = self.facts.routes.iter().any(|fact| {
+            fact.ours
+                && fact.prefix == route.prefix
+                && fact.gateway == route.gateway
+                && self.facts.side_of(&self.constants.interfaces, fact.link) == Some(route.side)
+        });
+        RouteView {
+            side: route.side.name().to_owned(),
+            interface: interface.to_owned(),
+            prefix: route.prefix,
+            gateway: route.gateway,
+            gateway_mac: route.gateway.and_then(neighbour).map(|neighbour| mac_to_text(neighbour.mac)),
+            own,
+        }
+    }
+}
+
+fn worker_status(report: WorkerReport) -> WorkerStatus {
+    let queue = |queue: fastpath::dataplane::QueueReport| QueueStatus {
+        side: queue.side.name().to_owned(),
+        queue: queue.queue,
+        received: queue.received,
+        transmitted: queue.transmitted,
+        rx_ring_full: queue.rx_ring_full,
+        fill_ring_empty: queue.fill_ring_empty,
+        invalid_descriptors: queue.invalid_descriptors,
+        zero_copy: queue.zero_copy,
+    };
+    WorkerStatus {
+        worker: report.worker,
+        core: report.core,
+        epoch: report.epoch.0,
+        sessions: report.sessions,
+        session_capacity: report.session_capacity,
+        panics: report.panics,
+        queues: report.queues.into_iter().map(queue).collect(),
+    }
+}
+
+fn session_view(session: &SessionReport, tenant: &str) -> SessionView {
+    let protocol = match session.inside.protocol {
+        Protocol::Icmp => "icmp",
+        Protocol::Tcp => "tcp",
+        Protocol::Udp => "udp",
+    };
+    SessionView {
+        tenant: tenant.to_owned(),
+        protocol: protocol.to_owned(),
+        inside_address: session.inside.source,
+        inside_port: session.inside.source_port,
+        outside_address: session.outside.0,
+        outside_port: session.outside.1,
+        remote_address: session.inside.destination,
+        remote_port: session.inside.destination_port,
+        state: session.state.to_owned(),
+        idle_seconds: session.idle_seconds,
+        expires_seconds: session.expires_seconds,
+        worker: session.worker,
+    }
+}

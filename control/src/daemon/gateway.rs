@@ -1,0 +1,303 @@
+//! The running gateway: keeps registry, kernel and fast path in step.
+//!
+//! Fail closed: what is new is steered by the fast path before the kernel answers for it; what is gone is
+//! taken from the kernel before the fast path forgets it.
+
+use std::collections::HashSet;
+use std::net::Ipv4Addr;
+use std::time::Instant;
+
+use anyhow::Context;
+use conntrack::Epoch;
+use fastpath::dataplane::{DataPlane, DataPlaneOptions, NeighbourRequest, NeighbourRequests};
+use fastpath::snapshot::{Side, Snapshot, SnapshotSpec};
+use tokio::task::block_in_place;
+use tracing::{debug, error, info, warn};
+
+use super::program;
+use crate::compile::{Constants, compile, host};
+use crate::config::ReturnRoute;
+use crate::netlink::Netlink;
+use crate::netlink::facts::Facts;
+use crate::netlink::monitor::Changes;
+use crate::netlink::neighbours::Resolution;
+use crate::plan::{Needs, Plan};
+use crate::refusal::Refusal;
+use crate::registry::{Registry, Source};
+use crate::state::StateDir;
+use crate::tenant::Tenant;
+
+/// What a gateway is started with.
+pub struct Setup {
+    /// Connection to the kernel.
+    pub netlink: Netlink,
+    /// What the kernel knew when it was last asked.
+    pub facts: Facts,
+    /// Tenants of the config file and the state file.
+    pub registry: Registry,
+    /// Where tenants of the control socket are kept.
+    pub state: StateDir,
+    /// What never changes.
+    pub constants: Constants,
+    /// Return routes of the config file.
+    pub return_routes: Vec<ReturnRoute>,
+    /// What the fast path is started with.
+    pub options: DataPlaneOptions,
+}
+
+/// The running gateway.
+pub struct Gateway {
+    pub(super) netlink: Netlink,
+    pub(super) facts: Facts,
+    pub(super) registry: Registry,
+    pub(super) state: StateDir,
+    pub(super) constants: Constants,
+    pub(super) return_routes: Vec<ReturnRoute>,
+    pub(super) data_plane: DataPlane,
+    pub(super) published: SnapshotSpec,
+    pub(super) started: Instant,
+    requested: HashSet<(Side, Ipv4Addr)>,
+    ports: [u32; 2],
+    last_trouble: String,
+}
+
+impl Gateway {
+    /// Removes what an earlier process left, starts the fast path, and gives the kernel what tenants need.
+    ///
+    /// # Errors
+    /// When an interface is not usable, or the kernel or the fast path refuses.
+    pub async fn start(mut setup: Setup) -> anyhow::Result<Self> {
+        let interfaces = &setup.constants.interfaces;
+        let needs = Needs::of(&setup.registry, &setup.return_routes, &setup.facts, interfaces);
+        for stale in Plan::compare(&needs, &setup.facts, interfaces)?.removals {
+            program::remove(&setup.netlink, &stale).await?;
+        }
+        setup.facts.refresh(&setup.netlink, Changes::ALL).await?;
+        let published = compile(Epoch(1), &setup.registry, &setup.facts, &setup.constants)?;
+        let port = |side| setup.facts.port(&setup.constants.interfaces, side).map(|(link, _)| link.index);
+        let ports = [port(Side::Inside)?, port(Side::Outside)?];
+        let first = Snapshot::compile(published.clone());
+        let data_plane = block_in_place(|| DataPlane::start(&setup.options, first))
+            .context("the fast path did not start")?;
+        let mut gateway = Self {
+            netlink: setup.netlink,
+            facts: setup.facts,
+            registry: setup.registry,
+            state: setup.state,
+            constants: setup.constants,
+            return_routes: setup.return_routes,
+            data_plane,
+            published,
+            started: Instant::now(),
+            requested: HashSet::new(),
+            ports,
+            last_trouble: String::new(),
+        };
+        match gateway.converge().await {
+            Ok(()) => Ok(gateway),
+            Err(error) => {
+                gateway.stop(false).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Removes everything that was made, unless told to keep it, and stops the workers. The XDP programs stay,
+    /// and drop tenant traffic.
+    pub async fn stop(mut self, keep: bool) {
+        if !keep && let Err(error) = self.withdraw().await {
+            error!("not everything was removed: {error:#}");
+        }
+        block_in_place(|| self.data_plane.stop());
+    }
+
+    /// Reads what changed in the kernel and tells the fast path.
+    ///
+    /// # Errors
+    /// When an interface was removed or replaced: the sockets on it are dead, so the process must start anew.
+    pub async fn follow(&mut self, changes: Changes) -> anyhow::Result<()> {
+        if let Err(error) = self.facts.refresh(&self.netlink, changes).await {
+            self.log_trouble(&error.into());
+            return Ok(());
+        }
+        self.check_ports()?;
+        self.confirm_stale().await;
+        if let Err(error) = self.publish_changes() {
+            self.log_trouble(&error);
+        }
+        Ok(())
+    }
+
+    /// Makes good what somebody else undid, and what was refused before. Trouble is logged once.
+    pub async fn repair(&mut self) {
+        match self.converge().await {
+            Ok(()) => self.last_trouble.clear(),
+            Err(error) => self.log_trouble(&error),
+        }
+    }
+
+    /// Adds or changes a tenant of the control socket, everywhere or not at all.
+    ///
+    /// # Errors
+    /// When it is refused, or the kernel, the fast path or the disk does.
+    pub async fn put_tenant(&mut self, tenant: Tenant) -> Result<(), Refusal> {
+        let host = host(&self.facts, &self.constants).map_err(|error| failed(&error.into()))?;
+        let before = self.registry.clone();
+        let name = tenant.name.clone();
+        if self.registry.put(tenant, Source::ControlSocket, &host)? {
+            info!(tenant = name, "tenant put");
+            self.commit(before).await?;
+        }
+        Ok(())
+    }
+
+    /// Removes a tenant of the control socket.
+    ///
+    /// # Errors
+    /// When it is not there or came from elsewhere, or the kernel, the fast path or the disk refuses.
+    pub async fn remove_tenant(&mut self, name: &str) -> Result<(), Refusal> {
+        let before = self.registry.clone();
+        self.registry.remove(name, Source::ControlSocket)?;
+        info!(tenant = name, "tenant removed");
+        self.commit(before).await
+    }
+
+    /// Asks the kernel for the neighbours that workers wait for.
+    pub async fn resolve(&mut self, requests: Vec<NeighbourRequest>) {
+        for NeighbourRequest { side, address } in requests {
+            debug!(side = side.name(), %address, "resolving neighbour");
+            self.resolve_one(side, address).await;
+            self.requested.insert((side, address));
+        }
+    }
+
+    /// Returns the workers' requests.
+    pub fn neighbour_requests(&self) -> NeighbourRequests {
+        self.data_plane.neighbour_requests()
+    }
+
+    async fn commit(&mut self, before: Registry) -> Result<(), Refusal> {
+        let mut done = self.converge().await;
+        if done.is_ok() {
+            let tenants = self.registry.tenants_from(Source::ControlSocket);
+            done = self.state.save_tenants(tenants).map_err(Into::into);
+        }
+        let Err(error) = done else { return Ok(()) };
+        self.registry = before;
+        if let Err(second) = self.converge().await {
+            error!("the change was not undone completely: {second:#}");
+        }
+        Err(failed(&error))
+    }
+
+    /// Brings the kernel and the fast path to what the registry says, in the order that fails closed.
+    async fn converge(&mut self) -> anyhow::Result<()> {
+        let plan = self.plan()?;
+        for removal in &plan.removals {
+            program::remove(&self.netlink, removal).await?;
+        }
+        if !plan.removals.is_empty() {
+            self.facts.refresh(&self.netlink, Changes::ALL).await?;
+        }
+        self.publish_changes()?;
+        let mut refused = None;
+        for addition in &plan.additions {
+            let interfaces = &self.constants.interfaces;
+            if let Err(error) = program::add(&self.netlink, addition, &self.facts, interfaces).await {
+                refused.get_or_insert(error);
+            }
+        }
+        if !plan.additions.is_empty() {
+            self.facts.refresh(&self.netlink, Changes::ALL).await?;
+            self.publish_changes()?;
+        }
+        refused.map_or(Ok(()), |error| Err(error.into()))
+    }
+
+    async fn withdraw(&mut self) -> anyhow::Result<()> {
+        self.facts.refresh(&self.netlink, Changes::ALL).await?;
+        let mut refused = None;
+        for removal in Plan::compare(&Needs::default(), &self.facts, &self.constants.interfaces)?.removals {
+            if let Err(error) = program::remove(&self.netlink, &removal).await {
+                refused.get_or_insert(error);
+            }
+        }
+        refused.map_or(Ok(()), |error| Err(error.into()))
+    }
+
+    fn plan(&self) -> anyhow::Result<Plan> {
+        let interfaces = &self.constants.interfaces;
+        let needs = Needs::of(&self.registry, &self.return_routes, &self.facts, interfaces);
+        Ok(Plan::compare(&needs, &self.facts, interfaces)?)
+    }
+
+    fn publish_changes(&mut self) -> anyhow::Result<()> {
+        let mut next = compile(self.published.epoch, &self.registry, &self.facts, &self.constants)?;
+        if next == self.published {
+            return Ok(());
+        }
+        next.epoch = Epoch(self.published.epoch.0 + 1);
+        debug!(epoch = next.epoch.0, "publishing snapshot");
+        self.published = next.clone();
+        let published = block_in_place(|| self.data_plane.publish(Snapshot::compile(next)));
+        published.context("the fast path did not take the new snapshot")
+    }
+
+    /// Has the kernel confirm neighbours that it has not heard of for a while: it does not see the traffic
+    /// that shows them alive.
+    async fn confirm_stale(&mut self) {
+        let interfaces = &self.constants.interfaces;
+        let known = |resolution: Option<Resolution>| {
+            let neighbours = self.facts.neighbours.iter();
+            let matching =
+                neighbours.filter(move |neighbour| resolution.is_none_or(|it| neighbour.resolution == it));
+            matching.filter_map(|neighbour| {
+                Some((self.facts.side_of(interfaces, neighbour.link)?, neighbour.address))
+            })
+        };
+        let present: HashSet<_> = known(None).collect();
+        let stale: Vec<_> =
+            known(Some(Resolution::Stale)).filter(|neighbour| self.requested.contains(neighbour)).collect();
+        self.requested.retain(|neighbour| present.contains(neighbour));
+        for (side, address) in stale {
+            self.resolve_one(side, address).await;
+        }
+    }
+
+    async fn resolve_one(&self, side: Side, address: Ipv4Addr) {
+        let interfaces = &self.constants.interfaces;
+        let kept = self.facts.neighbours.iter().any(|neighbour| {
+            neighbour.ours
+                && neighbour.address == address
+                && self.facts.side_of(interfaces, neighbour.link) == Some(side)
+        });
+        if kept {
+            return; // the kernel keeps asking, and would stop if told to resolve it once
+        }
+        if let Err(error) = program::resolve(&self.netlink, &self.facts, interfaces, side, address).await {
+            warn!(error = &error as &dyn std::error::Error, %address, "neighbour not resolved");
+        }
+    }
+
+    fn check_ports(&self) -> anyhow::Result<()> {
+        for (side, index) in Side::BOTH.into_iter().zip(self.ports) {
+            let name = self.constants.interfaces.name(side);
+            if self.facts.link(name).is_none_or(|link| link.index != index) {
+                anyhow::bail!("interface {name} was removed or replaced; start again when it is there");
+            }
+        }
+        Ok(())
+    }
+
+    fn log_trouble(&mut self, error: &anyhow::Error) {
+        let trouble = format!("{error:#}");
+        if trouble != self.last_trouble {
+            warn!("{trouble}; will try again");
+            self.last_trouble = trouble;
+        }
+    }
+}
+
+fn failed(error: &anyhow::Error) -> Refusal {
+    Refusal::Failed { message: format!("{error:#}") }
+}

@@ -1,0 +1,32 @@
+//! What the process needs of the host before it starts: a bpffs and lockable memory.
+
+use std::path::Path;
+
+use anyhow::Context;
+use nix::mount::{MsFlags, mount};
+use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+use tracing::{info, warn};
+
+const BPFFS: &str = "/sys/fs/bpf";
+
+/// Mounts the bpffs, if `pin_dir` is to be on it and it is missing.
+///
+/// # Errors
+/// When it cannot be mounted.
+pub fn mount_bpffs(pin_dir: &Path) -> anyhow::Result<()> {
+    let mounted = || statfs(BPFFS).is_ok_and(|found| found.filesystem_type() == BPF_FS_MAGIC);
+    if !pin_dir.starts_with(BPFFS) || mounted() {
+        return Ok(());
+    }
+    info!("mounting a bpffs at {BPFFS}");
+    mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), None::<&str>)
+        .with_context(|| format!("cannot mount a bpffs at {BPFFS}; xdp.pin_dir needs one"))
+}
+
+/// Lifts the limit on locked memory, which kernels before 5.11 count maps and frame memory against.
+pub fn lift_memory_limit() {
+    if let Err(error) = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY) {
+        warn!("cannot lift the limit on locked memory ({error}); large tables may be refused");
+    }
+}

@@ -1,0 +1,208 @@
+//! The process that keeps tenants, kernel and fast path in step, until it is told to stop.
+//!
+//! - [`guard`]: one daemon for each interface and each control socket
+//! - [`host`]: what the process needs of the host
+//! - [`gateway`]: the running gateway
+//! - [`program`]: a plan, carried out over netlink
+
+mod answers;
+pub mod gateway;
+pub mod guard;
+pub mod host;
+pub mod program;
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context;
+use fastpath::dataplane::{DataPlaneOptions, NeighbourRequests};
+use fastpath::snapshot::Side;
+use sd_notify::NotifyState;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::time::{MissedTickBehavior, interval};
+use tracing::{info, warn};
+
+use self::gateway::{Gateway, Setup};
+use self::guard::{ControlSocket, InterfaceGuard};
+use crate::api::{Request, router};
+use crate::compile::{Constants, host as host_of};
+use crate::config::Config;
+use crate::netlink::Netlink;
+use crate::netlink::facts::{Facts, Interfaces};
+use crate::netlink::monitor::{Changes, Monitor};
+use crate::registry::{Host, Registry, Source};
+use crate::state::StateDir;
+use crate::sysctl::Sysctls;
+
+const REPAIR_INTERVAL: Duration = Duration::from_secs(1);
+const REQUESTS_IN_FLIGHT: usize = 64;
+
+/// Runs the gateway until SIGTERM or SIGINT.
+///
+/// `keep` leaves links, addresses and routes in place when it stops.
+///
+/// # Errors
+/// When it cannot start, or an interface goes away.
+pub fn run(config: Config, socket: &Path, keep: bool) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(run_in_runtime(config, socket, keep))
+}
+
+async fn run_in_runtime(config: Config, socket: &Path, keep: bool) -> anyhow::Result<()> {
+    let _inside = InterfaceGuard::take(&config.inside)?;
+    let _outside = InterfaceGuard::take(&config.outside)?;
+    let socket = ControlSocket::listen(socket)?;
+    let state = StateDir::open(&config.state_dir)?;
+    let mut sysctls = Sysctls::open(state.clone())?;
+    let ran = Daemon::run(config, &socket, state, &mut sysctls, keep).await;
+    if !keep {
+        sysctls.restore()?;
+    }
+    ran
+}
+
+struct Daemon {
+    gateway: Gateway,
+    monitor: Monitor,
+    requests: mpsc::Receiver<Request>,
+    neighbour_requests: NeighbourRequests,
+    neighbours_readable: AsyncFd<OwnedFd>,
+    signals: [Signal; 2],
+}
+
+impl Daemon {
+    async fn run(
+        config: Config,
+        socket: &ControlSocket,
+        state: StateDir,
+        sysctls: &mut Sysctls,
+        keep: bool,
+    ) -> anyhow::Result<()> {
+        let signals = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
+        let monitor = Monitor::subscribe()?; // before the first read, so that nothing is missed
+        let setup = prepare(config, state).await?;
+        for side in Side::BOTH {
+            sysctls.isolate(setup.constants.interfaces.name(side))?;
+        }
+        let gateway = Gateway::start(setup).await?;
+        let neighbour_requests = gateway.neighbour_requests();
+        let neighbours_readable = watch(&neighbour_requests)?;
+        let (sender, requests) = mpsc::channel(REQUESTS_IN_FLIGHT);
+        let server = tokio::spawn(axum::serve(socket.listener()?, router(sender)).into_future());
+        let mut daemon =
+            Self { gateway, monitor, requests, neighbour_requests, neighbours_readable, signals };
+        info!("ready");
+        notify(NotifyState::Ready);
+        let served = daemon.serve().await;
+        info!("stopping");
+        notify(NotifyState::Stopping);
+        server.abort();
+        daemon.gateway.stop(keep).await;
+        served
+    }
+
+    async fn serve(&mut self) -> anyhow::Result<()> {
+        let mut repair = interval(REPAIR_INTERVAL);
+        repair.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let [terminate, interrupt] = &mut self.signals;
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => return Ok(()),
+                _ = interrupt.recv() => return Ok(()),
+                changes = self.monitor.changed() => match changes {
+                    Some(changes) => self.gateway.follow(changes).await?,
+                    None => {
+                        warn!("the kernel's notifications ended; subscribing again");
+                        self.monitor = Monitor::subscribe()?;
+                        self.gateway.follow(Changes::ALL).await?;
+                    }
+                },
+                Some(request) = self.requests.recv() => self.gateway.answer(request).await,
+                readable = self.neighbours_readable.readable() => {
+                    readable?.clear_ready(); // first, so that what comes meanwhile makes it readable again
+                    self.gateway.resolve(self.neighbour_requests.drain()).await;
+                }
+                _ = repair.tick() => self.gateway.repair().await,
+            }
+        }
+    }
+}
+
+/// Checks everything that can be checked before anything is changed.
+async fn prepare(config: Config, state: StateDir) -> anyhow::Result<Setup> {
+    host::lift_memory_limit();
+    host::mount_bpffs(&config.pin_dir)?;
+    let netlink = Netlink::connect()?;
+    let facts = Facts::read(&netlink).await?;
+    let constants = Constants {
+        interfaces: Interfaces { inside: config.inside.clone(), outside: config.outside.clone() },
+        pod_cidrs: config.pod_cidrs.clone(),
+        timeouts: config.timeouts,
+    };
+    let host = host_of(&facts, &constants)?;
+    check_routes(&config, &host)?;
+    let registry = register(&config, &state, &host)?;
+    let options = DataPlaneOptions {
+        inside: config.inside,
+        outside: config.outside,
+        attach: config.attach,
+        pin_dir: config.pin_dir,
+        workers: config.workers,
+        cores: config.cores,
+        session_capacity: config.session_capacity,
+    };
+    Ok(Setup { netlink, facts, registry, state, constants, return_routes: config.routes, options })
+}
+
+fn check_routes(config: &Config, host: &Host) -> anyhow::Result<()> {
+    for (index, route) in config.routes.iter().enumerate() {
+        let network = host.inside_network;
+        if !network.contains(&route.via) || host.addresses.contains_key(&route.via) {
+            anyhow::bail!(
+                "cluster.routes[{index}].via: {} is no node on the inside network; give another address of {}",
+                route.via,
+                network.trunc()
+            );
+        }
+    }
+    Ok(())
+}
+
+fn register(config: &Config, state: &StateDir, host: &Host) -> anyhow::Result<Registry> {
+    let mut registry = Registry::default();
+    for (index, tenant) in config.tenants.iter().enumerate() {
+        if config.tenants[..index].iter().any(|earlier| earlier.name == tenant.name) {
+            anyhow::bail!("tenant[{index}].name: {:?} is in the config file twice; rename one", tenant.name);
+        }
+        registry
+            .put(tenant.clone(), Source::ConfigFile, host)
+            .with_context(|| format!("tenant {:?} of the config file is refused", tenant.name))?;
+    }
+    for tenant in state.load_tenants()? {
+        let name = tenant.name.clone();
+        registry.put(tenant, Source::ControlSocket, host).with_context(|| {
+            format!("tenant {name:?} of {}/tenants.json is refused", config.state_dir.display())
+        })?;
+    }
+    Ok(registry)
+}
+
+#[expect(deprecated, reason = "the unsafe replacement asks that the descriptor stays ours; an OwnedFd does")]
+fn watch(requests: &NeighbourRequests) -> std::io::Result<AsyncFd<OwnedFd>> {
+    AsyncFd::with_interest(requests.as_fd().try_clone_to_owned()?, Interest::READABLE)
+}
+
+fn notify(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        warn!("the service manager was not told: {error}");
+    }
+}
+
+/// Returns the control socket's path: the one given, else the config file's, else the default.
+pub fn socket_path(given: Option<PathBuf>, config: Option<PathBuf>) -> PathBuf {
+    given.or(config).unwrap_or_else(|| PathBuf::from(crate::config::DEFAULT_SOCKET))
+}

@@ -1,0 +1,77 @@
+//! Carries out a plan over netlink.
+
+use std::net::Ipv4Addr;
+
+use fastpath::snapshot::Side;
+use tracing::info;
+
+use crate::netlink::facts::{Facts, Interfaces};
+use crate::netlink::{Netlink, NetlinkError};
+use crate::plan::{Addition, Removal};
+
+/// Removes one thing.
+///
+/// # Errors
+/// When the kernel refuses.
+pub async fn remove(netlink: &Netlink, removal: &Removal) -> Result<(), NetlinkError> {
+    match removal {
+        Removal::Link { index, name } => {
+            info!(link = name, "removing tenant link");
+            netlink.remove_link(*index, name).await
+        }
+        Removal::Address { link, address } => {
+            info!(%address, "removing egress address");
+            netlink.remove_address(*link, *address).await
+        }
+        Removal::Route { prefix, via, link } => {
+            info!(%prefix, %via, "removing return route");
+            netlink.remove_route(*prefix, *via, *link).await
+        }
+        Removal::Neighbour { link, address } => netlink.remove_neighbour(*link, *address).await,
+    }
+}
+
+/// Adds one thing.
+///
+/// # Errors
+/// When the kernel refuses.
+pub async fn add(
+    netlink: &Netlink,
+    addition: &Addition,
+    facts: &Facts,
+    interfaces: &Interfaces,
+) -> Result<(), NetlinkError> {
+    let index = |side| facts.link(interfaces.name(side)).map_or(0, |link| link.index);
+    match addition {
+        Addition::Link(link) => {
+            info!(link = link.name, tenant = link.tenant, address = %link.address, "adding tenant link");
+            netlink.add_tenant_link(link, index(Side::Inside)).await
+        }
+        Addition::EgressAddress(address) => {
+            info!(%address, "adding egress address");
+            netlink.add_address(index(Side::Outside), &interfaces.outside, *address).await
+        }
+        Addition::ReturnRoute(route) => {
+            info!(pod_cidr = %route.pod_cidr, via = %route.via, "adding return route");
+            netlink.add_route(route.pod_cidr, route.via, index(Side::Inside)).await
+        }
+        Addition::NextHop(side, address) => netlink.keep_resolved(index(*side), *address).await,
+    }
+}
+
+/// Asks the kernel to resolve, or to confirm, a neighbour.
+///
+/// # Errors
+/// When the kernel refuses.
+pub async fn resolve(
+    netlink: &Netlink,
+    facts: &Facts,
+    interfaces: &Interfaces,
+    side: Side,
+    address: Ipv4Addr,
+) -> Result<(), NetlinkError> {
+    match facts.link(interfaces.name(side)) {
+        Some(link) => netlink.resolve_once(link.index, address).await,
+        None => Ok(()),
+    }
+}

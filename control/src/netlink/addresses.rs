@@ -1,0 +1,83 @@
+//! IPv4 addresses: the host's own, gateway addresses and egress addresses.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use futures_util::TryStreamExt;
+use rtnetlink::AddressMessageBuilder;
+use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::address::{
+    AddressAttribute, AddressHeaderFlags, AddressMessage, AddressProtocol,
+};
+
+use super::{Netlink, NetlinkError, OWNER};
+
+/// An IPv4 address on a link.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Address {
+    /// Index of the link.
+    pub link: u32,
+    /// The address.
+    pub address: Ipv4Addr,
+    /// Length of its network's prefix.
+    pub prefix_len: u8,
+    /// Whether another address of the same network on the link comes first.
+    pub secondary: bool,
+    /// Whether Spillway made it.
+    pub ours: bool,
+}
+
+impl Address {
+    fn from_message(message: AddressMessage) -> Option<Self> {
+        if message.header.family != AddressFamily::Inet {
+            return None;
+        }
+        let (mut local, mut ours) = (None, false);
+        for attribute in message.attributes {
+            match attribute {
+                AddressAttribute::Local(IpAddr::V4(address)) => local = Some(address),
+                AddressAttribute::Protocol(AddressProtocol::Other(OWNER)) => ours = true,
+                _ => {}
+            }
+        }
+        Some(Self {
+            link: message.header.index,
+            address: local?,
+            prefix_len: message.header.prefix_len,
+            secondary: message.header.flags.contains(AddressHeaderFlags::Secondary),
+            ours,
+        })
+    }
+}
+
+impl Netlink {
+    /// Reads all IPv4 addresses.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn read_addresses(&self) -> Result<Vec<Address>, NetlinkError> {
+        let messages = self.handle.address().get().execute();
+        let addresses: Result<Vec<_>, _> = messages.map_ok(Address::from_message).try_collect().await;
+        Ok(addresses.map_err(NetlinkError::refused("read addresses"))?.into_iter().flatten().collect())
+    }
+
+    /// Adds `address`/32 to a link, marked as Spillway's.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn add_address(&self, link: u32, name: &str, address: Ipv4Addr) -> Result<(), NetlinkError> {
+        let mut request = self.handle.address().add(link, address.into(), 32);
+        let mark = AddressAttribute::Protocol(AddressProtocol::Other(OWNER));
+        request.message_mut().attributes.push(mark);
+        request.execute().await.map_err(NetlinkError::refused(format!("add {address}/32 to {name}")))
+    }
+
+    /// Removes `address`/32 from a link.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn remove_address(&self, link: u32, address: Ipv4Addr) -> Result<(), NetlinkError> {
+        let message = AddressMessageBuilder::<Ipv4Addr>::new().index(link).address(address, 32).build();
+        let refused = NetlinkError::refused(format!("remove {address}/32"));
+        self.handle.address().del(message).execute().await.map_err(refused)
+    }
+}

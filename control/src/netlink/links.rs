@@ -1,0 +1,132 @@
+//! Links: the two interfaces, and the macvlan link that answers ARP for each tenant.
+
+use std::net::Ipv4Addr;
+
+use futures_util::TryStreamExt;
+use macaddr::MacAddr6;
+use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, MacVlanMode};
+use rtnetlink::{LinkMacVlan, LinkUnspec};
+
+use super::{Netlink, NetlinkError};
+use crate::sysctl;
+use crate::tenant::LINK_PREFIX;
+
+/// A network interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// Index.
+    pub index: u32,
+    /// Name.
+    pub name: String,
+    /// Hardware address, of Ethernet-like links.
+    pub mac: Option<MacAddr6>,
+    /// Largest packet, in bytes.
+    pub mtu: u32,
+    /// Whether it is set up.
+    pub up: bool,
+    /// Index of the link that this one is a macvlan of.
+    pub macvlan_parent: Option<u32>,
+}
+
+/// The macvlan link of one tenant: it answers ARP and ping for the gateway address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TenantLink {
+    /// Name of the link.
+    pub name: String,
+    /// Hardware address.
+    pub mac: MacAddr6,
+    /// The tenant's gateway address.
+    pub address: Ipv4Addr,
+    /// Name of the tenant, kept as the link's alias.
+    pub tenant: String,
+}
+
+impl Link {
+    /// Tells whether Spillway made this link above `parent`.
+    pub fn is_tenant_link_of(&self, parent: u32) -> bool {
+        self.macvlan_parent == Some(parent) && self.name.starts_with(LINK_PREFIX)
+    }
+
+    fn from_message(message: LinkMessage) -> Self {
+        let mut link = Self {
+            index: message.header.index,
+            name: String::new(),
+            mac: None,
+            mtu: 0,
+            up: message.header.flags.contains(LinkFlags::Up),
+            macvlan_parent: None,
+        };
+        let (mut macvlan, mut elsewhere) = (false, false);
+        for attribute in message.attributes {
+            match attribute {
+                LinkAttribute::IfName(name) => link.name = name,
+                LinkAttribute::Address(bytes) => {
+                    link.mac = <[u8; 6]>::try_from(bytes.as_slice()).ok().map(MacAddr6::from);
+                }
+                LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+                LinkAttribute::Link(parent) => link.macvlan_parent = Some(parent),
+                LinkAttribute::LinkNetNsId(_) => elsewhere = true,
+                LinkAttribute::LinkInfo(infos) => {
+                    macvlan = infos.iter().any(|info| matches!(info, LinkInfo::Kind(InfoKind::MacVlan)));
+                }
+                _ => {}
+            }
+        }
+        link.macvlan_parent = link.macvlan_parent.filter(|_| macvlan && !elsewhere);
+        link
+    }
+}
+
+impl Netlink {
+    /// Reads all links.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn read_links(&self) -> Result<Vec<Link>, NetlinkError> {
+        let messages = self.handle.link().get().execute().map_ok(Link::from_message);
+        messages.try_collect().await.map_err(NetlinkError::refused("read links"))
+    }
+
+    /// Makes a tenant's link above `parent`, isolates its ARP, gives it its address and sets it up.
+    ///
+    /// # Errors
+    /// When the kernel refuses a step; what was made until then is removed again.
+    pub async fn add_tenant_link(&self, link: &TenantLink, parent: u32) -> Result<(), NetlinkError> {
+        let message = LinkMacVlan::new(&link.name, parent, MacVlanMode::Bridge)
+            .address(link.mac.as_bytes().to_vec())
+            .build();
+        let refused = NetlinkError::refused(format!("make macvlan link {}", link.name));
+        self.handle.link().add(message).execute().await.map_err(refused)?;
+        let index = self.link_index(&link.name).await?;
+        let dressed = self.dress_tenant_link(link, index).await;
+        if dressed.is_err() {
+            self.remove_link(index, &link.name).await?;
+        }
+        dressed
+    }
+
+    /// Removes a link.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn remove_link(&self, index: u32, name: &str) -> Result<(), NetlinkError> {
+        let refused = NetlinkError::refused(format!("remove link {name}"));
+        self.handle.link().del(index).execute().await.map_err(refused)
+    }
+
+    async fn dress_tenant_link(&self, link: &TenantLink, index: u32) -> Result<(), NetlinkError> {
+        sysctl::isolate_new_link(&link.name)?;
+        self.add_address(index, &link.name, link.address).await?;
+        let message = LinkUnspec::new_with_index(index).alias(link.tenant.as_str()).up().build();
+        let refused = NetlinkError::refused(format!("set link {} up", link.name));
+        self.handle.link().set(message).execute().await.map_err(refused)
+    }
+
+    async fn link_index(&self, name: &str) -> Result<u32, NetlinkError> {
+        let mut found = self.handle.link().get().match_name(name).execute();
+        let message = found.try_next().await.map_err(NetlinkError::refused(format!("find link {name}")))?;
+        message.map(|message| message.header.index).ok_or_else(|| {
+            NetlinkError::refused(format!("find link {name}"))(rtnetlink::Error::RequestFailed)
+        })
+    }
+}

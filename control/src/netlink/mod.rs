@@ -1,0 +1,67 @@
+//! The kernel's links, addresses, routes and neighbours, read and changed.
+//!
+//! Everything that Spillway makes carries [`OWNER`], so that it is recognised after a crash: as protocol of
+//! routes, addresses and neighbours, and as name prefix and kind of links.
+//!
+//! - [`facts`]: everything read, at one moment
+//! - [`monitor`]: which of it changed
+//! - [`links`], [`addresses`], [`routes`], [`neighbours`]: one kind of object each
+
+pub mod addresses;
+pub mod facts;
+pub mod links;
+pub mod monitor;
+pub mod neighbours;
+pub mod routes;
+
+use std::io;
+
+use thiserror::Error;
+
+/// Protocol number on routes (`proto 83`), addresses and neighbours that Spillway made. No routing daemon
+/// known to iproute2 uses it.
+pub const OWNER: u8 = 83;
+
+/// Why the kernel could not be asked, or refused.
+#[derive(Debug, Error)]
+pub enum NetlinkError {
+    /// No netlink socket could be opened.
+    #[error("cannot open a netlink socket")]
+    Connect(#[source] io::Error),
+    /// The kernel refused.
+    #[error("cannot {action}")]
+    Refused {
+        /// What was asked of it.
+        action: String,
+        /// Cause.
+        source: Box<rtnetlink::Error>,
+    },
+    /// A setting under `/proc/sys` could not be changed.
+    #[error(transparent)]
+    Sysctl(#[from] crate::sysctl::SysctlError),
+}
+
+impl NetlinkError {
+    fn refused(action: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> Self {
+        let action = action.into();
+        move |source| Self::Refused { action, source: Box::new(source) }
+    }
+}
+
+/// A connection to the kernel, for requests.
+#[derive(Clone, Debug)]
+pub struct Netlink {
+    handle: rtnetlink::Handle,
+}
+
+impl Netlink {
+    /// Opens a connection in the calling thread's network namespace; needs a tokio runtime.
+    ///
+    /// # Errors
+    /// When no socket can be opened.
+    pub fn connect() -> Result<Self, NetlinkError> {
+        let (connection, handle, _) = rtnetlink::new_connection().map_err(NetlinkError::Connect)?;
+        tokio::spawn(connection);
+        Ok(Self { handle })
+    }
+}

@@ -1,0 +1,187 @@
+//! What differs between what the tenants need and what the kernel has.
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+
+use fastpath::snapshot::Side;
+use ipnet::Ipv4Net;
+
+use crate::config::ReturnRoute;
+use crate::netlink::facts::{Facts, InterfaceError, Interfaces};
+use crate::netlink::links::TenantLink;
+use crate::netlink::neighbours::Resolution;
+use crate::registry::Registry;
+
+/// Everything that Spillway wants the kernel to have.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Needs {
+    /// Links of tenants.
+    pub links: Vec<TenantLink>,
+    /// Addresses on the outside interface.
+    pub egress_addresses: BTreeSet<Ipv4Addr>,
+    /// Routes to the pods.
+    pub return_routes: Vec<ReturnRoute>,
+    /// Neighbours to keep resolved: every next hop of a route by one of the two interfaces.
+    pub next_hops: BTreeSet<(Side, Ipv4Addr)>,
+}
+
+/// Something of Spillway's that the kernel has and should not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Removal {
+    /// A tenant's link.
+    Link {
+        /// Its index.
+        index: u32,
+        /// Its name.
+        name: String,
+    },
+    /// An egress address.
+    Address {
+        /// Index of the link that it is on.
+        link: u32,
+        /// The address.
+        address: Ipv4Addr,
+    },
+    /// A return route.
+    Route {
+        /// The pod network.
+        prefix: Ipv4Net,
+        /// The node.
+        via: Ipv4Addr,
+        /// Index of the link that it leaves by.
+        link: u32,
+    },
+    /// A neighbour that is kept resolved.
+    Neighbour {
+        /// Index of the link that it is on.
+        link: u32,
+        /// Its address.
+        address: Ipv4Addr,
+    },
+}
+
+/// Something that the kernel lacks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Addition {
+    /// A tenant's link on the inside interface.
+    Link(TenantLink),
+    /// An egress address on the outside interface.
+    EgressAddress(Ipv4Addr),
+    /// A return route by the inside interface.
+    ReturnRoute(ReturnRoute),
+    /// A neighbour to keep resolved.
+    NextHop(Side, Ipv4Addr),
+}
+
+/// What to do, removals first.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// What to remove.
+    pub removals: Vec<Removal>,
+    /// What to add.
+    pub additions: Vec<Addition>,
+}
+
+impl Needs {
+    /// Returns what these tenants and routes need.
+    pub fn of(registry: &Registry, routes: &[ReturnRoute], facts: &Facts, interfaces: &Interfaces) -> Self {
+        let tenants = || registry.entries().map(|entry| &entry.tenant);
+        let link = |tenant: &crate::tenant::Tenant| TenantLink {
+            name: tenant.link_name(),
+            mac: tenant.effective_mac(),
+            address: tenant.gateway_ip,
+            tenant: tenant.name.clone(),
+        };
+        let next_hop = |route: &crate::netlink::routes::Route| {
+            Some((facts.side_of(interfaces, route.link)?, route.gateway?))
+        };
+        Self {
+            links: tenants().map(link).collect(),
+            egress_addresses: tenants().flat_map(|tenant| tenant.egress_ips.iter().copied()).collect(),
+            return_routes: routes.to_vec(),
+            next_hops: facts.routes.iter().filter_map(next_hop).collect(),
+        }
+    }
+}
+
+impl Plan {
+    /// Compares needs with facts.
+    ///
+    /// # Errors
+    /// When one of the two interfaces is not usable.
+    pub fn compare(needs: &Needs, facts: &Facts, interfaces: &Interfaces) -> Result<Self, InterfaceError> {
+        let inside = facts.port(interfaces, Side::Inside)?.0.index;
+        let outside = facts.port(interfaces, Side::Outside)?.0.index;
+        let mut plan = Self::default();
+        plan.compare_links(needs, facts, inside);
+        plan.compare_addresses(needs, facts, outside);
+        plan.compare_routes(needs, facts, inside);
+        plan.compare_next_hops(needs, facts, interfaces);
+        Ok(plan)
+    }
+
+    /// Tells whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.removals.is_empty() && self.additions.is_empty()
+    }
+
+    fn compare_links(&mut self, needs: &Needs, facts: &Facts, inside: u32) {
+        let sound = |need: &TenantLink| {
+            facts.link(&need.name).is_some_and(|link| {
+                link.is_tenant_link_of(inside)
+                    && link.mac == Some(need.mac)
+                    && link.up
+                    && facts.has_address(link.index, need.address)
+            })
+        };
+        let (kept, lacking): (Vec<_>, Vec<_>) = needs.links.iter().partition(|need| sound(need));
+        let stale = facts
+            .links
+            .iter()
+            .filter(|link| link.is_tenant_link_of(inside) && !kept.iter().any(|kept| kept.name == link.name));
+        self.removals.extend(stale.map(|link| Removal::Link { index: link.index, name: link.name.clone() }));
+        self.additions.extend(lacking.into_iter().cloned().map(Addition::Link));
+    }
+
+    fn compare_addresses(&mut self, needs: &Needs, facts: &Facts, outside: u32) {
+        let ours = facts.addresses.iter().filter(|address| address.link == outside && address.ours);
+        let stale = ours.filter(|address| !needs.egress_addresses.contains(&address.address));
+        self.removals
+            .extend(stale.map(|address| Removal::Address { link: outside, address: address.address }));
+        let lacking = needs.egress_addresses.iter().filter(|address| !facts.has_address(outside, **address));
+        self.additions.extend(lacking.map(|address| Addition::EgressAddress(*address)));
+    }
+
+    fn compare_routes(&mut self, needs: &Needs, facts: &Facts, inside: u32) {
+        for route in facts.routes.iter().filter(|route| route.ours) {
+            let Some(via) = route.gateway else { continue };
+            let have = ReturnRoute { pod_cidr: route.prefix, via };
+            if route.link != inside || !needs.return_routes.contains(&have) {
+                self.removals.push(Removal::Route { prefix: route.prefix, via, link: route.link });
+            }
+        }
+        let there = |need: &ReturnRoute| {
+            facts.routes.iter().any(|route| {
+                route.link == inside && route.prefix == need.pod_cidr && route.gateway == Some(need.via)
+            })
+        };
+        let lacking = needs.return_routes.iter().filter(|need| !there(need));
+        self.additions.extend(lacking.map(|need| Addition::ReturnRoute(*need)));
+    }
+
+    fn compare_next_hops(&mut self, needs: &Needs, facts: &Facts, interfaces: &Interfaces) {
+        let mut kept = BTreeSet::new();
+        for neighbour in &facts.neighbours {
+            let Some(side) = facts.side_of(interfaces, neighbour.link) else { continue };
+            let wanted = needs.next_hops.contains(&(side, neighbour.address));
+            if wanted && (neighbour.ours || neighbour.resolution == Resolution::Fixed) {
+                kept.insert((side, neighbour.address));
+            }
+            if neighbour.ours && !wanted {
+                self.removals.push(Removal::Neighbour { link: neighbour.link, address: neighbour.address });
+            }
+        }
+        let lacking = needs.next_hops.difference(&kept);
+        self.additions.extend(lacking.map(|(side, address)| Addition::NextHop(*side, *address)));
+    }
+}

@@ -1,0 +1,171 @@
+//! Files that survive the process: written whole or not at all.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use atomic_write_file::AtomicWriteFile;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::tenant::Tenant;
+
+const TENANTS_FILE: &str = "tenants.json";
+const SYSCTLS_FILE: &str = "sysctls.json";
+
+/// Why a state file could not be read or written.
+#[derive(Debug, Error)]
+pub enum StateError {
+    /// The file cannot be read.
+    #[error("cannot read {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Cause.
+        source: io::Error,
+    },
+    /// The file does not hold what it should.
+    #[error("{path} is not a state file of this version; correct it, or move it away to start without it")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Cause.
+        source: serde_json::Error,
+    },
+    /// The file cannot be written.
+    #[error("cannot write {path}")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Cause.
+        source: io::Error,
+    },
+}
+
+/// The directory in which state is kept.
+#[derive(Clone, Debug)]
+pub struct StateDir(PathBuf);
+
+#[derive(Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TenantsFile {
+    tenants: Vec<Tenant>,
+}
+
+/// A kernel setting's value before Spillway changed it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedSysctl {
+    /// File below `/proc/sys`.
+    pub path: String,
+    /// Value to restore.
+    pub value: String,
+}
+
+impl StateDir {
+    /// Makes the directory, if it is missing.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn open(path: &Path) -> Result<Self, StateError> {
+        std::fs::create_dir_all(path)
+            .map_err(|source| StateError::Write { path: path.to_owned(), source })?;
+        Ok(Self(path.to_owned()))
+    }
+
+    /// Returns the tenants that were added over the control socket.
+    ///
+    /// # Errors
+    /// When there is a file that cannot be read.
+    pub fn load_tenants(&self) -> Result<Vec<Tenant>, StateError> {
+        Ok(self.load::<TenantsFile>(TENANTS_FILE)?.tenants)
+    }
+
+    /// Saves the tenants that were added over the control socket.
+    ///
+    /// # Errors
+    /// When the file cannot be written; the old one then stays.
+    pub fn save_tenants(&self, tenants: Vec<Tenant>) -> Result<(), StateError> {
+        self.save(TENANTS_FILE, &TenantsFile { tenants })
+    }
+
+    /// Returns the values of kernel settings that a process before this one did not restore.
+    ///
+    /// # Errors
+    /// When there is a file that cannot be read.
+    pub fn load_sysctls(&self) -> Result<Vec<SavedSysctl>, StateError> {
+        self.load(SYSCTLS_FILE)
+    }
+
+    /// Saves the values that kernel settings had before Spillway changed them.
+    ///
+    /// # Errors
+    /// When the file cannot be written; the old one then stays.
+    pub fn save_sysctls(&self, saved: &[SavedSysctl]) -> Result<(), StateError> {
+        self.save(SYSCTLS_FILE, &saved)
+    }
+
+    fn load<T: DeserializeOwned + Default>(&self, file: &str) -> Result<T, StateError> {
+        let path = self.0.join(file);
+        match std::fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|source| StateError::Parse { path, source }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(T::default()),
+            Err(source) => Err(StateError::Read { path, source }),
+        }
+    }
+
+    fn save<T: Serialize>(&self, file: &str, value: &T) -> Result<(), StateError> {
+        let path = self.0.join(file);
+        let write = || {
+            let mut writer = AtomicWriteFile::open(&path)?;
+            serde_json::to_writer_pretty(&mut writer, value)?;
+            writer.write_all(b"\n")?;
+            writer.commit() // syncs the file before it takes the old one's place
+        };
+        write().map_err(|source| StateError::Write { path: path.clone(), source })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn saved_tenants_are_loaded_again() {
+        let (directory, state) = open();
+        assert!(state.load_tenants().unwrap().is_empty());
+        let tenants = vec![tenant()];
+        state.save_tenants(tenants.clone()).unwrap();
+        assert_eq!(state.load_tenants().unwrap(), tenants);
+        let files = std::fs::read_dir(directory.path()).unwrap().count();
+        assert_eq!(files, 1, "no temporary file is left");
+    }
+
+    #[test]
+    fn a_damaged_file_is_an_error_that_names_it() {
+        let (directory, state) = open();
+        std::fs::write(directory.path().join(TENANTS_FILE), "{\"tenants\": [").unwrap();
+        let error = state.load_tenants().unwrap_err().to_string();
+        assert!(error.contains("tenants.json"), "{error}");
+    }
+
+    #[test]
+    fn saved_sysctls_are_loaded_again() {
+        let (_directory, state) = open();
+        let saved = vec![SavedSysctl { path: "net/ipv4/conf/eth0/arp_ignore".into(), value: "0".into() }];
+        state.save_sysctls(&saved).unwrap();
+        assert_eq!(state.load_sysctls().unwrap(), saved);
+    }
+
+    fn open() -> (tempfile::TempDir, StateDir) {
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDir::open(directory.path()).unwrap();
+        (directory, state)
+    }
+
+    fn tenant() -> Tenant {
+        serde_json::from_str(
+            r#"{"name":"ns-blue","gatewayIP":"192.168.99.13","egressIPs":["192.168.55.113"]}"#,
+        )
+        .unwrap()
+    }
+}

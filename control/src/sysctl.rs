@@ -1,0 +1,180 @@
+//! ARP isolation: kernel settings of the links, set at start and restored at stop.
+//!
+//! | setting        | value | because                                                                            |
+//! |----------------|-------|------------------------------------------------------------------------------------|
+//! | `arp_ignore`   | 1     | only the tenant's own link may answer for its gateway address, with its own MAC    |
+//! | `arp_announce` | 2     | the gateway must not ask with another tenant's address as the sender               |
+//! | `rp_filter`    | 0     | a node's ping comes in by the tenant's link, but the route back is another link's  |
+//!
+//! The kernel uses the greater of `conf/all` and `conf/LINK` for `rp_filter`. Where `all` is 1 (strict), 2
+//! (loose) on the link overrides it and is enough here; so `all` is never touched.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+use tracing::warn;
+
+use crate::state::{SavedSysctl, StateDir, StateError};
+
+const ROOT: &str = "/proc/sys";
+
+/// Why a kernel setting could not be changed.
+#[derive(Debug, Error)]
+pub enum SysctlError {
+    /// The setting cannot be read or written.
+    #[error("cannot set {path} to {value}")]
+    Write {
+        /// File of the setting.
+        path: PathBuf,
+        /// Value that was to be set.
+        value: String,
+        /// Cause.
+        source: io::Error,
+    },
+    /// The old values cannot be kept.
+    #[error(transparent)]
+    State(#[from] StateError),
+}
+
+/// Settings that were changed, and what they were before.
+#[derive(Debug)]
+pub struct Sysctls {
+    root: PathBuf,
+    state: StateDir,
+    saved: Vec<SavedSysctl>,
+}
+
+impl Sysctls {
+    /// Returns settings of which an earlier process may have left some changed.
+    ///
+    /// # Errors
+    /// When what it left cannot be read.
+    pub fn open(state: StateDir) -> Result<Self, SysctlError> {
+        Self::open_at(PathBuf::from(ROOT), state)
+    }
+
+    fn open_at(root: PathBuf, state: StateDir) -> Result<Self, SysctlError> {
+        let saved = state.load_sysctls()?;
+        Ok(Self { root, state, saved })
+    }
+
+    /// Isolates a link that was there before, remembering its settings; in a file too, before any is changed.
+    ///
+    /// # Errors
+    /// When a setting cannot be changed.
+    pub fn isolate(&mut self, link: &str) -> Result<(), SysctlError> {
+        let wanted = wanted(&self.root, link);
+        for (path, _) in &wanted {
+            if !self.saved.iter().any(|saved| saved.path == *path) {
+                let value = read(&self.root, path)?;
+                self.saved.push(SavedSysctl { path: path.clone(), value });
+            }
+        }
+        self.state.save_sysctls(&self.saved)?;
+        wanted.iter().try_for_each(|(path, value)| write(&self.root, path, value))
+    }
+
+    /// Restores everything that was changed. What cannot be restored is logged.
+    ///
+    /// # Errors
+    /// When the file of remembered settings cannot be written.
+    pub fn restore(&mut self) -> Result<(), SysctlError> {
+        for saved in std::mem::take(&mut self.saved) {
+            if let Err(error) = write(&self.root, &saved.path, &saved.value) {
+                warn!(error = &error as &dyn std::error::Error, "kernel setting not restored");
+            }
+        }
+        Ok(self.state.save_sysctls(&[])?)
+    }
+}
+
+/// Isolates a link that Spillway made; its settings go when it goes.
+///
+/// # Errors
+/// When a setting cannot be changed.
+pub fn isolate_new_link(link: &str) -> Result<(), SysctlError> {
+    let root = Path::new(ROOT);
+    wanted(root, link).iter().try_for_each(|(path, value)| write(root, path, value))
+}
+
+fn wanted(root: &Path, link: &str) -> [(String, &'static str); 3] {
+    let strict = read(root, &setting("all", "rp_filter")).is_ok_and(|all| all == "1");
+    [
+        (setting(link, "arp_ignore"), "1"),
+        (setting(link, "arp_announce"), "2"),
+        (setting(link, "rp_filter"), if strict { "2" } else { "0" }),
+    ]
+}
+
+fn setting(link: &str, name: &str) -> String {
+    format!("net/ipv4/conf/{link}/{name}")
+}
+
+fn read(root: &Path, path: &str) -> Result<String, SysctlError> {
+    let path = root.join(path);
+    let text = std::fs::read_to_string(&path);
+    let text = text.map_err(|source| SysctlError::Write { path, value: "anything".into(), source })?;
+    Ok(text.trim().to_owned())
+}
+
+fn write(root: &Path, path: &str, value: &str) -> Result<(), SysctlError> {
+    let path = root.join(path);
+    std::fs::write(&path, value).map_err(|source| SysctlError::Write { path, value: value.into(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_are_set_and_restored() {
+        let (directory, mut sysctls) = open();
+        sysctls.isolate("in0").unwrap();
+        assert_eq!(values(directory.path(), "in0"), ["1", "2", "0"]);
+        sysctls.restore().unwrap();
+        assert_eq!(values(directory.path(), "in0"), ["0", "1", "1"]);
+    }
+
+    #[test]
+    fn values_from_before_a_crash_are_restored() {
+        let (directory, mut sysctls) = open();
+        sysctls.isolate("in0").unwrap();
+        let mut second = reopen(directory.path());
+        second.isolate("in0").unwrap();
+        second.restore().unwrap();
+        assert_eq!(values(directory.path(), "in0"), ["0", "1", "1"]);
+        assert!(reopen(directory.path()).saved.is_empty());
+    }
+
+    #[test]
+    fn a_strict_filter_for_all_links_is_loosened_on_the_link_alone() {
+        let (directory, mut sysctls) = open();
+        write(directory.path(), &setting("all", "rp_filter"), "1").unwrap();
+        sysctls.isolate("in0").unwrap();
+        assert_eq!(values(directory.path(), "in0")[2], "2");
+        assert_eq!(values(directory.path(), "all")[2], "1");
+    }
+
+    fn open() -> (tempfile::TempDir, Sysctls) {
+        let directory = tempfile::tempdir().unwrap();
+        for link in ["all", "in0"] {
+            std::fs::create_dir_all(directory.path().join(setting(link, ""))).unwrap();
+            for (name, value) in [("arp_ignore", "0"), ("arp_announce", "1"), ("rp_filter", "1")] {
+                let value = if link == "all" { "0" } else { value };
+                write(directory.path(), &setting(link, name), value).unwrap();
+            }
+        }
+        let sysctls = reopen(directory.path());
+        (directory, sysctls)
+    }
+
+    fn reopen(directory: &Path) -> Sysctls {
+        let state = StateDir::open(&directory.join("state")).unwrap();
+        Sysctls::open_at(directory.to_owned(), state).unwrap()
+    }
+
+    fn values(root: &Path, link: &str) -> [String; 3] {
+        ["arp_ignore", "arp_announce", "rp_filter"].map(|name| read(root, &setting(link, name)).unwrap())
+    }
+}

@@ -1,0 +1,287 @@
+//! A tenant, as people and the API speak of it.
+
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+use macaddr::MacAddr6;
+use serde::{Deserialize, Serialize};
+
+use crate::refusal::Refusal;
+
+/// Prefix of the names of all links that Spillway makes.
+pub const LINK_PREFIX: &str = "spw-";
+
+/// A tenant, in the words and the JSON of the API: `name`, `gatewayIP`, `gatewayMAC`, `egressIPs`,
+/// `sources.podCIDRs`, `mapping`, `limits`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Tenant {
+    /// Name, unique on the gateway.
+    #[serde(default)]
+    pub name: String,
+    /// Next hop that the cluster sends the tenant's traffic to.
+    #[serde(rename = "gatewayIP")]
+    pub gateway_ip: Ipv4Addr,
+    /// Hardware address of the next hop; absent or empty: derived from `gatewayIP`.
+    #[serde(rename = "gatewayMAC", default, with = "mac_text")]
+    pub gateway_mac: Option<MacAddr6>,
+    /// Addresses that the tenant's traffic leaves with.
+    #[serde(rename = "egressIPs")]
+    pub egress_ips: Vec<Ipv4Addr>,
+    /// Source addresses that the tenant may use.
+    #[serde(default)]
+    pub sources: Sources,
+    /// How outside ports are chosen.
+    #[serde(default)]
+    pub mapping: Mapping,
+    /// Bounds on the tenant's sessions.
+    #[serde(default)]
+    pub limits: Limits,
+}
+
+/// Source addresses that a tenant may use.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Sources {
+    /// Pod networks; empty: the cluster's.
+    #[serde(rename = "podCIDRs", default)]
+    pub pod_cidrs: Vec<Ipv4Net>,
+}
+
+/// How outside ports are chosen (RFC 4787 section 4.1).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Mapping {
+    /// One outside port may serve several destinations.
+    #[default]
+    AddressAndPortDependent,
+    /// One outside port for each inside port, whatever the destination.
+    EndpointIndependent,
+}
+
+/// Bounds on a tenant's sessions; 0: none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Limits {
+    /// Sessions at the same time.
+    #[serde(default)]
+    pub sessions: u64,
+    /// Sessions at the same time for each pod.
+    #[serde(default)]
+    pub sessions_per_pod: u64,
+    /// New sessions in a second.
+    #[serde(default)]
+    pub new_sessions_per_second: u64,
+}
+
+impl Tenant {
+    /// Returns the hardware address of the next hop, set or derived.
+    pub fn effective_mac(&self) -> MacAddr6 {
+        self.gateway_mac.unwrap_or_else(|| derived_mac(self.gateway_ip))
+    }
+
+    /// Returns the name of the tenant's macvlan link.
+    pub fn link_name(&self) -> String {
+        format!("{LINK_PREFIX}{:08x}", self.gateway_ip.to_bits())
+    }
+
+    /// Checks everything that can be checked without knowing the host or the other tenants.
+    ///
+    /// # Errors
+    /// When a field is out of its bounds, naming it.
+    pub fn check(&self) -> Result<(), Refusal> {
+        check_name(&self.name)?;
+        check_host_address("gatewayIP", self.gateway_ip)?;
+        check_mac(self.effective_mac())?;
+        self.check_egress()?;
+        self.check_sources()?;
+        self.check_not_available()
+    }
+
+    fn check_egress(&self) -> Result<(), Refusal> {
+        if self.egress_ips.is_empty() {
+            return Err(Refusal::invalid("egressIPs", "is empty; give one or more IPv4 addresses"));
+        }
+        for (index, egress) in self.egress_ips.iter().enumerate() {
+            let field = format!("egressIPs[{index}]");
+            check_host_address(&field, *egress)?;
+            if self.egress_ips[..index].contains(egress) {
+                return Err(Refusal::invalid(field, format!("{egress} is listed twice; list it once")));
+            }
+            if *egress == self.gateway_ip {
+                let message =
+                    format!("{egress} is also the gatewayIP; give an address of the outside network");
+                return Err(Refusal::invalid(field, message));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_sources(&self) -> Result<(), Refusal> {
+        for (index, cidr) in self.sources.pod_cidrs.iter().enumerate() {
+            check_network(*cidr)
+                .map_err(|why| Refusal::invalid(format!("sources.podCIDRs[{index}]"), why))?;
+        }
+        Ok(())
+    }
+
+    fn check_not_available(&self) -> Result<(), Refusal> {
+        if self.mapping != Mapping::AddressAndPortDependent {
+            let message = format!("{:?} is not available yet; use AddressAndPortDependent", self.mapping);
+            return Err(Refusal::invalid("mapping", message));
+        }
+        let limits = [
+            ("limits.sessions", self.limits.sessions),
+            ("limits.sessionsPerPod", self.limits.sessions_per_pod),
+            ("limits.newSessionsPerSecond", self.limits.new_sessions_per_second),
+        ];
+        match limits.into_iter().find(|(_, limit)| *limit != 0) {
+            Some((field, limit)) => {
+                Err(Refusal::invalid(field, format!("{limit}: limits are not available yet; use 0 (none)")))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+/// Returns the hardware address that stands for a gateway address: 02:53 and the address's four bytes.
+pub fn derived_mac(gateway: Ipv4Addr) -> MacAddr6 {
+    let [a, b, c, d] = gateway.octets();
+    MacAddr6::new(0x02, 0x53, a, b, c, d)
+}
+
+/// Returns a hardware address as the kernel's tools spell it.
+pub fn mac_to_text(mac: MacAddr6) -> String {
+    mac.to_string().to_lowercase()
+}
+
+/// Checks that a network is written with its own first address.
+///
+/// # Errors
+/// With what would be accepted.
+pub fn check_network(network: Ipv4Net) -> Result<(), String> {
+    if network.trunc() == network {
+        return Ok(());
+    }
+    Err(format!("{network} has host bits set; write {}", network.trunc()))
+}
+
+fn check_name(name: &str) -> Result<(), Refusal> {
+    let alphanumeric = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let bytes = name.as_bytes();
+    let sound = (1..=253).contains(&bytes.len())
+        && bytes.iter().all(|byte| alphanumeric(*byte) || matches!(byte, b'-' | b'.'))
+        && bytes.first().is_some_and(|byte| alphanumeric(*byte))
+        && bytes.last().is_some_and(|byte| alphanumeric(*byte));
+    if sound {
+        return Ok(());
+    }
+    let accepted =
+        "use 1 to 253 lower-case letters, digits, '-' and '.', with a letter or digit at both ends";
+    Err(Refusal::invalid("name", format!("{name:?} is not a tenant name; {accepted}")))
+}
+
+fn check_host_address(field: &str, address: Ipv4Addr) -> Result<(), Refusal> {
+    let special = address.is_unspecified()
+        || address.is_loopback()
+        || address.is_multicast()
+        || address.is_broadcast()
+        || address.is_link_local();
+    if special {
+        return Err(Refusal::invalid(
+            field,
+            format!("{address} is no host's address; give a unicast address"),
+        ));
+    }
+    Ok(())
+}
+
+fn check_mac(mac: MacAddr6) -> Result<(), Refusal> {
+    if mac.is_unicast() && !mac.is_nil() {
+        return Ok(());
+    }
+    let message = format!("{} is not a unicast address; leave it empty to derive one", mac_to_text(mac));
+    Err(Refusal::invalid("gatewayMAC", message))
+}
+
+/// A hardware address as text; the empty text is none.
+mod mac_text {
+    use macaddr::MacAddr6;
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(super) fn serialize<S: Serializer>(mac: &Option<MacAddr6>, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&mac.map(super::mac_to_text).unwrap_or_default())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<MacAddr6>, D::Error> {
+        let text = Option::<String>::deserialize(from)?.unwrap_or_default();
+        if text.is_empty() {
+            return Ok(None);
+        }
+        let accepted = "write it as 02:53:c0:a8:63:0d, or leave it empty to derive it";
+        text.parse().map(Some).map_err(|_| D::Error::custom(format!("{text:?} is no MAC; {accepted}")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn derived_mac_and_link_name_hold_the_gateway_address() {
+        let tenant = blue();
+        assert_eq!(mac_to_text(tenant.effective_mac()), "02:53:c0:a8:63:0d");
+        assert_eq!(tenant.link_name(), "spw-c0a8630d");
+        assert!(tenant.link_name().len() <= 15);
+    }
+
+    #[test]
+    fn json_round_trip_keeps_the_names_of_the_api() {
+        let json = serde_json::to_value(blue()).unwrap();
+        assert_eq!(json["gatewayIP"], "192.168.99.13");
+        assert_eq!(json["gatewayMAC"], "");
+        assert_eq!(json["egressIPs"][0], "192.168.55.113");
+        assert_eq!(json["sources"]["podCIDRs"][0], "10.128.0.0/14");
+        assert_eq!(json["limits"]["newSessionsPerSecond"], 0);
+        assert_eq!(serde_json::from_value::<Tenant>(json).unwrap(), blue());
+    }
+
+    #[test]
+    fn refusals_name_the_field_and_the_value() {
+        let table: [(&str, fn(&mut Tenant)); 9] = [
+            ("name: \"Blue\"", |tenant| tenant.name = "Blue".into()),
+            ("gatewayIP: 127.0.0.1", |tenant| tenant.gateway_ip = [127, 0, 0, 1].into()),
+            ("gatewayMAC: 01:00:00:00:00:01", |tenant| {
+                tenant.gateway_mac = Some(MacAddr6::new(1, 0, 0, 0, 0, 1));
+            }),
+            ("egressIPs: is empty", |tenant| tenant.egress_ips.clear()),
+            ("egressIPs[1]: 192.168.55.113", |tenant| tenant.egress_ips.push([192, 168, 55, 113].into())),
+            ("egressIPs[0]: 192.168.99.13", |tenant| tenant.egress_ips = vec![tenant.gateway_ip]),
+            ("sources.podCIDRs[0]: 10.128.0.1/14 has host bits set; write 10.128.0.0/14", |tenant| {
+                tenant.sources.pod_cidrs = vec!["10.128.0.1/14".parse().unwrap()];
+            }),
+            ("mapping: EndpointIndependent is not available yet", |tenant| {
+                tenant.mapping = Mapping::EndpointIndependent;
+            }),
+            ("limits.sessions: 7", |tenant| tenant.limits.sessions = 7),
+        ];
+        assert_eq!(blue().check(), Ok(()));
+        for (expected, change) in table {
+            let mut tenant = blue();
+            change(&mut tenant);
+            let refusal = tenant.check().unwrap_err().to_string();
+            assert!(refusal.starts_with(expected), "{refusal:?} should start with {expected:?}");
+        }
+    }
+
+    fn blue() -> Tenant {
+        Tenant {
+            name: "ns-blue".into(),
+            gateway_ip: [192, 168, 99, 13].into(),
+            gateway_mac: None,
+            egress_ips: vec![[192, 168, 55, 113].into()],
+            sources: Sources { pod_cidrs: vec!["10.128.0.0/14".parse().unwrap()] },
+            mapping: Mapping::default(),
+            limits: Limits::default(),
+        }
+    }
+}
