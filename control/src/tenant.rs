@@ -247,7 +247,8 @@ mod tests {
 
     #[test]
     fn refusals_name_the_field_and_the_value() {
-        let table: [(&str, fn(&mut Tenant)); 9] = [
+        type Change = fn(&mut Tenant);
+        let table: [(&str, Change); 9] = [
             ("name: \"Blue\"", |tenant| tenant.name = "Blue".into()),
             ("gatewayIP: 127.0.0.1", |tenant| tenant.gateway_ip = [127, 0, 0, 1].into()),
             ("gatewayMAC: 01:00:00:00:00:01", |tenant| {

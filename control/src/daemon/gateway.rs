@@ -21,7 +21,7 @@ use crate::netlink::Netlink;
 use crate::netlink::facts::Facts;
 use crate::netlink::monitor::Changes;
 use crate::netlink::neighbours::Resolution;
-use crate::plan::{Needs, Plan};
+use crate::plan::{Addition, Needs, Plan};
 use crate::refusal::Refusal;
 use crate::registry::{Registry, Source};
 use crate::state::StateDir;
@@ -121,6 +121,7 @@ impl Gateway {
             return Ok(());
         }
         self.check_ports()?;
+        self.ask_next_hops().await;
         self.confirm_stale().await;
         if let Err(error) = self.publish_changes() {
             self.log_trouble(&error);
@@ -241,6 +242,17 @@ impl Gateway {
         self.published = next.clone();
         let published = block_in_place(|| self.data_plane.publish(Snapshot::compile(next)));
         published.context("the fast path did not take the new snapshot")
+    }
+
+    /// Has the kernel resolve the next hops of new routes at once, before a packet needs them.
+    async fn ask_next_hops(&self) {
+        let Ok(plan) = self.plan() else { return }; // said by whoever converges
+        for addition in plan.additions.iter().filter(|addition| matches!(addition, Addition::NextHop(..))) {
+            let interfaces = &self.constants.interfaces;
+            if let Err(error) = program::add(&self.netlink, addition, &self.facts, interfaces).await {
+                debug!(error = &error as &dyn std::error::Error, "next hop not asked for");
+            }
+        }
     }
 
     /// Has the kernel confirm neighbours that it has not heard of for a while: it does not see the traffic

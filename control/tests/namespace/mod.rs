@@ -1,0 +1,91 @@
+//! Network namespaces that vanish with the test.
+
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sched::{CloneFlags, unshare};
+
+/// The namespace across the two wires.
+pub(crate) struct World {
+    holder: Child,
+}
+
+impl World {
+    /// Runs a command in the other namespace and returns what it printed.
+    pub(crate) fn peer(&self, line: &str) -> String {
+        run(&format!("nsenter --net=/proc/{}/ns/net {line}", self.holder.id()))
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.holder.kill().unwrap();
+        self.holder.wait().unwrap();
+    }
+}
+
+/// Runs a test in a namespace of its own, wired to another; says SKIPPED without privileges.
+pub(crate) fn in_namespace(test: impl AsyncFnOnce(&World) + Send + 'static) {
+    let thread = std::thread::spawn(move || {
+        if let Err(error) = unshare(CloneFlags::CLONE_NEWNET) {
+            assert!(std::env::var("REQUIRE_NETNS").as_deref() != Ok("1"), "no network namespace: {error}");
+            eprintln!("SKIPPED: no network namespace: {error}");
+            return;
+        }
+        // Its threads start in this thread's namespace.
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let world = wire();
+        runtime.block_on(test(&world));
+    });
+    if let Err(panic) = thread.join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+/// Runs `ip` in this thread's namespace.
+pub(crate) fn ip(line: &str) -> String {
+    run(&format!("ip {line}"))
+}
+
+/// Waits until a condition holds; panics after five seconds.
+pub(crate) async fn eventually(what: &str, condition: impl AsyncFn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while !condition().await {
+        assert!(Instant::now() < deadline, "not within 5 s: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+fn wire() -> World {
+    let holder = Command::new("unshare").args(["--net", "cat"]).stdin(Stdio::piped()).spawn().unwrap();
+    let world = World { holder };
+    let own = std::fs::read_link("/proc/thread-self/ns/net").unwrap();
+    let theirs = format!("/proc/{}/ns/net", world.holder.id());
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while std::fs::read_link(&theirs).unwrap() == own {
+        assert!(Instant::now() < deadline, "the other namespace was not made");
+        std::thread::yield_now();
+    }
+    ip("link set lo up");
+    let wires = [
+        ("in0", "node0", "192.168.99.12", "192.168.99.21"),
+        ("out0", "up0", "192.168.55.12", "192.168.55.1"),
+    ];
+    for (near, far, near_address, far_address) in wires {
+        ip(&format!("link add {near} type veth peer name {far} netns {}", world.holder.id()));
+        ip(&format!("address add {near_address}/24 dev {near}"));
+        ip(&format!("link set {near} up"));
+        world.peer(&format!("ip address add {far_address}/24 dev {far}"));
+        world.peer(&format!("ip link set {far} up"));
+    }
+    world
+}
+
+fn run(line: &str) -> String {
+    let mut words = line.split_whitespace();
+    let output = Command::new(words.next().unwrap()).args(words).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{line}: {text}{}", String::from_utf8_lossy(&output.stderr));
+    text
+}
