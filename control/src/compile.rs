@@ -120,3 +120,127 @@ fn neighbours(facts: &Facts, interfaces: &Interfaces) -> Vec<NeighbourSpec> {
     let sorted: BTreeMap<_, _> = resolved.collect();
     sorted.into_iter().map(|((side, address), mac)| NeighbourSpec { side, address, mac }).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::netlink::addresses::Address;
+    use crate::netlink::links::Link;
+    use crate::netlink::neighbours::{Neighbour, Resolution};
+    use crate::netlink::routes::Route;
+    use crate::registry::Source;
+
+    #[test]
+    fn the_kernels_order_makes_no_difference() {
+        let (registry, facts, constants) = world();
+        let mut reversed = facts.clone();
+        reversed.links.reverse();
+        reversed.addresses.reverse();
+        reversed.routes.reverse();
+        reversed.neighbours.reverse();
+        let compiled = |facts| compile(Epoch(1), &registry, facts, &constants).unwrap();
+        assert_eq!(compiled(&facts), compiled(&reversed));
+    }
+
+    #[test]
+    fn own_addresses_hold_gateways_and_no_egress_address() {
+        let (registry, facts, constants) = world();
+        let spec = compile(Epoch(1), &registry, &facts, &constants).unwrap();
+        let own: Vec<String> = spec.own_addresses.iter().map(ToString::to_string).collect();
+        assert_eq!(own, ["192.168.55.12", "192.168.99.12", "192.168.99.13"]);
+    }
+
+    #[test]
+    fn a_tenant_without_sources_takes_the_clusters() {
+        let (registry, facts, constants) = world();
+        let spec = compile(Epoch(1), &registry, &facts, &constants).unwrap();
+        assert_eq!(spec.tenants[0].sources, constants.pod_cidrs);
+    }
+
+    #[test]
+    fn only_a_neighbours_address_counts_not_its_state() {
+        let (registry, mut facts, constants) = world();
+        let neighbours = |facts: &Facts| compile(Epoch(1), &registry, facts, &constants).unwrap().neighbours;
+        let fresh = neighbours(&facts);
+        assert_eq!(fresh.len(), 1, "{fresh:?}");
+        facts.neighbours[0].resolution = Resolution::Stale;
+        assert_eq!(neighbours(&facts), fresh);
+        facts.neighbours[0].resolution = Resolution::None;
+        assert!(neighbours(&facts).is_empty());
+    }
+
+    #[test]
+    fn the_smallest_metric_wins() {
+        let (registry, facts, constants) = world();
+        let spec = compile(Epoch(1), &registry, &facts, &constants).unwrap();
+        let gateways: Vec<_> = spec.routes.iter().map(|route| route.gateway).collect();
+        assert_eq!(gateways, [Some([192, 168, 55, 1].into())]);
+    }
+
+    #[test]
+    fn addresses_that_tenants_may_not_use_are_known() {
+        let (_, facts, constants) = world();
+        let host = host(&facts, &constants).unwrap();
+        let taken: Vec<String> = host.addresses.iter().map(|(at, link)| format!("{at} {link}")).collect();
+        assert_eq!(taken, ["192.168.55.12 out0", "192.168.99.12 in0"]);
+    }
+
+    fn world() -> (Registry, Facts, Constants) {
+        let mac = |last| Some(macaddr::MacAddr6::new(2, 0, 0, 0, 0, last));
+        let link = |index, name: &str, parent| Link {
+            index,
+            name: name.to_owned(),
+            mac: mac(u8::try_from(index).unwrap()),
+            mtu: 1500,
+            up: true,
+            macvlan_parent: parent,
+        };
+        let address = |link, address: [u8; 4], prefix_len, ours| Address {
+            link,
+            address: address.into(),
+            prefix_len,
+            secondary: false,
+            ours,
+        };
+        let route = |link, last, metric| Route {
+            prefix: Ipv4Net::default(),
+            gateway: Some([192, 168, 55, last].into()),
+            link,
+            metric,
+            ours: false,
+        };
+        let neighbour = |link| Neighbour {
+            link,
+            address: [192, 168, 55, 1].into(),
+            mac: mac(77),
+            resolution: Resolution::Fresh,
+            ours: false,
+        };
+        let facts = Facts {
+            links: vec![
+                link(1, "in0", None),
+                link(2, "out0", None),
+                link(3, "spw-c0a8630d", Some(1)),
+                link(4, "e0", None),
+            ],
+            addresses: vec![
+                address(1, [192, 168, 99, 12], 24, false),
+                address(2, [192, 168, 55, 113], 32, false),
+                address(2, [192, 168, 55, 12], 24, false),
+                address(3, [192, 168, 99, 13], 32, true),
+            ],
+            routes: vec![route(2, 2, 200), route(2, 1, 100), route(4, 3, 0)],
+            neighbours: vec![neighbour(2), neighbour(4)],
+        };
+        let constants = Constants {
+            interfaces: Interfaces { inside: "in0".into(), outside: "out0".into() },
+            pod_cidrs: vec!["10.128.0.0/14".parse().unwrap()],
+            timeouts: Timeouts::default(),
+        };
+        let blue = r#"{"name":"ns-blue","gatewayIP":"192.168.99.13","egressIPs":["192.168.55.113"]}"#;
+        let mut registry = Registry::default();
+        let host = host(&facts, &constants).unwrap();
+        registry.put(serde_json::from_str(blue).unwrap(), Source::ConfigFile, &host).unwrap();
+        (registry, facts, constants)
+    }
+}

@@ -6,6 +6,8 @@
 //!   out0 192.168.55.12/24 ──── veth ── up0    192.168.55.1/24
 //! ```
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 mod namespace;
 
 use std::collections::BTreeSet;
