@@ -7,6 +7,7 @@ use conntrack::{Epoch, Timeouts};
 use fastpath::snapshot::{LinkSpec, NeighbourSpec, RouteSpec, Side, SnapshotSpec, TenantSpec};
 use ipnet::Ipv4Net;
 
+use crate::config::ReturnRoute;
 use crate::netlink::facts::{Facts, InterfaceError, Interfaces};
 use crate::registry::{Entry, Host, Registry};
 
@@ -50,7 +51,7 @@ pub fn compile(
 ///
 /// # Errors
 /// When one of the two interfaces is not usable.
-pub fn host(facts: &Facts, constants: &Constants) -> Result<Host, InterfaceError> {
+pub fn host(facts: &Facts, routes: &[ReturnRoute], constants: &Constants) -> Result<Host, InterfaceError> {
     let (inside, inside_network) = facts.port(&constants.interfaces, Side::Inside)?;
     let (outside, outside_network) = facts.port(&constants.interfaces, Side::Outside)?;
     let name = |index: u32| facts.links.iter().find(|link| link.index == index);
@@ -59,11 +60,14 @@ pub fn host(facts: &Facts, constants: &Constants) -> Result<Host, InterfaceError
         // Further addresses of the outside interface may be egress addresses that somebody else put there.
         let spare = address.link == outside.index && address.address != outside_network.addr();
         let free = address.ours || spare || link.is_tenant_link_of(inside.index);
-        (!free).then(|| (address.address, link.name.clone()))
+        (!free).then(|| (address.address, format!("the gateway's own address on {}", link.name)))
     });
+    let kernel = facts.routes.iter().filter_map(|route| Some((route.gateway?, route.prefix)));
+    let next_hops = kernel.chain(routes.iter().map(|route| (route.via, route.pod_cidr)));
+    let next_hops = next_hops.map(|(address, prefix)| (address, format!("the next hop of route {prefix}")));
     Ok(Host {
         inside_network,
-        addresses: taken.collect(),
+        addresses: next_hops.chain(taken).collect(),
         macs: [inside.mac, outside.mac].into_iter().flatten().collect(),
         pod_cidrs: constants.pod_cidrs.clone(),
     })
@@ -180,9 +184,16 @@ mod tests {
     #[test]
     fn addresses_that_tenants_may_not_use_are_known() {
         let (_, facts, constants) = world();
-        let host = host(&facts, &constants).unwrap();
-        let taken: Vec<String> = host.addresses.iter().map(|(at, link)| format!("{at} {link}")).collect();
-        assert_eq!(taken, ["192.168.55.12 out0", "192.168.99.12 in0"]);
+        let host = host(&facts, &[], &constants).unwrap();
+        let taken: Vec<String> = host.addresses.iter().map(|(at, role)| format!("{at} {role}")).collect();
+        let expected = [
+            "192.168.55.1 the next hop of route 0.0.0.0/0",
+            "192.168.55.2 the next hop of route 0.0.0.0/0",
+            "192.168.55.3 the next hop of route 0.0.0.0/0",
+            "192.168.55.12 the gateway's own address on out0",
+            "192.168.99.12 the gateway's own address on in0",
+        ];
+        assert_eq!(taken, expected);
     }
 
     fn world() -> (Registry, Facts, Constants) {
@@ -239,7 +250,7 @@ mod tests {
         };
         let blue = r#"{"name":"ns-blue","gatewayIP":"192.168.99.13","egressIPs":["192.168.55.113"]}"#;
         let mut registry = Registry::default();
-        let host = host(&facts, &constants).unwrap();
+        let host = host(&facts, &[], &constants).unwrap();
         registry.put(serde_json::from_str(blue).unwrap(), Source::ConfigFile, &host).unwrap();
         (registry, facts, constants)
     }

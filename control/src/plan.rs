@@ -7,7 +7,7 @@ use fastpath::snapshot::Side;
 use ipnet::Ipv4Net;
 
 use crate::config::ReturnRoute;
-use crate::netlink::facts::{Facts, InterfaceError, Interfaces};
+use crate::netlink::facts::{Facts, Interfaces};
 use crate::netlink::links::TenantLink;
 use crate::netlink::neighbours::Resolution;
 use crate::registry::Registry;
@@ -105,19 +105,18 @@ impl Needs {
 }
 
 impl Plan {
-    /// Compares needs with facts.
-    ///
-    /// # Errors
-    /// When one of the two interfaces is not usable.
-    pub fn compare(needs: &Needs, facts: &Facts, interfaces: &Interfaces) -> Result<Self, InterfaceError> {
-        let inside = facts.port(interfaces, Side::Inside)?.0.index;
-        let outside = facts.port(interfaces, Side::Outside)?.0.index;
+    /// Compares needs with facts. On an interface that is missing there is nothing to do.
+    pub fn compare(needs: &Needs, facts: &Facts, interfaces: &Interfaces) -> Self {
         let mut plan = Self::default();
-        plan.compare_links(needs, facts, inside);
-        plan.compare_addresses(needs, facts, outside);
-        plan.compare_routes(needs, facts, inside);
+        if let Some(inside) = facts.link(&interfaces.inside) {
+            plan.compare_links(needs, facts, inside.index);
+            plan.compare_routes(needs, facts, inside.index);
+        }
+        if let Some(outside) = facts.link(&interfaces.outside) {
+            plan.compare_addresses(needs, facts, outside.index);
+        }
         plan.compare_next_hops(needs, facts, interfaces);
-        Ok(plan)
+        plan
     }
 
     /// Tells whether there is nothing to do.

@@ -47,7 +47,7 @@ pub struct Entry {
 pub struct Host {
     /// Network of the inside interface.
     pub inside_network: Ipv4Net,
-    /// Addresses of the host that no tenant may use, and the interface that each is on.
+    /// Addresses that no tenant may use, and what each is.
     pub addresses: BTreeMap<Ipv4Addr, String>,
     /// Hardware addresses of the two interfaces.
     pub macs: Vec<MacAddr6>,
@@ -181,8 +181,8 @@ fn check_host(tenant: &Tenant, host: &Host) -> Result<(), Refusal> {
     let egress =
         tenant.egress_ips.iter().enumerate().map(|(index, egress)| (format!("egressIPs[{index}]"), *egress));
     for (field, address) in std::iter::once(("gatewayIP".to_owned(), gateway)).chain(egress) {
-        if let Some(link) = host.addresses.get(&address) {
-            let message = format!("{address} is the gateway's own address on {link}; give one that is free");
+        if let Some(role) = host.addresses.get(&address) {
+            let message = format!("{address} is {role}; give one that is free");
             return Err(Refusal::conflict(field, message));
         }
     }
@@ -302,8 +302,8 @@ mod tests {
         Host {
             inside_network: "192.168.99.12/24".parse().unwrap(),
             addresses: BTreeMap::from([
-                ([192, 168, 99, 12].into(), "in0".into()),
-                ([192, 168, 55, 12].into(), "out0".into()),
+                ([192, 168, 99, 12].into(), "the gateway's own address on in0".into()),
+                ([192, 168, 55, 12].into(), "the gateway's own address on out0".into()),
             ]),
             macs: vec!["02:00:00:00:00:01".parse().unwrap()],
             pod_cidrs: vec!["10.128.0.0/14".parse().unwrap()],

@@ -95,6 +95,10 @@ impl Sysctls {
 /// When a setting cannot be changed.
 pub fn isolate_new_link(link: &str) -> Result<(), SysctlError> {
     let root = Path::new(ROOT);
+    let ipv6 = format!("net/ipv6/conf/{link}/disable_ipv6");
+    if root.join(&ipv6).exists() {
+        write(root, &ipv6, "1")?; // tenants have no IPv6, so their links must not speak it either
+    }
     wanted(root, link).iter().try_for_each(|(path, value)| write(root, path, value))
 }
 

@@ -209,7 +209,7 @@ fn changes_are_noticed_and_a_neighbours_mere_state_changes_no_snapshot() {
 fn interfaces_that_cannot_be_used_are_refused_by_name() {
     in_namespace(async |world| {
         let gateway = Gateway::open(world).await;
-        let error = |facts: &Facts| host(facts, &gateway.constants).unwrap_err().to_string();
+        let error = |facts: &Facts| host(facts, &[], &gateway.constants).unwrap_err().to_string();
         ip("address flush dev out0");
         let text = error(&gateway.facts().await);
         assert!(text.starts_with("outside.interface: \"out0\" has no IPv4 address"), "{text}");
@@ -241,7 +241,7 @@ impl Gateway {
         let blue = serde_json::json!({
             "name": "ns-blue", "gatewayIP": "192.168.99.13", "egressIPs": ["192.168.55.113"],
         });
-        let host = host(&Facts::read(&netlink).await.unwrap(), &constants).unwrap();
+        let host = host(&Facts::read(&netlink).await.unwrap(), &[], &constants).unwrap();
         registry.put(serde_json::from_value(blue).unwrap(), Source::ConfigFile, &host).unwrap();
         Self { netlink, constants, registry }
     }
@@ -261,7 +261,7 @@ impl Gateway {
     }
 
     async fn plan(&self, needs: &Needs) -> Plan {
-        Plan::compare(needs, &self.facts().await, &self.constants.interfaces).unwrap()
+        Plan::compare(needs, &self.facts().await, &self.constants.interfaces)
     }
 
     async fn converge(&self, needs: &Needs) {

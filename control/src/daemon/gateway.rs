@@ -58,6 +58,7 @@ pub struct Gateway {
     pub(super) started: Instant,
     requested: HashSet<(Side, Ipv4Addr)>,
     ports: [u32; 2],
+    facts_are_old: bool,
     last_trouble: String,
 }
 
@@ -69,7 +70,7 @@ impl Gateway {
     pub async fn start(mut setup: Setup) -> anyhow::Result<Self> {
         let interfaces = &setup.constants.interfaces;
         let needs = Needs::of(&setup.registry, &setup.return_routes, &setup.facts, interfaces);
-        for stale in Plan::compare(&needs, &setup.facts, interfaces)?.removals {
+        for stale in Plan::compare(&needs, &setup.facts, interfaces).removals {
             program::remove(&setup.netlink, &stale).await?;
         }
         setup.facts.refresh(&setup.netlink, Changes::ALL).await?;
@@ -91,6 +92,7 @@ impl Gateway {
             started: Instant::now(),
             requested: HashSet::new(),
             ports,
+            facts_are_old: false,
             last_trouble: String::new(),
         };
         match gateway.converge().await {
@@ -117,6 +119,7 @@ impl Gateway {
     /// When an interface was removed or replaced: the sockets on it are dead, so the process must start anew.
     pub async fn follow(&mut self, changes: Changes) -> anyhow::Result<()> {
         if let Err(error) = self.facts.refresh(&self.netlink, changes).await {
+            self.facts_are_old = true; // the next repair reads again
             self.log_trouble(&error.into());
             return Ok(());
         }
@@ -130,11 +133,17 @@ impl Gateway {
     }
 
     /// Makes good what somebody else undid, and what was refused before. Trouble is logged once.
-    pub async fn repair(&mut self) {
-        match self.converge().await {
-            Ok(()) => self.last_trouble.clear(),
-            Err(error) => self.log_trouble(&error),
+    ///
+    /// # Errors
+    /// As [`Self::follow`].
+    pub async fn repair(&mut self) -> anyhow::Result<()> {
+        if std::mem::take(&mut self.facts_are_old) {
+            self.follow(Changes::ALL).await?;
         }
+        if let Err(error) = self.converge().await {
+            self.log_trouble(&error);
+        }
+        Ok(())
     }
 
     /// Adds or changes a tenant of the control socket, everywhere or not at all.
@@ -142,7 +151,8 @@ impl Gateway {
     /// # Errors
     /// When it is refused, or the kernel, the fast path or the disk does.
     pub async fn put_tenant(&mut self, tenant: Tenant) -> Result<(), Refusal> {
-        let host = host(&self.facts, &self.constants).map_err(|error| failed(&error.into()))?;
+        let host =
+            host(&self.facts, &self.return_routes, &self.constants).map_err(|error| failed(&error.into()))?;
         let before = self.registry.clone();
         let name = tenant.name.clone();
         if self.registry.put(tenant, Source::ControlSocket, &host)? {
@@ -193,7 +203,7 @@ impl Gateway {
 
     /// Brings the kernel and the fast path to what the registry says, in the order that fails closed.
     async fn converge(&mut self) -> anyhow::Result<()> {
-        let plan = self.plan()?;
+        let plan = self.plan();
         for removal in &plan.removals {
             program::remove(&self.netlink, removal).await?;
         }
@@ -201,16 +211,30 @@ impl Gateway {
             self.facts.refresh(&self.netlink, Changes::ALL).await?;
         }
         self.publish_changes()?;
-        let mut refused = None;
-        for addition in &plan.additions {
-            let interfaces = &self.constants.interfaces;
-            if let Err(error) = program::add(&self.netlink, addition, &self.facts, interfaces).await {
-                refused.get_or_insert(error);
-            }
-        }
+        let refused = self.add_all(&plan.additions).await;
         if !plan.additions.is_empty() {
             self.facts.refresh(&self.netlink, Changes::ALL).await?;
             self.publish_changes()?;
+        }
+        refused
+    }
+
+    /// Adds everything. Refused links and addresses fail a tenant; a route or neighbour is tried again later.
+    async fn add_all(&mut self, additions: &[Addition]) -> anyhow::Result<()> {
+        let (mut refused, mut trouble) = (None, None);
+        for addition in additions {
+            let interfaces = &self.constants.interfaces;
+            let added = program::add(&self.netlink, addition, &self.facts, interfaces).await;
+            let Err(error) = added else { continue };
+            match addition {
+                Addition::Link(_) | Addition::EgressAddress(_) => refused.get_or_insert(error),
+                Addition::ReturnRoute(_) | Addition::NextHop(..) => trouble.get_or_insert(error),
+            };
+        }
+        match (&refused, trouble) {
+            (_, Some(trouble)) => self.log_trouble(&trouble.into()),
+            (None, None) => self.last_trouble.clear(),
+            (Some(_), None) => {}
         }
         refused.map_or(Ok(()), |error| Err(error.into()))
     }
@@ -218,7 +242,7 @@ impl Gateway {
     async fn withdraw(&mut self) -> anyhow::Result<()> {
         self.facts.refresh(&self.netlink, Changes::ALL).await?;
         let mut refused = None;
-        for removal in Plan::compare(&Needs::default(), &self.facts, &self.constants.interfaces)?.removals {
+        for removal in Plan::compare(&Needs::default(), &self.facts, &self.constants.interfaces).removals {
             if let Err(error) = program::remove(&self.netlink, &removal).await {
                 refused.get_or_insert(error);
             }
@@ -226,10 +250,10 @@ impl Gateway {
         refused.map_or(Ok(()), |error| Err(error.into()))
     }
 
-    fn plan(&self) -> anyhow::Result<Plan> {
+    fn plan(&self) -> Plan {
         let interfaces = &self.constants.interfaces;
         let needs = Needs::of(&self.registry, &self.return_routes, &self.facts, interfaces);
-        Ok(Plan::compare(&needs, &self.facts, interfaces)?)
+        Plan::compare(&needs, &self.facts, interfaces)
     }
 
     fn publish_changes(&mut self) -> anyhow::Result<()> {
@@ -246,7 +270,7 @@ impl Gateway {
 
     /// Has the kernel resolve the next hops of new routes at once, before a packet needs them.
     async fn ask_next_hops(&self) {
-        let Ok(plan) = self.plan() else { return }; // said by whoever converges
+        let plan = self.plan();
         for addition in plan.additions.iter().filter(|addition| matches!(addition, Addition::NextHop(..))) {
             let interfaces = &self.constants.interfaces;
             if let Err(error) = program::add(&self.netlink, addition, &self.facts, interfaces).await {

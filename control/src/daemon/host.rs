@@ -6,7 +6,7 @@ use anyhow::Context;
 use nix::mount::{MsFlags, mount};
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
-use tracing::{info, warn};
+use tracing::{debug, info};
 
 const BPFFS: &str = "/sys/fs/bpf";
 
@@ -24,9 +24,10 @@ pub fn mount_bpffs(pin_dir: &Path) -> anyhow::Result<()> {
         .with_context(|| format!("cannot mount a bpffs at {BPFFS}; xdp.pin_dir needs one"))
 }
 
-/// Lifts the limit on locked memory, which kernels before 5.11 count maps and frame memory against.
+/// Lifts the limit on locked memory, which kernels count frame memory against, and old ones maps too.
+/// Where that is not allowed the limit stays, and starting the fast path tells whether it is enough.
 pub fn lift_memory_limit() {
     if let Err(error) = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY) {
-        warn!("cannot lift the limit on locked memory ({error}); large tables may be refused");
+        debug!("cannot lift the limit on locked memory: {error}");
     }
 }

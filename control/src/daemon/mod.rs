@@ -126,7 +126,7 @@ impl Daemon {
                     readable?.clear_ready(); // first, so that what comes meanwhile makes it readable again
                     self.gateway.resolve(self.neighbour_requests.drain()).await;
                 }
-                _ = repair.tick() => self.gateway.repair().await,
+                _ = repair.tick() => self.gateway.repair().await?,
             }
         }
     }
@@ -143,7 +143,7 @@ async fn prepare(config: Config, state: StateDir) -> anyhow::Result<Setup> {
         pod_cidrs: config.pod_cidrs.clone(),
         timeouts: config.timeouts,
     };
-    let host = host_of(&facts, &constants)?;
+    let host = host_of(&facts, &config.routes, &constants)?;
     check_routes(&config, &host)?;
     let registry = register(&config, &state, &host)?;
     let options = DataPlaneOptions {
@@ -161,7 +161,7 @@ async fn prepare(config: Config, state: StateDir) -> anyhow::Result<Setup> {
 fn check_routes(config: &Config, host: &Host) -> anyhow::Result<()> {
     for (index, route) in config.routes.iter().enumerate() {
         let network = host.inside_network;
-        if !network.contains(&route.via) || host.addresses.contains_key(&route.via) {
+        if !network.contains(&route.via) || route.via == network.addr() {
             anyhow::bail!(
                 "cluster.routes[{index}].via: {} is no node on the inside network; give another address of {}",
                 route.via,

@@ -44,7 +44,9 @@ pub struct TenantLink {
 impl Link {
     /// Tells whether Spillway made this link above `parent`.
     pub fn is_tenant_link_of(&self, parent: u32) -> bool {
-        self.macvlan_parent == Some(parent) && self.name.starts_with(LINK_PREFIX)
+        let address = self.name.strip_prefix(LINK_PREFIX).unwrap_or_default();
+        let named = address.len() == 8 && address.bytes().all(|byte| byte.is_ascii_hexdigit());
+        named && self.macvlan_parent == Some(parent)
     }
 
     fn from_message(message: LinkMessage) -> Self {
