@@ -3,6 +3,7 @@
 use std::io::{IsTerminal, stderr};
 
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 /// Starts logging with the given filter, else with `RUST_LOG`, else at `info`.
 ///
@@ -11,7 +12,7 @@ use tracing_subscriber::EnvFilter;
 pub fn start(filter: Option<&str>) -> anyhow::Result<()> {
     let text = filter.map(str::to_owned).or_else(|| std::env::var("RUST_LOG").ok());
     let text = text.as_deref().unwrap_or("info");
-    let filter = EnvFilter::try_new(text).map_err(|error| {
+    let filter = EnvFilter::try_new(own_crates_only(text)).map_err(|error| {
         anyhow::anyhow!("--log: {text:?} is no log filter ({error}); use error, warn, info, debug or trace")
     })?;
     tracing_subscriber::fmt()
@@ -21,4 +22,26 @@ pub fn start(filter: Option<&str>) -> anyhow::Result<()> {
         .with_target(false)
         .init();
     Ok(())
+}
+
+/// Returns a filter under which a mere level that is finer than `info` holds for Spillway's crates alone.
+fn own_crates_only(filter: &str) -> String {
+    match filter.parse::<LevelFilter>() {
+        Ok(level) if level > LevelFilter::INFO => {
+            format!("info,control={level},fastpath={level},conntrack={level}")
+        }
+        _ => filter.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fine_level_is_for_own_crates() {
+        assert_eq!(own_crates_only("debug"), "info,control=debug,fastpath=debug,conntrack=debug");
+        assert_eq!(own_crates_only("warn"), "warn");
+        assert_eq!(own_crates_only("aya=debug"), "aya=debug");
+    }
 }
