@@ -18,6 +18,7 @@
 //! - [`compile`]: registry, facts and config into a snapshot for the fast path
 //! - [`sysctl`]: ARP isolation, set and restored
 //! - [`daemon`]: the process that keeps all of it in step
+//! - [`demo`]: two tenants, two nodes and a server in network namespaces
 //! - [`api`]: HTTP and JSON over the control socket
 //! - [`client`]: the command line's end of the control socket
 //! - [`cli`]: commands and their flags
@@ -31,6 +32,7 @@ pub mod client;
 pub mod compile;
 pub mod config;
 pub mod daemon;
+pub mod demo;
 pub mod logging;
 pub mod netlink;
 pub mod output;
