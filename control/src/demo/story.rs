@@ -51,7 +51,7 @@ pub fn run(options: &Options) -> Result<()> {
         screen::title("What the daemon logged");
         screen::output(&stage.gateway.log());
     }
-    if options.keep {
+    if options.keep && wait::check_interrupted().is_ok() {
         stage.keep()?;
     } else {
         screen::title("Taking everything down");

@@ -1,0 +1,70 @@
+//! The workspace's shape: who may depend on whom, and who alone may name what.
+
+use std::collections::BTreeSet;
+
+use anyhow::Result;
+use spillway_tests::manifests::{CRATES, dependencies, sources_with};
+
+#[test]
+fn dependencies_run_one_way() -> Result<()> {
+    let allowed: [(&str, &[&str]); 5] = [
+        ("conntrack", &[]),
+        ("fastpath", &["conntrack"]),
+        ("control", &["conntrack", "fastpath"]),
+        ("bench", &["conntrack", "fastpath", "control"]),
+        ("tests", &["conntrack", "fastpath", "control"]),
+    ];
+    let members = ["conntrack", "fastpath", "control", "spillway-bench", "spillway-tests"];
+    for (name, allowed) in allowed {
+        let named = dependencies(name)?;
+        let wrong: Vec<_> =
+            members.iter().filter(|member| named.contains(**member) && !allowed.contains(member)).collect();
+        assert!(wrong.is_empty(), "{name} must not depend on {wrong:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_library_with_one_home_is_named_in_no_other_manifest() -> Result<()> {
+    let homes: [(&str, &[&str]); 6] = [
+        ("afxdp", &["fastpath"]),
+        ("aya", &["fastpath"]),
+        ("tokio", &["control"]),
+        ("kube", &["control"]),
+        ("rtnetlink", &["control"]),
+        ("clap", &["control", "bench"]),
+    ];
+    for name in CRATES {
+        let named = dependencies(name)?;
+        for (library, homes) in homes {
+            assert!(!named.contains(library) || homes.contains(&name), "{name} must not name {library}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn one_file_alone_names_afxdp() -> Result<()> {
+    let files = sources_with("fastpath", "afxdp::")?;
+    assert!(files.len() <= 1, "{files:?} name afxdp; only the implementation of FrameIo may");
+    Ok(())
+}
+
+#[test]
+fn clap_is_named_in_the_command_line_only() -> Result<()> {
+    let outside: BTreeSet<_> = sources_with("control", "clap::")?
+        .into_iter()
+        .filter(|file| !file.starts_with("cli") && !file.starts_with("main.rs"))
+        .collect();
+    assert!(outside.is_empty(), "{outside:?} name clap; only src/cli and src/main.rs may");
+    Ok(())
+}
+
+#[test]
+fn unsafe_code_is_forbidden_outside_of_the_fast_path() -> Result<()> {
+    for name in CRATES.iter().filter(|name| **name != "fastpath") {
+        let files = sources_with(name, "#![forbid(unsafe_code)]")?;
+        assert!(!files.is_empty(), "{name} does not say #![forbid(unsafe_code)] at its root");
+    }
+    Ok(())
+}

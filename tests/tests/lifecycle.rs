@@ -1,0 +1,140 @@
+//! The daemon's life: what it keeps over a restart, what it leaves behind, and that there is one of it.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use control::demo::command::{self, text};
+use control::demo::gateway::Installation;
+use control::demo::topology::{
+    BLUE, GATEWAY_INSIDE, Host, INSIDE, NODES, OUTSIDE, PODS, RED, ROUTE_PROTOCOL,
+};
+use spillway_tests::fixture::{Fixture, LIMIT};
+
+#[test]
+fn tenants_added_over_the_socket_survive_a_restart() -> Result<()> {
+    let Some(mut fixture) = Fixture::with_tenants()? else { return Ok(()) };
+    fixture.require_service()?;
+    let status = fixture.gateway.stop()?;
+    assert!(status.success(), "{status}: {}", fixture.gateway.log());
+    fixture.start_again()?;
+    let listed = fixture.gateway.installation().json(&["tenant", "list"])?.to_string();
+    assert!(listed.contains(BLUE.name) && listed.contains(RED.name), "{listed}");
+    fixture.require_service()
+}
+
+#[test]
+fn a_clean_stop_leaves_nothing_that_it_made() -> Result<()> {
+    let Some(mut fixture) = Fixture::without_tenants()? else { return Ok(()) };
+    let gateway = fixture.lab.namespace(Host::Gateway);
+    let arp =
+        ["-n", "net.ipv4.conf.in0.arp_ignore", "net.ipv4.conf.all.arp_ignore", "net.ipv4.conf.all.rp_filter"];
+    fixture.gateway.add_tenant(&BLUE)?;
+    fixture.require_links_of_blue(true)?;
+    fixture.gateway.stop()?;
+    fixture.require_links_of_blue(false)?;
+    assert_eq!(gateway.run("sysctl", &arp)?.split_whitespace().collect::<Vec<_>>(), ["0", "0", "0"]);
+    let own = gateway.ip(&format!("-brief address show dev {INSIDE}"))?;
+    assert!(own.contains(&GATEWAY_INSIDE.to_string()), "the host's own address is gone: {own}");
+    Ok(())
+}
+
+#[test]
+fn what_it_did_not_make_stays_when_it_stops() -> Result<()> {
+    let Some(mut fixture) = Fixture::without_tenants()? else { return Ok(()) };
+    let gateway = fixture.lab.namespace(Host::Gateway);
+    gateway.ip(&format!("addr add {}/32 dev {OUTSIDE}", BLUE.egress))?;
+    gateway.ip(&format!("route add 10.140.0.0/24 via {} dev {INSIDE} proto static", NODES[0].address))?;
+    fixture.gateway.add_tenant(&BLUE)?;
+    fixture.seen_as(&PODS[0])?;
+    fixture.gateway.stop()?;
+    let addresses = gateway.ip(&format!("-brief address show dev {OUTSIDE}"))?;
+    assert!(addresses.contains(&BLUE.egress.to_string()), "{addresses}");
+    assert!(gateway.ip("route show proto static")?.contains("10.140.0.0/24"));
+    Ok(())
+}
+
+#[test]
+fn a_removed_tenant_leaves_no_link_and_no_address() -> Result<()> {
+    let Some(fixture) = Fixture::with_tenants()? else { return Ok(()) };
+    fixture.require_links_of_blue(true)?;
+    fixture.gateway.remove_tenant(&BLUE)?;
+    let links = fixture.lab.namespace(Host::Gateway).ip("-brief link show type macvlan")?;
+    assert!(!links.contains("02:53:c0:a8:63:0d") && links.contains("02:53:c0:a8:63:0e"), "{links}");
+    Ok(())
+}
+
+#[test]
+fn a_second_daemon_on_the_same_socket_is_refused() -> Result<()> {
+    let Some(fixture) = Fixture::with_tenants()? else { return Ok(()) };
+    require_refusal(&fixture, fixture.gateway.installation())
+}
+
+#[test]
+fn a_second_daemon_on_the_same_interfaces_is_refused() -> Result<()> {
+    let Some(fixture) = Fixture::with_tenants()? else { return Ok(()) };
+    let first = fixture.gateway.installation();
+    let directory = fixture.lab.directory();
+    let files = |text: String| {
+        text.replace("spillway.sock", "second.sock")
+            .replace("/state\"", "/second-state\"")
+            .replace("/sys/fs/bpf/spillway-", "/sys/fs/bpf/spillway-second-")
+    };
+    let config = directory.join("second.toml");
+    std::fs::write(&config, files(std::fs::read_to_string(&first.config)?))?;
+    let second = Installation { config, socket: directory.join("second.sock"), ..first.clone() };
+    let outcome = require_refusal(&fixture, &second);
+    let pins = Path::new("/sys/fs/bpf").join(format!("spillway-second-{}", fixture.lab.name()));
+    assert!(!pins.exists(), "the second daemon pinned its own program");
+    outcome
+}
+
+#[test]
+fn detach_is_refused_while_the_daemon_runs_and_frees_the_interfaces_afterwards() -> Result<()> {
+    let Some(mut fixture) = Fixture::with_tenants()? else { return Ok(()) };
+    let installation = fixture.gateway.installation().clone();
+    let refused = installation.detach(&fixture.lab)?;
+    assert!(!refused.status.success(), "detached under a running daemon: {}", text(&refused.stdout));
+    fixture.require_service()?;
+    fixture.gateway.stop()?;
+    assert_eq!(attached(&fixture)?, [true, true], "the programs guard the interfaces while no daemon runs");
+    let done = installation.detach(&fixture.lab)?;
+    assert!(done.status.success(), "{}", text(&done.stderr));
+    assert_eq!(attached(&fixture)?, [false, false]);
+    Ok(())
+}
+
+/// Starts a second daemon, which has to end at once with a reason, and leave the first one alone.
+fn require_refusal(fixture: &Fixture, second: &Installation) -> Result<()> {
+    let output = command::run(&mut second.daemon(&fixture.lab), LIMIT).context("the second daemon runs")?;
+    assert!(!output.status.success());
+    assert!(text(&output.stderr).contains("error"), "no reason given: {}", text(&output.stderr));
+    fixture.require_service()
+}
+
+/// Tells for the inside and the outside interface whether an XDP program is attached.
+fn attached(fixture: &Fixture) -> Result<[bool; 2]> {
+    let gateway = fixture.lab.namespace(Host::Gateway);
+    let shown =
+        |device| Ok::<_, anyhow::Error>(gateway.ip(&format!("link show dev {device}"))?.contains("xdp"));
+    Ok([shown(INSIDE)?, shown(OUTSIDE)?])
+}
+
+trait Links {
+    fn require_links_of_blue(&self, there: bool) -> Result<()>;
+}
+
+impl Links for Fixture {
+    /// Fails unless the tenant's link, egress address and return routes are there, or all gone.
+    fn require_links_of_blue(&self, there: bool) -> Result<()> {
+        let gateway = self.lab.namespace(Host::Gateway);
+        let links = gateway.ip("-brief link show type macvlan")?;
+        assert_eq!(links.contains("02:53:c0:a8:63:0d"), there, "{links}");
+        let addresses = gateway.ip(&format!("-brief address show dev {OUTSIDE}"))?;
+        assert_eq!(addresses.contains(&BLUE.egress.to_string()), there, "{addresses}");
+        let routes = gateway.ip(&format!("route show proto {ROUTE_PROTOCOL}"))?;
+        for node in &NODES {
+            assert_eq!(routes.contains(node.pod_cidr), there, "{routes}");
+        }
+        Ok(())
+    }
+}
