@@ -1,0 +1,32 @@
+# Each target installs what it needs (apt-get or dnf) and can be called first on a fresh machine with Rust.
+
+CARGO ?= cargo
+export PATH := $(PATH):/usr/sbin:/sbin
+
+# Network namespaces need root. As root, a test that would have to be skipped is a failure.
+ROOT := $(filter 0,$(shell id -u))
+SUDO := $(if $(ROOT),,sudo)
+
+.PHONY: help demo test lint bench dependencies
+
+help: ## lists the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+demo: dependencies ## builds the gateway and shows it at work: two tenants, two nodes, real traffic
+	$(CARGO) build --release -p control
+	$(SUDO) target/release/spillway demo $(ARGS)
+
+test: dependencies ## runs every test; as root also those in network namespaces
+	$(CARGO) build -p control
+	$(if $(ROOT),REQUIRE_NETNS=1) $(CARGO) test --workspace $(ARGS)
+
+lint: dependencies ## checks format, lints and documentation
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps
+
+bench: dependencies ## measures the gateway on this machine, shortly
+	$(CARGO) run --release -p spillway-bench -- wire --short $(ARGS)
+
+dependencies:
+	@scripts/install-deps
