@@ -245,7 +245,7 @@ mod tests {
         };
         let constants = Constants {
             interfaces: Interfaces { inside: "in0".into(), outside: "out0".into() },
-            pod_cidrs: vec!["10.128.0.0/14".parse().unwrap()],
+            pod_cidrs: vec!["10.132.0.0/14".parse().unwrap()],
             timeouts: Timeouts::default(),
         };
         let blue = r#"{"name":"ns-blue","gatewayIP":"192.168.99.13","egressIPs":["192.168.55.113"]}"#;

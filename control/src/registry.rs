@@ -306,7 +306,7 @@ mod tests {
                 ([192, 168, 55, 12].into(), "the gateway's own address on out0".into()),
             ]),
             macs: vec!["02:00:00:00:00:01".parse().unwrap()],
-            pod_cidrs: vec!["10.128.0.0/14".parse().unwrap()],
+            pod_cidrs: vec!["10.132.0.0/14".parse().unwrap()],
         }
     }
 }

@@ -240,7 +240,7 @@ mod tests {
         assert_eq!(json["gatewayIP"], "192.168.99.13");
         assert_eq!(json["gatewayMAC"], "");
         assert_eq!(json["egressIPs"][0], "192.168.55.113");
-        assert_eq!(json["sources"]["podCIDRs"][0], "10.128.0.0/14");
+        assert_eq!(json["sources"]["podCIDRs"][0], "10.132.0.0/14");
         assert_eq!(json["limits"]["newSessionsPerSecond"], 0);
         assert_eq!(serde_json::from_value::<Tenant>(json).unwrap(), blue());
     }
@@ -257,7 +257,7 @@ mod tests {
             ("egressIPs: is empty", |tenant| tenant.egress_ips.clear()),
             ("egressIPs[1]: 192.168.55.113", |tenant| tenant.egress_ips.push([192, 168, 55, 113].into())),
             ("egressIPs[0]: 192.168.99.13", |tenant| tenant.egress_ips = vec![tenant.gateway_ip]),
-            ("sources.podCIDRs[0]: 10.128.0.1/14 has host bits set; write 10.128.0.0/14", |tenant| {
+            ("sources.podCIDRs[0]: 10.128.0.1/14 has host bits set; write 10.132.0.0/14", |tenant| {
                 tenant.sources.pod_cidrs = vec!["10.128.0.1/14".parse().unwrap()];
             }),
             ("mapping: EndpointIndependent is not available yet", |tenant| {
@@ -280,7 +280,7 @@ mod tests {
             gateway_ip: [192, 168, 99, 13].into(),
             gateway_mac: None,
             egress_ips: vec![[192, 168, 55, 113].into()],
-            sources: Sources { pod_cidrs: vec!["10.128.0.0/14".parse().unwrap()] },
+            sources: Sources { pod_cidrs: vec!["10.132.0.0/14".parse().unwrap()] },
             mapping: Mapping::default(),
             limits: Limits::default(),
         }

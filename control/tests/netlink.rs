@@ -234,7 +234,7 @@ impl Gateway {
         let netlink = Netlink::connect().unwrap();
         let constants = Constants {
             interfaces: Interfaces { inside: "in0".into(), outside: "out0".into() },
-            pod_cidrs: vec!["10.128.0.0/14".parse().unwrap()],
+            pod_cidrs: vec!["10.132.0.0/14".parse().unwrap()],
             timeouts: Timeouts::default(),
         };
         let mut registry = Registry::default();

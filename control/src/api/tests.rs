@@ -150,6 +150,6 @@ fn host() -> Host {
         inside_network: "192.168.99.12/24".parse().unwrap(),
         addresses: BTreeMap::new(),
         macs: Vec::new(),
-        pod_cidrs: vec!["10.128.0.0/14".parse().unwrap()],
+        pod_cidrs: vec!["10.132.0.0/14".parse().unwrap()],
     }
 }

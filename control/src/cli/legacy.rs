@@ -15,9 +15,9 @@ use crate::tenant::{Limits, Mapping, Sources, Tenant};
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example:\n  spillway add-tenant --name ns-blue --gw-ip 192.168.99.13 --egress-ip 192.168.55.113 \
-                  --mark 0x10 \\\n    --dev enp1s0 --out-dev enp7s0 --pod-cidr 10.128.0.0/14\n\nThe same with the \
+                  --mark 0x10 \\\n    --dev enp1s0 --out-dev enp7s0 --pod-cidr 10.132.0.0/14\n\nThe same with the \
                   new flags:\n  spillway tenant add ns-blue --gw-ip 192.168.99.13 --egress-ip 192.168.55.113 \
-                  --pod-cidr 10.128.0.0/14"
+                  --pod-cidr 10.132.0.0/14"
 )]
 pub(super) struct AddArguments {
     /// Name of the tenant

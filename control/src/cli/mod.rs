@@ -1,11 +1,13 @@
 //! Commands and their flags: clients of the control socket, and the daemon itself.
 //!
 //! - `run`: the daemon
+//! - `demo`: the gateway at work
 //! - `tenant`: add, remove, list and show tenants
 //! - `legacy`: `add-tenant` and `remove-tenant` with the flags of the tool before
 //! - `status`, `routes`, `sessions`: what the gateway does
 //! - `detach`: removes what outlives the daemon
 
+mod demo;
 mod detach;
 mod legacy;
 mod routes;
@@ -39,6 +41,8 @@ pub struct Arguments {
 enum Command {
     /// Run the gateway
     Run(run::Arguments),
+    /// Show the gateway at work in network namespaces
+    Demo(demo::Arguments),
     /// Add, remove, list and show tenants
     #[command(subcommand)]
     Tenant(tenant::Command),
@@ -72,6 +76,7 @@ impl Arguments {
     fn execute(self) -> anyhow::Result<()> {
         let command = match self.command {
             Command::Run(run) => return run.execute(self.socket),
+            Command::Demo(demo) => return demo.execute(),
             command => command,
         };
         let socket = self.socket.unwrap_or_else(|| DEFAULT_SOCKET.into());
@@ -79,7 +84,7 @@ impl Arguments {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
             match command {
-                Command::Run(_) => Ok(()), // executed above: it has a runtime of its own
+                Command::Run(_) | Command::Demo(_) => Ok(()), // executed above, without this runtime
                 Command::Tenant(tenant) => tenant.execute(&client).await,
                 Command::Status(status) => status.execute(&client).await,
                 Command::Routes(routes) => routes.execute(&client).await,

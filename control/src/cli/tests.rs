@@ -20,7 +20,7 @@ fn every_command_has_an_example() {
 #[test]
 fn the_old_tools_flags_are_understood() {
     let line = "spillway add-tenant --name n --gw-ip 192.168.99.13 --egress-ip 192.168.55.113 --mark 0x10 \
-                --dev enp1s0 --out-dev enp7s0 --pod-cidr 10.128.0.0/14";
+                --dev enp1s0 --out-dev enp7s0 --pod-cidr 10.132.0.0/14";
     Arguments::try_parse_from(line.split_whitespace()).unwrap();
     Arguments::try_parse_from("spillway remove-tenant --name n --mark 0x10".split_whitespace()).unwrap();
 }

@@ -21,7 +21,7 @@ const FULL: &str = r#"
     tcp_established = "3h"
     udp = "5m"
     [cluster]
-    pod_cidrs = ["10.128.0.0/14"]
+    pod_cidrs = ["10.132.0.0/14"]
     routes = [{ pod_cidr = "10.132.0.0/24", via = "192.168.99.21" }]
     [kubernetes]
     enabled = false
@@ -32,7 +32,7 @@ const FULL: &str = r#"
     name = "ns-blue"
     gateway_ip = "192.168.99.13"
     egress_ips = ["192.168.55.113"]
-    pod_cidrs = ["10.128.0.0/14"]
+    pod_cidrs = ["10.132.0.0/14"]
 "#;
 
 #[test]

@@ -147,7 +147,7 @@ pub static PODS: [Pod; 4] = [
 ];
 
 /// All pods of the cluster, those of nodes to come included.
-pub const CLUSTER_CIDR: &str = "10.128.0.0/14";
+pub const CLUSTER_CIDR: &str = "10.132.0.0/14";
 /// Inside interface of the gateway.
 pub const INSIDE: &str = "in0";
 /// Outside interface of the gateway.
