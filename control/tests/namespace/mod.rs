@@ -1,8 +1,9 @@
-//! Network namespaces that vanish with the test.
+//! Network and mount namespaces that vanish with the test.
 
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
 /// The namespace across the two wires.
@@ -13,7 +14,13 @@ pub(crate) struct World {
 impl World {
     /// Runs a command in the other namespace and returns what it printed.
     pub(crate) fn peer(&self, line: &str) -> String {
-        run(&format!("nsenter --net=/proc/{}/ns/net {line}", self.holder.id()))
+        self.peer_words(&line.split_whitespace().collect::<Vec<_>>())
+    }
+
+    /// Runs a command, given as words, in the other namespace and returns what it printed.
+    pub(crate) fn peer_words(&self, words: &[&str]) -> String {
+        let namespace = format!("--net=/proc/{}/ns/net", self.holder.id());
+        run(&[&["nsenter", &namespace], words].concat())
     }
 }
 
@@ -27,12 +34,13 @@ impl Drop for World {
 /// Runs a test in a namespace of its own, wired to another; says SKIPPED without privileges.
 pub(crate) fn in_namespace(test: impl AsyncFnOnce(&World) + Send + 'static) {
     let thread = std::thread::spawn(move || {
-        if let Err(error) = unshare(CloneFlags::CLONE_NEWNET) {
+        if let Err(error) = unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS) {
             assert!(std::env::var("REQUIRE_NETNS").as_deref() != Ok("1"), "no network namespace: {error}");
             eprintln!("SKIPPED: no network namespace: {error}");
             return;
         }
-        // Its threads start in this thread's namespace.
+        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
+        // Its threads start in this thread's namespaces.
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let world = wire();
@@ -45,7 +53,7 @@ pub(crate) fn in_namespace(test: impl AsyncFnOnce(&World) + Send + 'static) {
 
 /// Runs `ip` in this thread's namespace.
 pub(crate) fn ip(line: &str) -> String {
-    run(&format!("ip {line}"))
+    run(&["ip"].into_iter().chain(line.split_whitespace()).collect::<Vec<_>>())
 }
 
 /// Waits until a condition holds; panics after five seconds.
@@ -82,10 +90,9 @@ fn wire() -> World {
     world
 }
 
-fn run(line: &str) -> String {
-    let mut words = line.split_whitespace();
-    let output = Command::new(words.next().unwrap()).args(words).output().unwrap();
+fn run(words: &[&str]) -> String {
+    let output = Command::new(words[0]).args(&words[1..]).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(output.status.success(), "{line}: {text}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{words:?}: {text}{}", String::from_utf8_lossy(&output.stderr));
     text
 }
