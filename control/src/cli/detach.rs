@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use anyhow::Context;
 use clap::Args;
 
+use super::load_config;
 use crate::client::Client;
-use crate::config::{Config, DEFAULT_PIN_DIR};
+use crate::config::DEFAULT_PIN_DIR;
 use crate::output;
 
 /// Removes the pinned XDP programs and maps, which drop tenant traffic while no daemon runs.
@@ -24,7 +25,7 @@ pub(super) struct Arguments {
 
 impl Arguments {
     pub(super) async fn execute(self, client: &Client) -> anyhow::Result<()> {
-        let config = self.config.as_deref().map(Config::load).transpose()?;
+        let config = self.config.as_deref().map(load_config).transpose()?;
         let own_socket = config.as_ref().and_then(|config| config.socket.as_deref().map(Client::new));
         for client in own_socket.iter().chain([client]) {
             anyhow::ensure!(!client.daemon_listens().await, "a daemon is running; stop it first");

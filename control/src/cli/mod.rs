@@ -16,18 +16,19 @@ mod sessions;
 mod status;
 mod tenant;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::{Parser, Subcommand};
 
 use crate::client::Client;
-use crate::config::DEFAULT_SOCKET;
+use crate::config::{Config, DEFAULT_SOCKET};
 use crate::output;
 
 /// Egress gateway for Kubernetes tenants, on AF_XDP.
 #[derive(Debug, Parser)]
-#[command(version, about, max_term_width = 100, arg_required_else_help = true)]
+#[command(version, max_term_width = 100, arg_required_else_help = true)]
 pub struct Arguments {
     /// Control socket [default: the config file's, else /run/spillway/spillway.sock]
     #[arg(long, global = true, env = "SPILLWAY_SOCKET", value_name = "PATH", hide_env_values = true)]
@@ -95,6 +96,11 @@ impl Arguments {
             }
         })
     }
+}
+
+/// Reads a config file; refusals say which.
+fn load_config(path: &Path) -> anyhow::Result<Config> {
+    Config::load(path).with_context(|| path.display().to_string())
 }
 
 /// Tells whether the reader of stdout, such as `head`, had enough.

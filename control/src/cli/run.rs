@@ -2,10 +2,9 @@
 
 use std::path::PathBuf;
 
-use anyhow::Context;
 use clap::Args;
 
-use crate::config::Config;
+use super::load_config;
 use crate::{daemon, logging};
 
 /// Runs the gateway until SIGTERM or SIGINT.
@@ -28,7 +27,7 @@ pub(super) struct Arguments {
 impl Arguments {
     pub(super) fn execute(self, socket: Option<PathBuf>) -> anyhow::Result<()> {
         logging::start(self.log.as_deref())?;
-        let config = Config::load(&self.config).with_context(|| self.config.display().to_string())?;
+        let config = load_config(&self.config)?;
         let socket = daemon::socket_path(socket, config.socket.clone());
         daemon::run(config, &socket, self.keep)
     }

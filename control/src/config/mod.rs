@@ -62,13 +62,8 @@ pub struct ReturnRoute {
 #[derive(Debug, Error)]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("cannot read config file {path}")]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Cause.
-        source: std::io::Error,
-    },
+    #[error("cannot read the config file")]
+    Read(#[source] std::io::Error),
     /// The file is not TOML, or has keys or types that are not known.
     #[error("{0}")]
     Syntax(Box<toml::de::Error>),
@@ -94,8 +89,7 @@ impl Config {
     /// # Errors
     /// When it cannot be read or is refused.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let text = std::fs::read_to_string(path).map_err(ConfigError::Read)?;
         Self::parse(&text, &usable_cores())
     }
 
