@@ -46,7 +46,7 @@ fn removing_a_tenant_under_traffic_costs_the_other_nothing() -> Result<()> {
 fn a_killed_daemon_leaks_nothing_and_the_kernel_does_not_answer_for_it() -> Result<()> {
     let Some(mut fixture) = Fixture::with_tenants()? else { return Ok(()) };
     let peer = Peer::udp_echo(&fixture.lab, 7)?;
-    let whole = Capture::of_outside_link(&fixture.lab)?;
+    let (inside, outside) = (Capture::of_inside_link(&fixture.lab)?, Capture::of_outside_link(&fixture.lab)?);
     let streams = start_streams(&fixture, &peer)?;
     streams.iter().try_for_each(|stream| stream.until_answered(100))?;
     fixture.gateway.kill()?;
@@ -54,8 +54,9 @@ fn a_killed_daemon_leaks_nothing_and_the_kernel_does_not_answer_for_it() -> Resu
     for tenant in [&BLUE, &RED] {
         require_silence(&fixture, tenant)?;
     }
-    let recording = whole.finish()?;
+    let recording = outside.finish()?;
     assert_eq!(recording.pod_sources()?, 0);
+    assert!(inside.finish()?.pod_sources()? > 0, "pods' addresses would not have been noticed");
     assert!(
         recording.count(&format!("udp and src host {}", BLUE.egress))? > 0,
         "the capture missed the traffic"

@@ -1,22 +1,18 @@
-//! `spillway demo`: the gateway at work, on this machine.
-
-use clap::Args;
+//! `spillway demo`.
 
 use crate::demo::{self, Options};
 
-/// Builds two nodes with pods, a router and a server in network namespaces, runs the gateway between them and
-/// shows what each of them sees. Needs root; touches nothing outside its namespaces and takes them down again.
-#[derive(Debug, Args)]
+/// Flags of `spillway demo`.
+#[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  spillway demo\n  spillway demo --keep    look around, then: spillway demo --clean"
+    after_help = "Example:\n  sudo spillway demo\n  sudo spillway demo --keep   # then look around\n  sudo spillway demo --clean"
 )]
 pub(super) struct Arguments {
-    /// Leave everything up at the end, and say how to look around
-    #[arg(long, conflicts_with = "clean")]
-    keep: bool,
-
-    /// Remove what an earlier demo left up
+    /// Leave everything up at the end, and print how to look around
     #[arg(long)]
+    keep: bool,
+    /// Remove what earlier demos left, and do nothing else
+    #[arg(long, conflicts_with = "keep")]
     clean: bool,
 }
 

@@ -34,6 +34,14 @@ impl Capture {
         Self::start(lab, Host::SwitchOutside, Host::Gateway.name())
     }
 
+    /// Records all that crosses the gateway's inside link, at the switch's end.
+    ///
+    /// # Errors
+    /// When tcpdump cannot be started.
+    pub fn of_inside_link(lab: &Lab) -> Result<Self> {
+        Self::start(lab, Host::SwitchInside, Host::Gateway.name())
+    }
+
     fn start(lab: &Lab, host: Host, device: &str) -> Result<Self> {
         let file = lab.directory().join(format!("{}-{device}.pcap", host.name()));
         let mut command = lab.namespace(host).command("tcpdump");

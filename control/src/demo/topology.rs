@@ -168,3 +168,20 @@ pub const INTERNET: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
 pub const POD_MTU: u32 = 1400;
 /// Route protocol number that marks Spillway's routes in the kernel.
 pub const ROUTE_PROTOCOL: &str = "83";
+
+#[cfg(test)]
+mod tests {
+    use ipnet::Ipv4Net;
+
+    use super::*;
+
+    #[test]
+    fn every_pod_is_in_its_nodes_network_and_that_in_the_clusters() {
+        let cluster: Ipv4Net = CLUSTER_CIDR.parse().unwrap();
+        for pod in &PODS {
+            let node: Ipv4Net = pod.node.pod_cidr.parse().unwrap();
+            assert!(node.contains(&pod.address), "{}", pod.address);
+            assert!(cluster.contains(&node), "{node}");
+        }
+    }
+}
