@@ -257,8 +257,8 @@ mod tests {
             ("egressIPs: is empty", |tenant| tenant.egress_ips.clear()),
             ("egressIPs[1]: 192.168.55.113", |tenant| tenant.egress_ips.push([192, 168, 55, 113].into())),
             ("egressIPs[0]: 192.168.99.13", |tenant| tenant.egress_ips = vec![tenant.gateway_ip]),
-            ("sources.podCIDRs[0]: 10.128.0.1/14 has host bits set; write 10.132.0.0/14", |tenant| {
-                tenant.sources.pod_cidrs = vec!["10.128.0.1/14".parse().unwrap()];
+            ("sources.podCIDRs[0]: 10.132.0.1/14 has host bits set; write 10.132.0.0/14", |tenant| {
+                tenant.sources.pod_cidrs = vec!["10.132.0.1/14".parse().unwrap()];
             }),
             ("mapping: EndpointIndependent is not available yet", |tenant| {
                 tenant.mapping = Mapping::EndpointIndependent;
