@@ -32,6 +32,8 @@ pub struct Summary {
     pub answered: u64,
     /// Sends or receives that an ICMP error refused.
     pub refused: u64,
+    /// Numbers of the datagrams that did not come back.
+    pub missing: BTreeSet<u64>,
     /// Addresses and ports that the server saw them come from.
     pub seen_as: BTreeSet<SocketAddrV4>,
 }
@@ -98,13 +100,6 @@ impl Drop for Stream {
     }
 }
 
-impl Summary {
-    /// Returns how many datagrams did not come back.
-    pub fn lost(&self) -> u64 {
-        self.sent - self.answered
-    }
-}
-
 fn until_grown(what: &str, counter: &AtomicU64, by: u64) -> Result<()> {
     let goal = counter.load(Ordering::Relaxed) + by;
     wait::until(&format!("{by} more {what}"), Duration::from_secs(30), || {
@@ -132,6 +127,7 @@ fn pump(socket: &UdpSocket, shared: &Shared) -> Summary {
         take_answers(socket, shared, &mut open, &mut summary);
         std::thread::sleep(PACE);
     }
+    summary.missing = open;
     summary
 }
 

@@ -5,10 +5,12 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use control::demo::command::{self, text};
 use control::demo::gateway::Installation;
+use control::demo::process::Process;
 use control::demo::topology::{
     BLUE, GATEWAY_INSIDE, Host, INSIDE, NODES, OUTSIDE, PODS, RED, ROUTE_PROTOCOL,
 };
 use spillway_tests::fixture::{Fixture, LIMIT};
+use spillway_tests::manifests;
 
 #[test]
 fn tenants_added_over_the_socket_survive_a_restart() -> Result<()> {
@@ -100,6 +102,35 @@ fn detach_is_refused_while_the_daemon_runs_and_frees_the_interfaces_afterwards()
     let done = installation.detach(&fixture.lab)?;
     assert!(done.status.success(), "{}", text(&done.stderr));
     assert_eq!(attached(&fixture)?, [false, false]);
+    Ok(())
+}
+
+#[test]
+fn the_service_units_capabilities_are_enough() -> Result<()> {
+    let Some(mut fixture) = Fixture::without_tenants()? else { return Ok(()) };
+    fixture.gateway.stop()?;
+    let unit = std::fs::read_to_string(manifests::root().join("deploy/spillway.service"))?;
+    let line = unit
+        .lines()
+        .find_map(|line| line.strip_prefix("CapabilityBoundingSet="))
+        .context("no bounding set")?;
+    let names: String =
+        line.split_whitespace().map(|name| name.to_lowercase().replace("cap_", ",+")).collect();
+    let installation = fixture.gateway.installation().clone();
+    let mut daemon = fixture.lab.namespace(Host::Gateway).command("setpriv");
+    daemon
+        .args(["--no-new-privs", "--bounding-set", &format!("-all{names}"), "--"])
+        .arg(&installation.executable);
+    daemon.arg("run").arg("--config").arg(&installation.config);
+    let mut process = Process::start(&mut daemon, &installation.log)?;
+    process.until("the daemon answers", LIMIT, || {
+        Ok(installation.output(&["status"])?.status.success().then_some(()))
+    })?;
+    fixture.gateway.add_tenant(&BLUE)?;
+    fixture.seen_as(&PODS[0])?;
+    fixture.gateway.remove_tenant(&BLUE)?;
+    let status = process.stop()?;
+    assert!(status.success(), "{status}: {}", process.output());
     Ok(())
 }
 
