@@ -1,2 +1,58 @@
-//! The benchmark harness.
-fn main() {}
+//! The benchmark harness: measures Spillway beside its peers in the same run.
+//!
+//! ```text
+//!   generator namespace        gateway namespace             sink namespace
+//!   XDP live frames ──veth──▶ inside  system  outside ──veth──▶ XDP counter
+//!        core 0                      core 1                     another core
+//! ```
+//!
+//! Systems take turns on topologies of their own, so that what disturbs the machine disturbs all of them.
+
+#![forbid(unsafe_code)]
+
+/// The command line.
+mod cli;
+/// External programs, run to their end.
+mod command;
+/// Measures the round trip of the first frame after idle.
+mod first_frame;
+/// Which five-tuples are sent, and in which order.
+mod flows;
+/// Sends live frames from an XDP test run.
+mod generator;
+/// Measures the processor time of an idle daemon.
+mod idle;
+/// Ends every wait early once the user asks for it.
+mod interrupt;
+/// What the figures were measured on.
+mod machine;
+/// Network namespaces that vanish with their owner.
+mod namespace;
+/// The kernel threads that receive a link's frames.
+mod napi;
+/// Results on the terminal and in a file.
+mod report;
+/// Counts what arrives at the far end.
+mod sink;
+/// Medians and spreads.
+mod statistics;
+/// The gateways that are measured.
+mod system;
+/// The namespaces, links and addresses around a gateway.
+mod topology;
+/// Measures throughput over veth.
+mod wire;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    match cli::Cli::parse().run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,89 @@
+use std::fs;
+
+use anyhow::{Context, Result};
+
+use crate::flows::Flows;
+use crate::topology::{EGRESS, NODE, POD_CIDR, TENANT_GATEWAY, TENANT_MAC, Topology};
+
+const MARK: u32 = 13;
+const MAXIMUM: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
+const BUCKETS: &str = "/proc/sys/net/netfilter/nf_conntrack_buckets";
+
+/// Forwards and translates: a macvlan link with the tenant's MAC and gateway address, a mark on what
+/// comes in by it, source NAT by mark.
+pub(super) fn translate(topology: &Topology) -> Result<()> {
+    accept_tenant(topology)?;
+    let gateway = &topology.gateway;
+    let (tenant, outside) = (tenant_device(topology), topology.outside_device());
+    gateway.ip(&format!("addr add {EGRESS}/32 dev {outside}"))?;
+    gateway.run(&format!("iptables -t mangle -A PREROUTING -i {tenant} -j MARK --set-mark {MARK}"))?;
+    gateway.run(&format!(
+        "iptables -t nat -A POSTROUTING -o {outside} -m mark --mark {MARK} -j SNAT --to-source {EGRESS}"
+    ))?;
+    // A NIC would have verified the checksum; a veth leaves it to conntrack, at the kernel's expense.
+    gateway.write("/proc/sys/net/netfilter/nf_conntrack_checksum", "0")
+}
+
+/// Forwards, and leaves the source address alone.
+pub(super) fn forward(topology: &Topology) -> Result<()> {
+    accept_tenant(topology)?;
+    // The way back in round-trip measurements: the server sends to the pod itself.
+    topology.sink.ip(&format!("route add {POD_CIDR} via {EGRESS} dev {}", topology.sink_device())).map(drop)
+}
+
+fn accept_tenant(topology: &Topology) -> Result<()> {
+    let gateway = &topology.gateway;
+    let (tenant, inside) = (tenant_device(topology), topology.inside_device());
+    gateway
+        .ip(&format!("link add link {inside} name {tenant} address {TENANT_MAC} type macvlan mode bridge"))?;
+    gateway.ip(&format!("addr add {TENANT_GATEWAY}/32 dev {tenant}"))?;
+    gateway.ip(&format!("link set {tenant} up"))?;
+    gateway.ip(&format!("route add {POD_CIDR} via {NODE} dev {inside}"))?;
+    gateway.write("/proc/sys/net/ipv4/ip_forward", "1")
+}
+
+fn tenant_device(topology: &Topology) -> String {
+    format!("bt{}", topology.tag)
+}
+
+/// The kernel's limits on sessions, raised for all namespaces; dropped, they are put back.
+#[derive(Debug)]
+pub(crate) struct ConntrackLimits {
+    before: Vec<(&'static str, u64)>,
+}
+
+impl ConntrackLimits {
+    /// Makes room for twice the flows, with a bucket for each direction of a flow; never lowers anything.
+    ///
+    /// Only the machine's first namespace may do this; elsewhere the kernel is measured with what it has.
+    pub(super) fn raise(flows: Flows) -> Option<Self> {
+        let wanted = (2 * u64::from(flows.count())).next_power_of_two();
+        let mut limits = Self { before: Vec::new() };
+        for file in [MAXIMUM, BUCKETS] {
+            if let Err(error) = limits.raise_one(file, wanted) {
+                eprintln!("warning: the kernel's session limits stay as they are: {error:#}");
+                return None;
+            }
+        }
+        Some(limits)
+    }
+
+    fn raise_one(&mut self, file: &'static str, wanted: u64) -> Result<()> {
+        let before: u64 = fs::read_to_string(file).with_context(|| file.to_owned())?.trim().parse()?;
+        if before < wanted {
+            fs::write(file, wanted.to_string()).with_context(|| format!("{file} = {wanted}"))?;
+            self.before.push((file, before));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for ConntrackLimits {
+    fn drop(&mut self) {
+        for (file, value) in self.before.drain(..).rev() {
+            if let Err(error) = fs::write(file, value.to_string()) {
+                eprintln!("warning: {file} could not be set back to {value}: {error}");
+            }
+        }
+    }
+}

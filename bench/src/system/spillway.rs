@@ -1,0 +1,208 @@
+use std::fs::{self, File};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde::Serialize;
+use tempfile::TempDir;
+
+use super::Setup;
+use crate::command::output;
+use crate::interrupt;
+use crate::namespace::{PREFIX, abandoned};
+use crate::topology::{EGRESS, NODE, POD_CIDR, TENANT_GATEWAY, Topology};
+
+const BPFFS: &str = "/sys/fs/bpf";
+const READY_WITHIN: Duration = Duration::from_secs(20);
+const GONE_WITHIN: Duration = Duration::from_secs(5);
+const POLL: Duration = Duration::from_millis(50);
+
+/// The daemon, with one worker on the gateway's core; dropped, it is stopped and leaves nothing behind.
+#[derive(Debug)]
+pub(crate) struct Daemon {
+    process: Child,
+    directory: TempDir,
+    pins: PathBuf,
+}
+
+impl Daemon {
+    /// Starts the daemon in the topology's gateway and waits until it answers on its control socket.
+    pub(super) fn start(topology: &Topology, setup: &Setup) -> Result<Self> {
+        let directory = tempfile::Builder::new().prefix(PREFIX).tempdir()?;
+        let pins = Path::new(BPFFS).join(format!("{PREFIX}{}", topology.tag));
+        let config = directory.path().join("spillway.toml");
+        fs::write(&config, toml::to_string(&Config::of(topology, setup, directory.path(), &pins))?)?;
+        let log = File::create(directory.path().join("log"))?;
+        // `ip netns exec` would hide bpffs, and the pins with it. The daemon must not survive this process.
+        let process = Command::new("setpriv")
+            .args(["--pdeathsig", "TERM", "nsenter"])
+            .arg(format!("--net={}", topology.gateway.path()))
+            .arg(&setup.spillway)
+            .args(["run".as_ref(), "--config".as_ref(), config.as_os_str()])
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .process_group(0)
+            .spawn()
+            .context("`setpriv` does not run; it comes with util-linux")?;
+        let mut daemon = Self { process, directory, pins };
+        daemon.wait_until_ready(&setup.spillway)?;
+        Ok(daemon)
+    }
+
+    /// Returns the daemon's process id.
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    fn wait_until_ready(&mut self, spillway: &Path) -> Result<()> {
+        let socket = self.directory.path().join("control.sock").display().to_string();
+        let spillway = spillway.display().to_string();
+        let deadline = Instant::now() + READY_WITHIN;
+        loop {
+            if let Some(status) = self.process.try_wait()? {
+                bail!("spillway ended at once ({status}):\n{}", self.log_tail());
+            }
+            if output(&[&spillway, "status", "--socket", &socket, "--json"])?.status.success() {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                bail!("spillway does not answer on {socket} after {READY_WITHIN:?}:\n{}", self.log_tail());
+            }
+            interrupt::pause(POLL)?;
+        }
+    }
+
+    /// Returns the last lines that the daemon wrote.
+    fn log_tail(&self) -> String {
+        let log = fs::read_to_string(self.directory.path().join("log")).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(20)..].join("\n")
+    }
+
+    fn stop(&mut self) -> Result<()> {
+        if self.process.try_wait()?.is_none() {
+            kill(Pid::from_raw(self.process.id().cast_signed()), Signal::SIGTERM)?;
+        }
+        let deadline = Instant::now() + GONE_WITHIN;
+        while self.process.try_wait()?.is_none() {
+            if Instant::now() > deadline {
+                eprintln!("warning: spillway does not end after {GONE_WITHIN:?}; it is killed");
+                self.process.kill()?;
+                self.process.wait()?;
+                break;
+            }
+            std::thread::sleep(POLL);
+        }
+        if self.pins.exists() {
+            fs::remove_dir_all(&self.pins).with_context(|| self.pins.display().to_string())?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if let Err(error) = self.stop() {
+            eprintln!("warning: spillway could not be taken down: {error:#}");
+        }
+    }
+}
+
+/// Removes the pins, and the XDP programs with them, that killed runs left behind.
+pub(crate) fn remove_stale() -> Result<()> {
+    for name in abandoned(BPFFS)? {
+        fs::remove_dir_all(Path::new(BPFFS).join(&name)).with_context(|| format!("{BPFFS}/{name}"))?;
+    }
+    Ok(())
+}
+
+/// The daemon's config file.
+#[derive(Serialize)]
+struct Config {
+    inside: Interface,
+    outside: Interface,
+    xdp: Xdp,
+    workers: Workers,
+    sessions: Sessions,
+    cluster: Cluster,
+    control: Control,
+    tenant: Vec<Tenant>,
+}
+
+#[derive(Serialize)]
+struct Interface {
+    interface: String,
+}
+
+#[derive(Serialize)]
+struct Xdp {
+    mode: &'static str,
+    pin_dir: PathBuf,
+}
+
+#[derive(Serialize)]
+struct Workers {
+    count: usize,
+    cores: Vec<usize>,
+}
+
+#[derive(Serialize)]
+struct Sessions {
+    capacity: u32,
+}
+
+#[derive(Serialize)]
+struct Cluster {
+    pod_cidrs: Vec<&'static str>,
+    routes: Vec<Route>,
+}
+
+#[derive(Serialize)]
+struct Route {
+    pod_cidr: &'static str,
+    via: &'static str,
+}
+
+#[derive(Serialize)]
+struct Control {
+    socket: PathBuf,
+    state_dir: PathBuf,
+}
+
+#[derive(Serialize)]
+struct Tenant {
+    name: &'static str,
+    gateway_ip: &'static str,
+    egress_ips: Vec<&'static str>,
+    pod_cidrs: Vec<&'static str>,
+}
+
+impl Config {
+    fn of(topology: &Topology, setup: &Setup, directory: &Path, pins: &Path) -> Self {
+        Self {
+            inside: Interface { interface: topology.inside_device() },
+            outside: Interface { interface: topology.outside_device() },
+            xdp: Xdp { mode: "auto", pin_dir: pins.to_owned() },
+            workers: Workers { count: 1, cores: vec![topology.cores.gateway] },
+            sessions: Sessions {
+                capacity: (setup.flows.count() + setup.flows.count() / 4).next_power_of_two().max(65_536),
+            },
+            cluster: Cluster {
+                pod_cidrs: vec![POD_CIDR],
+                routes: vec![Route { pod_cidr: POD_CIDR, via: NODE }],
+            },
+            control: Control { socket: directory.join("control.sock"), state_dir: directory.join("state") },
+            tenant: vec![Tenant {
+                name: "ns-blue",
+                gateway_ip: TENANT_GATEWAY,
+                egress_ips: vec![EGRESS],
+                pod_cidrs: vec![POD_CIDR],
+            }],
+        }
+    }
+}
