@@ -28,7 +28,7 @@ fn dependencies_run_one_way() -> Result<()> {
 fn a_library_with_one_home_is_named_in_no_other_manifest() -> Result<()> {
     let homes: [(&str, &[&str]); 6] = [
         ("afxdp", &["fastpath"]),
-        ("aya", &["fastpath"]),
+        ("aya", &["fastpath", "bench"]),
         ("tokio", &["control"]),
         ("kube", &["control"]),
         ("rtnetlink", &["control"]),
