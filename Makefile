@@ -26,7 +26,8 @@ lint: dependencies ## checks format, lints and documentation
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps
 
 bench: dependencies ## measures the gateway on this machine, shortly
-	$(CARGO) run --release -p spillway-bench -- wire --short $(ARGS)
+	$(CARGO) build --release -p control -p spillway-bench
+	$(SUDO) target/release/spillway-bench wire --short $(ARGS)
 
 dependencies:
 	@scripts/install-deps
