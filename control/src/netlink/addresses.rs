@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use futures_util::TryStreamExt;
+use nix::errno::Errno;
 use rtnetlink::AddressMessageBuilder;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{
@@ -60,7 +61,8 @@ impl Netlink {
         Ok(addresses.map_err(NetlinkError::refused("read addresses"))?.into_iter().flatten().collect())
     }
 
-    /// Adds `address`/32 to a link, marked as Spillway's.
+    /// Adds `address`/32 to a link, marked as Spillway's; one that someone else has added since addresses were
+    /// last read stays theirs.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -68,7 +70,12 @@ impl Netlink {
         let mut request = self.handle.address().add(link, address.into(), 32);
         let mark = AddressAttribute::Protocol(AddressProtocol::Other(OWNER));
         request.message_mut().attributes.push(mark);
-        request.execute().await.map_err(NetlinkError::refused(format!("add {address}/32 to {name}")))
+        match request.execute().await {
+            Err(rtnetlink::Error::NetlinkError(answer)) if answer.raw_code() == -(Errno::EEXIST as i32) => {
+                Ok(())
+            }
+            outcome => outcome.map_err(NetlinkError::refused(format!("add {address}/32 to {name}"))),
+        }
     }
 
     /// Removes `address`/32 from a link.
