@@ -41,6 +41,7 @@ pub struct Summary {
 #[derive(Debug, Default)]
 struct Shared {
     stop: AtomicBool,
+    abandoned: AtomicBool,
     sent: AtomicU64,
     answered: AtomicU64,
 }
@@ -92,6 +93,7 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
+        self.shared.abandoned.store(true, Ordering::Relaxed);
         self.shared.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
             // The test is failing already, or did not want the summary.
@@ -123,7 +125,7 @@ fn pump(socket: &UdpSocket, shared: &Shared) -> Summary {
         std::thread::sleep(PACE);
     }
     let deadline = Instant::now() + LAST;
-    while !open.is_empty() && Instant::now() < deadline {
+    while !open.is_empty() && !shared.abandoned.load(Ordering::Relaxed) && Instant::now() < deadline {
         take_answers(socket, shared, &mut open, &mut summary);
         std::thread::sleep(PACE);
     }
