@@ -306,11 +306,11 @@ fn a_frame_whose_neighbour_never_answers_is_given_up_with_a_word_to_the_pod() {
 #[test]
 fn few_frames_wait_for_one_address_and_the_rest_are_dropped() {
     let mut rig = Rig::new(without_server(1));
-    for port in 0..40 {
+    for port in 0..120 {
         rig.inject(0, Inside, &udp_frame(&format!("10.132.0.5:{}", 40000 + port), "192.168.55.13:53", b"x"));
     }
     rig.run();
-    assert_eq!(rig.drops(DropReason::NeighbourUnresolved), 40 - 16);
+    assert_eq!(rig.drops(DropReason::NeighbourUnresolved), 120 - 100);
 }
 
 #[test]

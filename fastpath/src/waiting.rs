@@ -9,10 +9,10 @@ use crate::io::Frame;
 use crate::snapshot::Side;
 
 /// Frames that may wait at one worker.
-const CAPACITY: usize = 256;
+const CAPACITY: usize = 512;
 
-/// Frames that may wait for one address. Linux keeps 101 packets of full size (`unres_qlen_bytes`).
-const PER_ADDRESS: usize = 16;
+/// Frames that may wait for one address, about as many as Linux keeps (`unres_qlen_bytes`).
+const PER_ADDRESS: usize = 100;
 
 /// How long a frame waits: the kernel asks three times, a second apart.
 const PATIENCE: Duration = Duration::from_secs(3);

@@ -20,7 +20,7 @@ use crate::worker::{Port, Worker, WorkerParts};
 
 use super::BLUE;
 
-const FRAMES_PER_WORKER: usize = 160;
+const FRAMES_PER_WORKER: usize = 320;
 const RING: usize = 64;
 
 /// Some workers, each with a wire on both sides.
