@@ -310,6 +310,7 @@ impl DataPlane {
             sessions: worker.counters.sessions.get(),
             session_capacity: u64::from(self.session_capacity),
             panics: worker.counters.panics.get(),
+            handed_over: worker.counters.handed_over.get(),
             queues: queues
                 .map(|((side, queue, probe), counters)| {
                     let statistics = probe.statistics().unwrap_or_default();

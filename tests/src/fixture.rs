@@ -34,10 +34,14 @@ impl Fixture {
     /// # Errors
     /// When something does not start, or without the privilege if the environment says `REQUIRE_NETNS=1`.
     pub fn without_tenants() -> Result<Option<Self>> {
+        Self::in_lab(&LabOptions::default())
+    }
+
+    fn in_lab(options: &LabOptions) -> Result<Option<Self>> {
         if skipped()? {
             return Ok(None);
         }
-        let lab = Lab::build(&LabOptions::default())?;
+        let lab = Lab::build(options)?;
         let server = Server::start(&lab)?;
         let gateway = Gateway::start(&lab, Installation::write(&lab, &executable()?)?)?;
         Ok(Some(Self { gateway, server, lab }))
@@ -48,7 +52,15 @@ impl Fixture {
     /// # Errors
     /// As [`Fixture::without_tenants`].
     pub fn with_tenants() -> Result<Option<Self>> {
-        let Some(fixture) = Self::without_tenants()? else { return Ok(None) };
+        Self::with_queues(LabOptions::default().queues)
+    }
+
+    /// Builds a lab whose gateway has several queues on each interface, and so as many workers, with both tenants.
+    ///
+    /// # Errors
+    /// As [`Fixture::without_tenants`].
+    pub fn with_queues(queues: u32) -> Result<Option<Self>> {
+        let Some(fixture) = Self::in_lab(&LabOptions { queues })? else { return Ok(None) };
         fixture.gateway.add_tenant(&BLUE)?;
         fixture.gateway.add_tenant(&RED)?;
         Ok(Some(fixture))

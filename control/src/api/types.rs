@@ -79,6 +79,8 @@ pub struct WorkerStatus {
     pub session_capacity: u64,
     /// Times that it was restarted after a panic.
     pub panics: u64,
+    /// Frames that came to it and belong to another worker.
+    pub handed_over: u64,
     /// Queues that it serves.
     pub queues: Vec<QueueStatus>,
 }

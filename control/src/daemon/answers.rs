@@ -172,6 +172,7 @@ fn worker_status(report: WorkerReport) -> WorkerStatus {
         sessions: report.sessions,
         session_capacity: report.session_capacity,
         panics: report.panics,
+        handed_over: report.handed_over,
         queues: report.queues.into_iter().map(queue).collect(),
     }
 }
