@@ -50,7 +50,7 @@ pub struct DataPlaneOptions {
     pub attach: AttachPreference,
     /// Directory on a bpffs where program and maps are pinned, so that they outlive the process.
     pub pin_dir: PathBuf,
-    /// Number of workers; none: one for each rx queue of the inside interface.
+    /// Number of workers; none: one for each rx queue of the interface that has fewer.
     pub workers: Option<usize>,
     /// Cores that the workers are pinned to, in order; empty: the first ones that the process may use.
     pub cores: Vec<usize>,

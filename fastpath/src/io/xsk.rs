@@ -143,6 +143,10 @@ pub enum XskError {
     /// The socket could not be bound.
     #[error("the queue cannot be bound; is another AF_XDP program using it?")]
     Socket(#[source] io::Error),
+    /// A privilege is missing. The library finds the program's map by number, which takes CAP_SYS_ADMIN
+    /// (`BPF_PROG_GET_FD_BY_ID`, bpf(2)).
+    #[error("the socket cannot be entered into the XDP program's map; CAP_SYS_ADMIN and CAP_NET_RAW are needed")]
+    Permission(#[source] io::Error),
     /// The socket's descriptor was not found.
     #[error("the socket's descriptor was not found among those of the process")]
     Descriptor,
@@ -446,7 +450,10 @@ fn umem_error(error: UmemNewError) -> XskError {
 
 fn socket_error(error: SocketNewError) -> XskError {
     match error {
-        SocketNewError::Create(source) => XskError::Socket(positive(source)),
+        SocketNewError::Create(source) => match positive(source) {
+            source if source.kind() == io::ErrorKind::PermissionDenied => XskError::Permission(source),
+            source => XskError::Socket(source),
+        },
         SocketNewError::RingNotPowerOfTwo => unreachable!("RING_FRAMES is a power of two"),
     }
 }
