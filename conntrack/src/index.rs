@@ -21,9 +21,9 @@ pub struct Index {
 }
 
 impl Index {
-    /// Makes an index that stays at most half full with both keys of `sessions` sessions.
+    /// Makes an index that both keys of `sessions` sessions fill to two thirds at most.
     pub fn new(sessions: u32) -> Self {
-        let slots = (sessions as usize * 4).next_power_of_two();
+        let slots = (sessions as usize * 3).next_power_of_two();
         Self { slots: vec![0; slots], mask: slots - 1 }
     }
 

@@ -16,6 +16,7 @@
 //! - [`session`]: one session and the rewrite that it prepares for each direction
 //! - [`table`]: all sessions of one worker: find, admit, touch, expire
 //! - [`index`]: open-addressing index from keys to slab entries
+//! - [`crowd`]: which ports are taken towards the few destinations that nearly all sessions go to
 //! - [`expiry`]: intrusive lists, one per timeout class, oldest first
 //! - [`pairing`]: which egress address, and which worker, an inside address belongs to
 //! - [`ports`]: which outside port a new session gets
@@ -25,6 +26,7 @@
 #![forbid(unsafe_code)]
 
 pub mod checksum;
+pub mod crowd;
 pub mod expiry;
 pub mod flow;
 pub mod index;

@@ -24,7 +24,7 @@ pub fn owner_of_inside(tenant: TenantId, inside: Ipv4Addr, workers: u16) -> u16 
 }
 
 /// Returns a well-mixed word (the finaliser of MurmurHash3).
-fn mix(mut word: u64) -> u64 {
+pub(crate) fn mix(mut word: u64) -> u64 {
     word = (word ^ (word >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
     word = (word ^ (word >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
     word ^ (word >> 33)

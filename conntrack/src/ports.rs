@@ -3,7 +3,10 @@
 //! Ports are shared between workers in blocks of 64, so that the owner of a reply is known from its
 //! destination port alone.
 
+use std::ops::RangeInclusive;
+
 use crate::flow::Protocol;
+use crate::pairing::mix;
 
 /// Ports in one block.
 pub const BLOCK_PORTS: u16 = 64;
@@ -40,63 +43,85 @@ impl PortShare {
         port / BLOCK_PORTS % self.workers
     }
 
-    /// Returns a random free port of this share, of the class that the inside port is of; none only when
-    /// every one of them is taken.
+    /// Tells whether a port is of this share.
+    pub fn owns(self, port: u16) -> bool {
+        self.owner(port) == self.worker
+    }
+
+    /// Returns how many ports are of this share.
+    pub fn ports(self) -> u32 {
+        (0..=u16::MAX).map(|port| u32::from(self.owns(port))).sum()
+    }
+
+    /// Returns a free port out of [`PROBES`] random ones of this share; none when all of those are taken.
     ///
-    /// The search starts where `random` says (RFC 6056 section 3.3.1) and covers the whole class. 0–1023 maps to 1–1023 and 1024–65535 to itself (RFC 4787 REQ-3a); query identifiers have one
-    /// class.
-    pub fn choose(
+    /// Which ones, `random` decides (RFC 6056 section 3.3).
+    pub fn probe(
         self,
         random: u64,
-        protocol: Protocol,
-        inside_port: u16,
+        class: &RangeInclusive<u16>,
         is_free: impl Fn(u16) -> bool,
     ) -> Option<u16> {
-        let (low, high) = match protocol {
-            Protocol::Tcp | Protocol::Udp if inside_port < 1024 => (1, 1023),
-            Protocol::Tcp | Protocol::Udp => (1024, 65535),
-            Protocol::Icmp => (0, 65535),
-        };
-        let ports = u64::from(high - low) + 1;
-        let start = low + u16::try_from(random % ports).expect("a class has at most 65536 ports");
-        (start..=high).chain(low..start).find(|port| self.owner(*port) == self.worker && is_free(*port))
+        let ports = (0..2 * u64::from(PROBES) * u64::from(self.workers))
+            .map(|probe| port_at(mix(random.wrapping_add(probe)), class));
+        ports.filter(|port| self.owns(*port)).take(PROBES as usize).find(|port| is_free(*port))
+    }
+}
+
+/// Random ports that are tried before all are looked at.
+pub const PROBES: u32 = 64;
+
+/// Returns the port of a class that a random number stands for.
+pub fn port_at(random: u64, class: &RangeInclusive<u16>) -> u16 {
+    let ports = u64::from(*class.end() - *class.start()) + 1;
+    class.start() + u16::try_from(random % ports).expect("a class has at most 65536 ports")
+}
+
+/// The outside ports that stand for ports 0 to 1023 (RFC 6335 section 6).
+pub const SYSTEM_PORTS: RangeInclusive<u16> = 1..=1023;
+
+/// Returns the ports that stand for an inside port: 0–1023 is 1–1023 and 1024–65535 is itself (RFC 4787
+/// REQ-3a); query identifiers have one class.
+pub fn class_of(protocol: Protocol, inside_port: u16) -> RangeInclusive<u16> {
+    match protocol {
+        Protocol::Tcp | Protocol::Udp if inside_port < 1024 => SYSTEM_PORTS,
+        Protocol::Tcp | Protocol::Udp => 1024..=65535,
+        Protocol::Icmp => 0..=65535,
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::cell::RefCell;
     use std::collections::HashSet;
 
     use super::*;
 
-    fn exhaust(share: PortShare, protocol: Protocol, inside_port: u16) -> HashSet<u16> {
-        let taken = RefCell::new(HashSet::new());
-        let mut random = 7u64;
-        while let Some(port) =
-            share.choose(random, protocol, inside_port, |port| !taken.borrow().contains(&port))
-        {
-            assert!(taken.borrow_mut().insert(port));
-            random = random.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(1);
+    #[test]
+    fn probes_stay_in_the_class_and_in_the_share() {
+        let share = PortShare::new(1, 3);
+        for random in (0..2000u64).map(|seed| seed.wrapping_mul(0x9e37_79b9_7f4a_7c15)) {
+            for (protocol, inside) in [(Protocol::Udp, 53), (Protocol::Tcp, 40000), (Protocol::Icmp, 7)] {
+                let class = class_of(protocol, inside);
+                let port = share.probe(random, &class, |_| true).unwrap();
+                assert!(class.contains(&port) && share.owner(port) == 1, "{port}");
+            }
         }
-        taken.into_inner()
     }
 
     #[test]
-    fn every_port_of_the_class_is_handed_out_once() {
-        let all = PortShare::new(0, 1);
-        assert_eq!(exhaust(all, Protocol::Udp, 53), (1..=1023).collect());
-        let taken = RefCell::new((1024..=65534).collect::<HashSet<u16>>());
-        let last = all.choose(1, Protocol::Tcp, 40000, |port| !taken.borrow().contains(&port));
-        assert_eq!(last, Some(65535));
+    fn probes_spread_over_the_class() {
+        let class = class_of(Protocol::Tcp, 40000);
+        let draw = |seed: u64| {
+            PortShare::new(0, 1).probe(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15), &class, |_| true).unwrap()
+        };
+        let ports: HashSet<_> = (0..1000).map(draw).collect();
+        assert!(ports.len() > 980, "{} of 1000 draws differ", ports.len());
     }
 
     #[test]
-    fn shares_of_workers_are_disjoint_and_complete() {
-        let shares: Vec<_> =
-            (0..3).map(|worker| exhaust(PortShare::new(worker, 3), Protocol::Udp, 1)).collect();
-        assert_eq!(shares.iter().map(HashSet::len).sum::<usize>(), 1023);
-        let union: HashSet<_> = shares.into_iter().flatten().collect();
-        assert_eq!(union, (1..=1023).collect());
+    fn every_port_is_owned_by_one_worker() {
+        let owned =
+            |worker| (0..=u16::MAX).filter(move |port| PortShare::new(worker, 3).owner(*port) == worker);
+        assert_eq!((0..3).map(|worker| owned(worker).count()).sum::<usize>(), 65_536);
     }
 }

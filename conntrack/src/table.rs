@@ -9,10 +9,11 @@ use thiserror::Error;
 
 use crate::Epoch;
 use crate::checksum::ChecksumDelta;
+use crate::crowd::{Crowds, Destination, Taken};
 use crate::expiry::{ExpiryLists, NIL};
 use crate::flow::{Direction, FiveTuple, Key, Protocol, TenantId};
 use crate::index::{Index, Place};
-use crate::ports::PortShare;
+use crate::ports::{PortShare, SYSTEM_PORTS, class_of, port_at};
 use crate::session::{Session, SessionId};
 use crate::tcp::{TcpFlags, TcpState};
 use crate::time::{Tick, TimeoutClass, Timeouts};
@@ -59,6 +60,7 @@ pub struct Conntrack {
     index: Index,
     expiry: ExpiryLists,
     ports: PortShare,
+    crowds: Crowds,
     hasher: RandomState,
     rng: StdRng,
     is_changing: bool,
@@ -80,6 +82,7 @@ impl Conntrack {
             index: Index::new(capacity),
             expiry: ExpiryLists::default(),
             ports,
+            crowds: Crowds::new(capacity, ports.ports(), hasher.clone()),
             hasher,
             rng,
             is_changing: false,
@@ -102,9 +105,10 @@ impl Conntrack {
         u32::try_from(self.sessions.len()).expect("the capacity is a u32")
     }
 
-    /// Returns the memory taken for sessions and index, in bytes.
+    /// Returns the memory taken for sessions, their index and port bitmaps, in bytes.
     pub fn memory_bytes(&self) -> usize {
-        self.sessions.len() * size_of::<Session>() + self.index.memory_bytes()
+        let sessions = self.sessions.len() * size_of::<Session>();
+        sessions + self.index.memory_bytes() + self.crowds.memory_bytes()
     }
 
     /// Tells whether a change was begun and not finished: after a panic the table is then of no use.
@@ -114,10 +118,7 @@ impl Conntrack {
 
     /// Returns the session that a key belongs to.
     pub fn find(&self, key: &Key) -> Option<SessionId> {
-        let place = self.index.find(self.hash(key), |place| {
-            self.sessions[place.session.0 as usize].key(place.direction) == *key
-        })?;
-        Some(place.session)
+        find(&self.index, &self.sessions, &self.hasher, key)
     }
 
     /// Returns a session.
@@ -152,6 +153,7 @@ impl Conntrack {
         self.index.insert(self.hash(&keys[0]), Place { session: id, direction: Direction::Outbound });
         self.index.insert(self.hash(&keys[1]), Place { session: id, direction: Direction::Inbound });
         self.expiry.append(&mut self.sessions, id);
+        self.count_port(id, Crowds::take);
         self.is_changing = false;
         Ok(id)
     }
@@ -200,6 +202,7 @@ impl Conntrack {
             self.index.remove(hash, Place { session: id, direction });
         }
         self.expiry.unlink(&mut self.sessions, id);
+        self.count_port(id, Crowds::give_back);
         self.sessions[id.0 as usize] = Session::empty(self.first_free);
         self.first_free = id.0;
         self.live -= 1;
@@ -228,21 +231,58 @@ impl Conntrack {
         ended
     }
 
-    fn choose_port(&mut self, admission: &Admission) -> Result<u16, Refusal> {
-        let random = self.rng.random();
-        let Admission { tenant, tuple, outside, .. } = *admission;
-        let port = self.ports.choose(random, tuple.protocol, tuple.source_port, |port| {
-            let outside_tuple = FiveTuple { source: outside, source_port: port, ..tuple };
-            self.find(&Key::new(tenant, Direction::Inbound, &outside_tuple.reversed())).is_none()
-        });
-        port.ok_or(Refusal::NoPort)
+    fn count_port(&mut self, id: SessionId, count: fn(&mut Crowds, &Destination, u16)) {
+        if !self.crowds.is_empty() {
+            let (tenant, tuple) = (self.session(id).tenant, self.session(id).outside_tuple());
+            count(&mut self.crowds, &Destination::of(tenant, &tuple), tuple.source_port);
+        }
     }
 
-    #[expect(clippy::cast_possible_truncation, reason = "both halves of the hash are folded into one")]
-    fn hash(&self, key: &Key) -> u32 {
-        let hash = self.hasher.hash_one(key);
-        (hash ^ (hash >> 32)) as u32
+    /// Returns a random port that is free towards the destination; an error only when there is none.
+    fn choose_port(&mut self, admission: &Admission) -> Result<u16, Refusal> {
+        let Admission { tenant, tuple, outside, .. } = *admission;
+        let outside_tuple = FiveTuple { source: outside, ..tuple };
+        let destination = Destination::of(tenant, &outside_tuple);
+        let class = class_of(tuple.protocol, tuple.source_port);
+        let random = self.rng.random();
+        let (start, share) = (port_at(random, &class), self.ports);
+        if let Some(found) = self.crowds.free_port(&destination, &class, start) {
+            return found.ok_or(Refusal::NoPort);
+        }
+        let (index, sessions, hasher) = (&self.index, &self.sessions, &self.hasher);
+        let is_free = |port| {
+            let outside_tuple = FiveTuple { source_port: port, ..outside_tuple };
+            let key = Key::new(tenant, Direction::Inbound, &outside_tuple.reversed());
+            find(index, sessions, hasher, &key).is_none()
+        };
+        if let Some(port) = share.probe(random, &class, is_free) {
+            return Ok(port);
+        }
+        if class == SYSTEM_PORTS {
+            return class.into_iter().find(|port| share.owns(*port) && is_free(*port)).ok_or(Refusal::NoPort);
+        }
+        self.crowds.watch(destination, |port| match (share.owns(port), is_free(port)) {
+            (false, _) => Taken::ByOthers,
+            (true, true) => Taken::No,
+            (true, false) => Taken::BySession,
+        });
+        self.crowds.free_port(&destination, &class, start).flatten().ok_or(Refusal::NoPort)
     }
+
+    fn hash(&self, key: &Key) -> u32 {
+        hash(&self.hasher, key)
+    }
+}
+
+fn find(index: &Index, sessions: &[Session], hasher: &RandomState, key: &Key) -> Option<SessionId> {
+    let is_match = |place: Place| sessions[place.session.0 as usize].key(place.direction) == *key;
+    Some(index.find(hash(hasher, key), is_match)?.session)
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "both halves of the hash are folded into one")]
+fn hash(hasher: &RandomState, key: &Key) -> u32 {
+    let hash = hasher.hash_one(key);
+    (hash ^ (hash >> 32)) as u32
 }
 
 fn prepare(admission: &Admission, outside_port: u16, now: Tick) -> Session {

@@ -3,9 +3,9 @@
 //! ```text
 //!            SYN in          SYN out                FIN in          FIN out
 //!   (none) ─────────▶ Opening ─────▶ Established ─────────▶ InsideFin ─────▶ Closed
-//!                        │  RST        │  ▲   │    FIN out           FIN in    ▲
-//!                        └──────▶ Reset┘  │   └───────────▶ OutsideFin ────────┘
-//!                                   └─────┘ any packet but RST
+//!                                   RST │  ▲   │    FIN out           FIN in    ▲
+//!                                       ▼  │   └───────────▶ OutsideFin ────────┘
+//!                                     Reset┘ any packet but RST
 //! ```
 
 use crate::flow::Direction;
@@ -60,10 +60,10 @@ impl TcpState {
     pub fn next(self, direction: Direction, flags: TcpFlags) -> Self {
         if flags.has(TcpFlags::RST) {
             return match self {
+                // A connection that was never open is not brought back by what comes after the RST.
+                Self::Opening => Self::Opening,
                 Self::Closed => Self::Closed,
-                Self::Opening | Self::Established | Self::InsideFin | Self::OutsideFin | Self::Reset => {
-                    Self::Reset
-                }
+                Self::Established | Self::InsideFin | Self::OutsideFin | Self::Reset => Self::Reset,
             };
         }
         match (self, direction) {
@@ -129,7 +129,8 @@ mod tests {
             ("half-close by the server", &[(In, SYN_ACK), (In, FIN), (Out, ACK)], OutsideFin),
             ("close", &[(In, SYN_ACK), (Out, FIN), (In, FIN), (Out, ACK)], Closed),
             ("retransmitted FIN", &[(In, SYN_ACK), (Out, FIN), (Out, FIN)], InsideFin),
-            ("refused", &[(In, RST)], Reset),
+            ("refused", &[(In, RST)], Opening),
+            ("SYN, RST and ACK of one side", &[(Out, RST), (Out, ACK)], Opening),
             ("reset", &[(In, SYN_ACK), (Out, RST)], Reset),
             ("data after a RST", &[(In, SYN_ACK), (In, RST), (Out, ACK)], Established),
             ("RST after close", &[(In, SYN_ACK), (Out, FIN), (In, FIN), (Out, RST)], Closed),

@@ -51,6 +51,7 @@ impl Model {
         let closed = |tcp| tcp == ModelTcp::Open { inside_fin: true, outside_fin: true };
         let before = session.tcp;
         session.tcp = match before {
+            ModelTcp::Opening if rst => before,
             _ if rst => {
                 if closed(before) {
                     before
@@ -207,7 +208,7 @@ proptest! {
 
 #[test]
 fn a_session_takes_at_most_128_bytes() {
-    for capacity in [1 << 10, (1 << 10) + 1, 1 << 16, 100_000] {
+    for capacity in [1 << 16, (1 << 16) + 1, (1 << 18) / 3 + 1, 1 << 18] {
         let table = Conntrack::new(capacity, PortShare::new(0, 1), [0; 32]);
         assert!(table.memory_bytes() <= 128 * capacity as usize, "{capacity}: {}", table.memory_bytes());
     }
@@ -255,4 +256,29 @@ fn classes_have_the_timeouts_of_their_kind() {
         let id = table.admit(&admission(flow), Tick::default()).unwrap();
         assert_eq!(table.session(id).class(), class);
     }
+}
+
+#[test]
+fn a_flood_towards_a_full_destination_costs_no_more_than_a_flood_of_new_flows() {
+    let mut table = Conntrack::new(70_000, PortShare::new(0, 1), [3; 32]);
+    let mut flow = admission(1);
+    flow.tuple.protocol = Protocol::Udp;
+    flow.tuple.source_port = 40000;
+    let admit = |table: &mut Conntrack, pod: u32, flow: &mut Admission| {
+        flow.tuple.source = Ipv4Addr::from_bits(0x0a84_0000 + pod);
+        table.admit(flow, Tick::default())
+    };
+    for pod in 0..64_512 {
+        admit(&mut table, pod, &mut flow).unwrap();
+    }
+    // A search of every port for each of these would be 6.5 billion look-ups, which no test runner waits for.
+    for pod in 64_512..164_512 {
+        assert_eq!(admit(&mut table, pod, &mut flow), Err(Refusal::NoPort));
+    }
+    let (tenant, tuple) = (flow.tenant, FiveTuple { source: Ipv4Addr::from_bits(0x0a84_0007), ..flow.tuple });
+    let id = table.find(&Key::new(tenant, Direction::Outbound, &tuple)).unwrap();
+    let freed = table.session(id).outside_tuple().source_port;
+    table.remove(id);
+    let id = admit(&mut table, 200_000, &mut flow).unwrap();
+    assert_eq!(table.session(id).outside_tuple().source_port, freed, "the one free port is found");
 }
