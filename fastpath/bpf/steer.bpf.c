@@ -5,7 +5,7 @@
 // It fails closed: tenant traffic that no worker takes is dropped, also while no daemon runs. One program for
 // each side, each loaded with maps of its own; the library that enters sockets looks for `xsks_map` by name.
 //
-// The rows of the decision table are counted in `verdicts`; `fastpath/src/steer.rs` names them in the same order.
+// The rows of the decision table are counted in `verdicts`; `fastpath/src/steer/mod.rs` names them in the same order.
 
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
@@ -27,10 +27,13 @@ enum row {
 	IN_LEAK,
 	IN_LEAK_NO_WORKER,
 	IN_LEAK_TAGGED,
+	IN_EGRESS,
+	IN_MANY_TAGS,
 	IN_REST,
 	OUT_EGRESS,
 	OUT_EGRESS_NO_WORKER,
 	OUT_EGRESS_TAGGED,
+	OUT_MANY_TAGS,
 	OUT_REST,
 	ROWS,
 };
@@ -115,7 +118,13 @@ static __always_inline int to_worker(struct xdp_md *ctx, enum row redirected, en
 	return count(action == XDP_REDIRECT ? redirected : dropped, action);
 }
 
-// Finds the IPv4 header behind up to MAX_TAGS VLAN tags; null when there is none or it is cut short.
+static __always_inline int is_tag(__be16 protocol)
+{
+	return protocol == bpf_htons(ETH_P_8021Q) || protocol == bpf_htons(ETH_P_8021AD);
+}
+
+// Finds the IPv4 header behind up to MAX_TAGS VLAN tags; null when there is none or it is cut short. Where there
+// are more tags, `tags` is more than MAX_TAGS.
 static __always_inline struct iphdr *find_ipv4(struct xdp_md *ctx, int *tags)
 {
 	void *end = (void *)(long)ctx->data_end;
@@ -131,7 +140,7 @@ static __always_inline struct iphdr *find_ipv4(struct xdp_md *ctx, int *tags)
 	for (int i = 0; i < MAX_TAGS; i++) {
 		struct vlan_header *vlan = next;
 
-		if (protocol != bpf_htons(ETH_P_8021Q) && protocol != bpf_htons(ETH_P_8021AD))
+		if (!is_tag(protocol))
 			break;
 		if ((void *)(vlan + 1) > end)
 			return NULL;
@@ -139,6 +148,8 @@ static __always_inline struct iphdr *find_ipv4(struct xdp_md *ctx, int *tags)
 		next = vlan + 1;
 		*tags += 1;
 	}
+	if (is_tag(protocol))
+		*tags = MAX_TAGS + 1;
 	if (protocol != bpf_htons(ETH_P_IP) || next + sizeof(struct iphdr) > end)
 		return NULL;
 	return next;
@@ -159,7 +170,7 @@ int steer_inside(struct xdp_md *ctx)
 	struct ethhdr *ethernet = (void *)(long)ctx->data;
 	struct iphdr *ip;
 	struct mac mac;
-	__be32 *gateway;
+	__be32 *gateway, destination;
 	int tags;
 
 	if ((void *)(ethernet + 1) > end)
@@ -176,12 +187,17 @@ int steer_inside(struct xdp_md *ctx)
 			return count(IN_GATEWAY_ADDRESS, XDP_PASS);
 		return to_worker(ctx, IN_TENANT, IN_TENANT_NO_WORKER);
 	}
-	if (!ip || !is_leak(ip))
+	// The kernel treats priority tags (VLAN 0) as no tags, however many, so tags are no way around a row.
+	if (tags > MAX_TAGS)
+		return count(IN_MANY_TAGS, XDP_DROP);
+	if (!ip)
 		return count(IN_REST, XDP_PASS);
-	// The kernel treats priority tags (VLAN 0) as no tag, so a tag is no way around this row.
-	if (tags)
-		return count(IN_LEAK_TAGGED, XDP_DROP);
-	return to_worker(ctx, IN_LEAK, IN_LEAK_NO_WORKER);
+	if (is_leak(ip))
+		return tags ? count(IN_LEAK_TAGGED, XDP_DROP) : to_worker(ctx, IN_LEAK, IN_LEAK_NO_WORKER);
+	destination = ip->daddr;
+	if (bpf_map_lookup_elem(&egress_addresses, &destination))
+		return count(IN_EGRESS, XDP_DROP);
+	return count(IN_REST, XDP_PASS);
 }
 
 SEC("xdp")
@@ -192,6 +208,8 @@ int steer_outside(struct xdp_md *ctx)
 	int tags;
 
 	ip = find_ipv4(ctx, &tags);
+	if (tags > MAX_TAGS)
+		return count(OUT_MANY_TAGS, XDP_DROP);
 	if (!ip)
 		return count(OUT_REST, XDP_PASS);
 	destination = ip->daddr;

@@ -190,7 +190,7 @@ impl DataPlane {
     /// When an interface does not exist or cannot carry XDP, when privileges are missing, or when memory is short.
     pub fn start(options: &DataPlaneOptions, first: Snapshot) -> Result<Self, DataPlaneError> {
         let layout = Layout::plan(options)?;
-        let mut steering = [Steering::load(Side::Inside, &first)?, Steering::load(Side::Outside, &first)?];
+        let mut steering = layout.load_steering(&first)?;
         for (steering, link) in steering.iter_mut().zip(&layout.links) {
             steering.attach(link.index, options.attach, &options.pin_dir)?;
         }

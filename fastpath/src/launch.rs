@@ -21,6 +21,7 @@ use crate::io::{Frame, FrameArea, FramePool};
 use crate::mailbox::{Mailbox, RequestQueue};
 use crate::runner::{Sleeper, run};
 use crate::snapshot::{Side, Snapshot};
+use crate::steer::Steering;
 use crate::worker::{Port, Worker, WorkerParts};
 
 /// Frames for each queue: what its fill and tx rings hold, and as many again in hand.
@@ -58,6 +59,15 @@ impl Layout {
             return Err(DataPlaneError::TooManyWorkers { wanted: workers, side: side.name(), queues });
         }
         Ok(Self { links, cores: choose_cores(&options.cores, workers)? })
+    }
+
+    /// Loads the XDP program of each side.
+    pub(crate) fn load_steering(&self, first: &Snapshot) -> Result<[Steering; 2], DataPlaneError> {
+        let [inside, outside] = &self.links;
+        Ok([
+            Steering::load(Side::Inside, inside.queues, first)?,
+            Steering::load(Side::Outside, outside.queues, first)?,
+        ])
     }
 
     fn workers(&self) -> usize {

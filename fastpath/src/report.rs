@@ -75,6 +75,16 @@ pub struct WorkerReport {
     pub queues: Vec<QueueReport>,
 }
 
+impl AttachMode {
+    /// Returns the mode's name in configuration and status.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Generic => "generic",
+        }
+    }
+}
+
 /// Frames that the XDP program passed, redirected or dropped on one side, by its own reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SteerReport {

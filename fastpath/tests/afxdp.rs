@@ -89,7 +89,7 @@ fn transfer(from: &mut XskPort, to: &mut XskPort, pool: &mut FramePool, count: u
 fn frames_arrive_whole_in_order_and_none_is_lost() {
     let Some(namespace) = Namespace::enter() else { return };
     let snapshot = snapshot();
-    let mut programs = ["spin0", "peer0"].map(|_| Steering::load(Side::Outside, &snapshot).unwrap());
+    let mut programs = ["spin0", "peer0"].map(|_| Steering::load(Side::Outside, 1, &snapshot).unwrap());
     for (program, interface) in programs.iter_mut().zip(["spin0", "peer0"]) {
         let index = if_nametoindex(interface).unwrap();
         program.attach(index, AttachPreference::Auto, &namespace.pins.join(interface)).unwrap();
@@ -120,7 +120,7 @@ fn frames_arrive_whole_in_order_and_none_is_lost() {
 #[test]
 fn a_queue_that_is_taken_is_refused_with_the_reason() {
     let Some(namespace) = Namespace::enter() else { return };
-    let mut program = Steering::load(Side::Outside, &snapshot()).unwrap();
+    let mut program = Steering::load(Side::Outside, 1, &snapshot()).unwrap();
     program.attach(if_nametoindex("spin0").unwrap(), AttachPreference::Auto, &namespace.pins).unwrap();
     let (area, _pool) = FrameArea::allocate(64).unwrap();
     let _port = XskPort::open(&area, "spin0", 0).unwrap();

@@ -96,6 +96,13 @@ fn twice_tagged(mac: [u8; 6], source: [u8; 4], destination: [u8; 4]) -> Vec<u8> 
     frame
 }
 
+/// A frame behind three priority tags, which the kernel takes off one by one.
+fn many_tags(mac: [u8; 6], source: [u8; 4], destination: [u8; 4]) -> Vec<u8> {
+    let mut frame = twice_tagged(mac, source, destination);
+    frame.splice(12..12, [0x81, 0x00, 0, 0]);
+    frame
+}
+
 fn with_header(mac: [u8; 6], change: impl FnOnce(&mut Ipv4Header)) -> Vec<u8> {
     let mut header = Ipv4Header::new(8, 64, IpNumber::UDP, POD, SERVER).unwrap();
     change(&mut header);
@@ -157,6 +164,15 @@ fn inside_rows() -> Vec<Row> {
         ("leak behind a VLAN tag", tagged(NIC, 5, POD, SERVER), DROP, "leak_tagged_dropped"),
         ("leak behind a priority tag", tagged(NIC, 0, POD, SERVER), DROP, "leak_tagged_dropped"),
         ("leak behind two tags", twice_tagged(NIC, POD, SERVER), DROP, "leak_tagged_dropped"),
+        ("leak behind three tags", many_tags(NIC, POD, SERVER), DROP, "many_tags_dropped"),
+        ("three tags to a tenant MAC", many_tags(BLUE, POD, SERVER), DROP, "tenant_not_ipv4_dropped"),
+        ("node to an egress address", ipv4(NIC, [192, 168, 99, 21], EGRESS), DROP, "egress_address_dropped"),
+        (
+            "tagged node to an egress address",
+            tagged(NIC, 0, [192, 168, 99, 21], EGRESS),
+            DROP,
+            "egress_address_dropped",
+        ),
         ("pod to the gateway's own address", ipv4(NIC, POD, OWN), PASS, "rest_passed"),
         ("node to the gateway", ipv4(NIC, [192, 168, 99, 21], OWN), PASS, "rest_passed"),
         ("just below the pod networks", ipv4(NIC, [10, 131, 255, 255], SERVER), PASS, "rest_passed"),
@@ -180,6 +196,7 @@ fn outside_rows() -> Vec<Row> {
             "egress_to_worker",
         ),
         ("reply behind a priority tag", tagged(NIC, 0, SERVER, EGRESS), DROP, "egress_tagged_dropped"),
+        ("reply behind three tags", many_tags(NIC, SERVER, EGRESS), DROP, "many_tags_dropped"),
         ("the gateway's own address", ipv4(NIC, SERVER, [192, 168, 55, 12]), PASS, "rest_passed"),
         ("ARP", arp([0xff; 6]), PASS, "rest_passed"),
         ("runt", ipv4(NIC, SERVER, EGRESS)[..33].to_vec(), PASS, "rest_passed"),
@@ -220,7 +237,7 @@ fn every_row_of_the_decision_table_holds() {
     let snapshot = Snapshot::compile(spec(1, vec![blue()]));
     let mut seen = HashSet::new();
     for (side, rows) in [(Side::Inside, inside_rows()), (Side::Outside, outside_rows())] {
-        let mut steering = Steering::load(side, &snapshot).unwrap();
+        let mut steering = Steering::load(side, 1, &snapshot).unwrap();
         check(&mut steering, &without_worker(rows.clone()));
         let mode = steering.attach(index, AttachPreference::Auto, &namespace.pins).unwrap();
         assert_eq!(mode, AttachMode::Native);
@@ -243,7 +260,7 @@ fn maps_follow_the_snapshot_and_close_a_way_before_they_open_another() {
     let Some(_namespace) = Namespace::enter() else { return };
     let (without, with) = (spec(1, Vec::new()), spec(2, vec![blue()]));
     let (without, with) = (Snapshot::compile(without), Snapshot::compile(with));
-    let mut steering = Steering::load(Side::Inside, &without).unwrap();
+    let mut steering = Steering::load(Side::Inside, 1, &without).unwrap();
     let to_blue = ipv4(BLUE, [1, 2, 3, 4], SERVER);
     assert_eq!(steering.test_run(&to_blue).unwrap(), PASS);
     steering.open(&with).unwrap();
@@ -266,15 +283,17 @@ fn a_program_outlives_its_loader_and_is_replaced_in_place() {
         let id = text.split("prog/xdp id ").nth(1).map(|rest| rest.split(' ').next().unwrap().to_owned());
         id.map(|id| id.parse::<u32>().unwrap())
     };
-    let mut first = Steering::load(Side::Inside, &snapshot).unwrap();
+    let mut first = Steering::load(Side::Inside, 1, &snapshot).unwrap();
     first.attach(index, AttachPreference::Generic, &namespace.pins).unwrap();
     let first_id = attached().unwrap();
     drop(first);
     assert_eq!(attached(), Some(first_id), "it outlives its loader");
-    let mut second = Steering::load(Side::Inside, &snapshot).unwrap();
+    let mut second = Steering::load(Side::Inside, 1, &snapshot).unwrap();
     let mode = second.attach(index, AttachPreference::Auto, &namespace.pins).unwrap();
     assert_eq!(mode, AttachMode::Generic, "the link keeps its mode");
     assert_ne!(attached(), Some(first_id));
+    let refused = second.attach(index, AttachPreference::Native, &namespace.pins).unwrap_err();
+    assert!(refused.to_string().contains("spillway detach"), "{refused}");
     drop(second);
     assert!(attached().is_some());
     assert!(detach(&namespace.pins).unwrap());

@@ -145,7 +145,9 @@ pub enum XskError {
     Socket(#[source] io::Error),
     /// A privilege is missing. The library finds the program's map by number, which takes CAP_SYS_ADMIN
     /// (`BPF_PROG_GET_FD_BY_ID`, bpf(2)).
-    #[error("the socket cannot be entered into the XDP program's map; CAP_SYS_ADMIN and CAP_NET_RAW are needed")]
+    #[error(
+        "the socket cannot be entered into the XDP program's map; CAP_SYS_ADMIN and CAP_NET_RAW are needed"
+    )]
     Permission(#[source] io::Error),
     /// The socket's descriptor was not found.
     #[error("the socket's descriptor was not found among those of the process")]

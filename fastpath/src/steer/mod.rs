@@ -24,7 +24,7 @@ use maps::Entries;
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/steer.bpf.o"));
 
 /// Rows of the decision table, in the order of `enum row` in `bpf/steer.bpf.c`.
-const ROWS: [(Side, &str); 13] = [
+const ROWS: [(Side, &str); 16] = [
     (Side::Inside, "arp_passed"),
     (Side::Inside, "gateway_address_passed"),
     (Side::Inside, "tenant_to_worker"),
@@ -33,10 +33,13 @@ const ROWS: [(Side, &str); 13] = [
     (Side::Inside, "leak_to_worker"),
     (Side::Inside, "leak_without_worker_dropped"),
     (Side::Inside, "leak_tagged_dropped"),
+    (Side::Inside, "egress_address_dropped"),
+    (Side::Inside, "many_tags_dropped"),
     (Side::Inside, "rest_passed"),
     (Side::Outside, "egress_to_worker"),
     (Side::Outside, "egress_without_worker_dropped"),
     (Side::Outside, "egress_tagged_dropped"),
+    (Side::Outside, "many_tags_dropped"),
     (Side::Outside, "rest_passed"),
 ];
 
@@ -57,7 +60,18 @@ pub enum SteerError {
         #[source]
         source: Box<ProgramError>,
     },
-    /// A link that was just made is no link.
+    /// The program of an earlier process is attached in a mode that is not wanted now.
+    #[error(
+        "an earlier XDP program is attached to interface {interface} in {mode} mode; set xdp.mode to \"{mode}\" or \"auto\", \
+         or run `spillway detach` first"
+    )]
+    OtherMode {
+        /// Index of the interface.
+        interface: u32,
+        /// Mode that it is attached in.
+        mode: &'static str,
+    },
+    /// A link is not one of an XDP program.
     #[error(
         "the XDP link of interface {interface} cannot be pinned; another XDP program may be attached without a link"
     )]
@@ -98,12 +112,17 @@ pub struct Steering {
 }
 
 impl Steering {
-    /// Loads the program of one side with its maps filled, without attaching it.
+    /// Loads the program of one side with its maps filled, for an interface with `queues` queues, without
+    /// attaching it.
     ///
     /// # Errors
     /// When the kernel refuses the program or a map.
-    pub fn load(side: Side, first: &Snapshot) -> Result<Self, SteerError> {
-        let mut ebpf = EbpfLoader::new().load(OBJECT).map_err(|error| SteerError::Load(Box::new(error)))?;
+    pub fn load(side: Side, queues: u32, first: &Snapshot) -> Result<Self, SteerError> {
+        let mut loader = EbpfLoader::new();
+        let mut ebpf = loader
+            .map_max_entries("xsks_map", queues)
+            .load(OBJECT)
+            .map_err(|error| SteerError::Load(Box::new(error)))?;
         program_of(&mut ebpf, side).load().map_err(|source| SteerError::Attach {
             interface: 0,
             mode: "no",
@@ -131,12 +150,18 @@ impl Steering {
             AttachPreference::Native => &[AttachMode::Native],
             AttachPreference::Generic => &[AttachMode::Generic],
         };
-        let mode = match self.take_over(interface, candidates, pin_dir) {
+        let mode = match self.take_over(interface, candidates, pin_dir)? {
             Some(mode) => mode,
             None => self.attach_anew(interface, candidates, pin_dir)?,
         };
         self.mode = Some(mode);
-        self.pin(&pin_path(pin_dir, self.side, interface, mode))?;
+        let own = pin_path(pin_dir, self.side, interface, mode);
+        self.pin(&own)?;
+        for other in pinned_directories(pin_dir, self.side).into_iter().filter(|directory| *directory != own)
+        {
+            // An interface that is gone, or was configured before.
+            remove_pins(&other).map_err(|source| SteerError::Pin { path: other, source })?;
+        }
         Ok(mode)
     }
 
@@ -191,28 +216,35 @@ impl Steering {
         Ok(program_of(&mut self.ebpf, self.side).test_run(options)?.return_value)
     }
 
-    /// Replaces the program in a link that an earlier process pinned, if there is one that is still good.
-    fn take_over(&mut self, interface: u32, modes: &[AttachMode], pin_dir: &Path) -> Option<AttachMode> {
-        let mut taken = None;
-        for directory in pinned_directories(pin_dir, self.side) {
-            let mode = modes
-                .iter()
-                .copied()
-                .find(|mode| directory == pin_path(pin_dir, self.side, interface, *mode));
-            let link = mode.and_then(|mode| {
-                let pinned = PinnedLink::from_pin(directory.join("link")).ok()?;
-                let link = XdpLink::try_from(FdLink::from(pinned)).ok()?;
-                program_of(&mut self.ebpf, self.side).attach_to_link(link).ok()?;
-                Some(mode)
-            });
-            match link {
-                Some(mode) => taken = Some(mode),
-                // An interface that is gone, was configured before, or was attached in another mode. What
-                // cannot be removed now shows when the pin is made.
-                None => drop(remove_pins(&directory)),
+    /// Replaces the program in the link that an earlier process pinned for this interface, if there is one.
+    fn take_over(
+        &mut self,
+        interface: u32,
+        modes: &[AttachMode],
+        pin_dir: &Path,
+    ) -> Result<Option<AttachMode>, SteerError> {
+        for mode in [AttachMode::Native, AttachMode::Generic] {
+            let directory = pin_path(pin_dir, self.side, interface, mode);
+            let path = directory.join("link");
+            if !path.exists() {
+                continue;
+            }
+            if !modes.contains(&mode) {
+                return Err(SteerError::OtherMode { interface, mode: mode.name() });
+            }
+            let link_error = |source| SteerError::Link { interface, source };
+            let pinned = PinnedLink::from_pin(&path).map_err(link_error)?;
+            let link = XdpLink::try_from(FdLink::from(pinned)).map_err(link_error)?;
+            match program_of(&mut self.ebpf, self.side).attach_to_link(link) {
+                Ok(_) => return Ok(Some(mode)),
+                // The interface of the link is gone, and this is another one with its number.
+                Err(error) if is_defunct(&error) => {
+                    remove_pins(&directory).map_err(|source| SteerError::Pin { path: directory, source })?;
+                }
+                Err(error) => return Err(attach_error(interface, mode.name(), error)),
             }
         }
-        taken
+        Ok(None)
     }
 
     fn attach_anew(
@@ -224,8 +256,8 @@ impl Steering {
         let mut refused = None;
         for mode in modes {
             let (flag, name) = match mode {
-                AttachMode::Native => (XdpMode::Driver, "native"),
-                AttachMode::Generic => (XdpMode::Skb, "generic"),
+                AttachMode::Native => (XdpMode::Driver, mode.name()),
+                AttachMode::Generic => (XdpMode::Skb, mode.name()),
             };
             let program = program_of(&mut self.ebpf, self.side);
             match program.attach_to_if_index(interface, flag) {
@@ -305,16 +337,20 @@ fn program_of(ebpf: &mut Ebpf, side: Side) -> &mut Xdp {
     program.try_into().expect("it is an XDP program")
 }
 
+/// Tells whether a link was refused because its interface no longer exists.
+fn is_defunct(error: &ProgramError) -> bool {
+    match error {
+        ProgramError::SyscallError(error) => error.io_error.raw_os_error() == Some(libc::ENOLINK),
+        _ => false,
+    }
+}
+
 fn attach_error(interface: u32, mode: &'static str, source: ProgramError) -> SteerError {
     SteerError::Attach { interface, mode, source: Box::new(source) }
 }
 
 fn pin_path(pin_dir: &Path, side: Side, interface: u32, mode: AttachMode) -> PathBuf {
-    let mode = match mode {
-        AttachMode::Native => "native",
-        AttachMode::Generic => "generic",
-    };
-    pin_dir.join(format!("{}-{interface}-{mode}", side.name()))
+    pin_dir.join(format!("{}-{interface}-{}", side.name(), mode.name()))
 }
 
 /// Returns the directories of earlier pins of a side.
