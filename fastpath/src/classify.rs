@@ -3,8 +3,9 @@
 use std::net::Ipv4Addr;
 
 use conntrack::{Direction, TenantId};
+use macaddr::MacAddr6;
 
-use crate::parse::{Packet, Transport};
+use crate::parse::{ETHERNET_BYTES, Packet, Transport};
 use crate::snapshot::{Side, Snapshot};
 use crate::verdict::DropReason;
 
@@ -42,6 +43,9 @@ fn classify_inside(snapshot: &Snapshot, packet: &Packet) -> Result<Class, (DropR
     if is_martian(packet.ip.destination) || is_martian(source) {
         return drop(DropReason::MartianAddress);
     }
+    if is_misaddressed(packet) {
+        return drop(DropReason::MisaddressedError);
+    }
     // An error is matched by the packet that it quotes, whatever router sent it (RFC 5508 REQ-5).
     let is_allowed = match packet.transport {
         Transport::Flow(_) => snapshot.tenant(tenant).is_some_and(|tenant| tenant.may_send_from(source)),
@@ -61,7 +65,35 @@ fn classify_outside(snapshot: &Snapshot, packet: &Packet) -> Result<Class, (Drop
     if is_martian(packet.ip.source) {
         return Err((DropReason::MartianAddress, Some(tenant)));
     }
+    if is_misaddressed(packet) {
+        return Err((DropReason::MisaddressedError, Some(tenant)));
+    }
     Ok(Class { tenant, direction: Direction::Inbound })
+}
+
+/// Tells whether a packet is an ICMP error to somebody else than the sender of what it quotes (RFC 1122 section
+/// 3.2.2). Its session would lead it astray.
+fn is_misaddressed(packet: &Packet) -> bool {
+    match packet.transport {
+        Transport::Flow(_) => false,
+        Transport::Error(quoted) => quoted.ip.source != packet.ip.destination,
+    }
+}
+
+/// Returns the tenant that a frame which cannot be read to its end would belong to.
+#[cold]
+pub fn tenant_of_broken(snapshot: &Snapshot, side: Side, frame: &[u8]) -> Option<TenantId> {
+    match side {
+        Side::Inside => {
+            let mac: [u8; 6] = frame.get(..6)?.try_into().ok()?;
+            snapshot.tenant_by_mac(MacAddr6::from(mac))
+        }
+        Side::Outside => {
+            let destination: [u8; 4] =
+                frame.get(ETHERNET_BYTES + 16..ETHERNET_BYTES + 20)?.try_into().ok()?;
+            snapshot.tenant_by_egress(Ipv4Addr::from(destination))
+        }
+    }
 }
 
 /// Tells whether a router may not forward packets from or to an address (RFC 1812 section 5.3.7, RFC 6890).

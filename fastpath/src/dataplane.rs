@@ -14,9 +14,11 @@ use crossbeam::channel::{Receiver, bounded};
 use thiserror::Error;
 
 use crate::counters::WorkerCounters;
+use crate::io::Frame;
 use crate::io::xsk::{XskError, XskProbe};
 use crate::launch::{Layout, StartedWorkers};
 use crate::mailbox::{ListSessions, Mailbox, RequestQueue};
+use crate::parse::ETHERNET_BYTES;
 pub use crate::report::{
     AttachMode, QueueReport, Report, SessionReport, SteerReport, TenantReport, WorkerReport,
 };
@@ -82,6 +84,18 @@ pub enum DataPlaneError {
         side: &'static str,
         /// Queues on it.
         queues: u32,
+    },
+    /// Packets that do not fit.
+    #[error(
+        "the {side} interface has an MTU of {mtu}, and packets of more than {most} bytes do not fit; set it to {most} or less"
+    )]
+    Mtu {
+        /// Side of the interface.
+        side: &'static str,
+        /// Its MTU, in bytes.
+        mtu: u16,
+        /// Largest packet that fits, in bytes.
+        most: usize,
     },
     /// Zero workers.
     #[error("workers.count: 0 is too few; use at least 1")]
@@ -190,6 +204,7 @@ impl DataPlane {
     /// When an interface does not exist or cannot carry XDP, when privileges are missing, or when memory is short.
     pub fn start(options: &DataPlaneOptions, first: Snapshot) -> Result<Self, DataPlaneError> {
         let layout = Layout::plan(options)?;
+        check_mtu(&first)?;
         let mut steering = layout.load_steering(&first)?;
         for (steering, link) in steering.iter_mut().zip(&layout.links) {
             steering.attach(link.index, options.attach, &options.pin_dir)?;
@@ -213,8 +228,8 @@ impl DataPlane {
     /// Blocks until every worker has acknowledged, a second at most.
     ///
     /// # Errors
-    /// When an XDP map cannot be changed, or a worker does not answer in time (the snapshot then still
-    /// is adopted as soon as it does).
+    /// When an XDP map cannot be changed, or a worker does not answer in time. What is gone then stays steered;
+    /// publishing again, under a greater epoch, makes it good.
     pub fn publish(&mut self, next: Snapshot) -> Result<(), DataPlaneError> {
         let next = Arc::new(next);
         for steering in &mut self.steering {
@@ -293,6 +308,7 @@ impl DataPlane {
             let behind = |worker: &&WorkerHandle| worker.counters.epoch.get() < u64::from(epoch.0);
             let missing = self.workers.iter().filter(behind).count();
             if missing == 0 {
+                self.retired.try_iter().for_each(drop);
                 return Ok(());
             }
             if self.retired.recv_deadline(deadline).is_err() {
@@ -319,6 +335,7 @@ impl DataPlane {
                         queue: *queue,
                         received: counters.received.get(),
                         transmitted: counters.transmitted.get(),
+                        rx_dropped: statistics.rx_dropped,
                         rx_ring_full: statistics.rx_ring_full,
                         fill_ring_empty: statistics.fill_ring_empty,
                         invalid_descriptors: statistics.invalid_descriptors,
@@ -342,6 +359,15 @@ impl DataPlane {
         }
         let is_known = total != TenantReport::default() || self.current.tenant(id).is_some();
         is_known.then_some((id, total))
+    }
+}
+
+fn check_mtu(snapshot: &Snapshot) -> Result<(), DataPlaneError> {
+    let most = Frame::CAPACITY - ETHERNET_BYTES;
+    let too_large = Side::BOTH.into_iter().find(|side| usize::from(snapshot.link(*side).mtu) > most);
+    match too_large {
+        Some(side) => Err(DataPlaneError::Mtu { side: side.name(), mtu: snapshot.link(side).mtu, most }),
+        None => Ok(()),
     }
 }
 

@@ -16,7 +16,7 @@ use rand::rngs::SysRng;
 use crate::counters::WorkerCounters;
 use crate::dataplane::{DataPlaneError, DataPlaneOptions, WorkerHandle};
 use crate::io::ethtool::rx_queues;
-use crate::io::xsk::{RING_FRAMES, XskPort};
+use crate::io::xsk::{RING_FRAMES, XskPort, XskProbe};
 use crate::io::{Frame, FrameArea, FramePool};
 use crate::mailbox::{Mailbox, RequestQueue};
 use crate::runner::{Sleeper, run};
@@ -144,15 +144,17 @@ impl StartedWorkers {
             mailboxes,
             retire,
         };
-        let mut workers = Vec::new();
+        // Everything that can fail for a reason of the host comes before the first thread.
+        let mut ready = Vec::new();
         for number in 0..layout.workers() {
             let queues = layout.queues_of(number).count();
             let mut pool = FramePool::with_capacity(total_frames);
             for _ in 0..queues * FRAMES_PER_QUEUE {
                 pool.put(frames.take().expect("there are frames for every queue"));
             }
-            workers.push(start_worker(layout, number, options, first, &area, pool, &shared)?);
+            ready.push(ReadyWorker::prepare(layout, number, options, first, &area, pool, &shared)?);
         }
+        let workers = ready.into_iter().map(ReadyWorker::spawn).collect::<Result<_, _>>()?;
         Ok(Self { workers, retired, requests: shared.requests })
     }
 }
@@ -165,51 +167,65 @@ struct Shared {
     retire: Sender<Arc<Snapshot>>,
 }
 
-fn start_worker(
-    layout: &Layout,
-    number: usize,
-    options: &DataPlaneOptions,
-    first: &Arc<Snapshot>,
-    area: &FrameArea,
-    pool: FramePool,
-    shared: &Shared,
-) -> Result<WorkerHandle, DataPlaneError> {
-    let (ports, queues) = open_ports(layout, number, area)?;
-    let narrow = |number: usize| u16::try_from(number).expect("there are fewer workers than queues of a NIC");
-    let counters = Arc::new(WorkerCounters::new(ports.len()));
-    let parts = WorkerParts {
-        share: PortShare::new(narrow(number), narrow(layout.workers())),
-        ports,
-        pool,
-        commons: Arc::clone(&shared.commons),
-        session_capacity: options.session_capacity,
-        seed: draw_seed().map_err(lacking("a random seed"))?,
-        snapshot: Arc::clone(first),
-        mailboxes: shared.mailboxes.clone(),
-        requests: Arc::clone(&shared.requests),
-        retired: shared.retire.clone(),
-        counters: Arc::clone(&counters),
-    };
-    let started = Instant::now();
-    let worker = Worker::new(parts, Tick::default());
-    let sleeper = Sleeper::new(&worker).map_err(lacking("a worker's epoll descriptor"))?;
-    let core = layout.cores[number];
-    let thread = thread::Builder::new()
-        .name(format!("worker-{number}"))
-        .spawn(move || {
-            if let Some(core) = core
-                && !core_affinity::set_for_current(core)
-            {
-                tracing::warn!(worker = number, core = core.id, "the worker cannot be pinned");
-            }
-            run(worker, &sleeper, started);
-        })
-        .map_err(lacking("a worker's thread"))?;
-    let mailbox = Arc::clone(&shared.mailboxes[number]);
-    Ok(WorkerHandle { core: core.map(|core| core.id), mailbox, counters, queues, thread })
+/// A worker that has its sockets and waits for its thread.
+struct ReadyWorker {
+    worker: Worker<XskPort>,
+    sleeper: Sleeper,
+    core: Option<CoreId>,
+    queues: Vec<(Side, u32, XskProbe)>,
 }
 
-type Ports = (Vec<Port<XskPort>>, Vec<(Side, u32, crate::io::xsk::XskProbe)>);
+impl ReadyWorker {
+    fn prepare(
+        layout: &Layout,
+        number: usize,
+        options: &DataPlaneOptions,
+        first: &Arc<Snapshot>,
+        area: &FrameArea,
+        pool: FramePool,
+        shared: &Shared,
+    ) -> Result<Self, DataPlaneError> {
+        let (ports, queues) = open_ports(layout, number, area)?;
+        let narrow =
+            |number: usize| u16::try_from(number).expect("there are fewer workers than queues of a NIC");
+        let parts = WorkerParts {
+            share: PortShare::new(narrow(number), narrow(layout.workers())),
+            counters: Arc::new(WorkerCounters::new(ports.len())),
+            ports,
+            pool,
+            commons: Arc::clone(&shared.commons),
+            session_capacity: options.session_capacity,
+            seed: draw_seed().map_err(lacking("a random seed"))?,
+            snapshot: Arc::clone(first),
+            mailboxes: shared.mailboxes.clone(),
+            requests: Arc::clone(&shared.requests),
+            retired: shared.retire.clone(),
+        };
+        let worker = Worker::new(parts, Tick::default());
+        let sleeper = Sleeper::new(&worker).map_err(lacking("a worker's epoll descriptor"))?;
+        Ok(Self { worker, sleeper, core: layout.cores[number], queues })
+    }
+
+    fn spawn(self) -> Result<WorkerHandle, DataPlaneError> {
+        let Self { worker, sleeper, core, queues } = self;
+        let (number, started) = (worker.number(), Instant::now());
+        let (mailbox, counters) = (Arc::clone(worker.mailbox()), Arc::clone(worker.counters()));
+        let thread = thread::Builder::new()
+            .name(format!("worker-{number}"))
+            .spawn(move || {
+                if let Some(core) = core
+                    && !core_affinity::set_for_current(core)
+                {
+                    tracing::warn!(worker = number, core = core.id, "the worker cannot be pinned");
+                }
+                run(worker, &sleeper, started);
+            })
+            .map_err(lacking("a worker's thread"))?;
+        Ok(WorkerHandle { core: core.map(|core| core.id), mailbox, counters, queues, thread })
+    }
+}
+
+type Ports = (Vec<Port<XskPort>>, Vec<(Side, u32, XskProbe)>);
 
 fn open_ports(layout: &Layout, number: usize, area: &FrameArea) -> Result<Ports, DataPlaneError> {
     let mut ports = Vec::new();
@@ -221,7 +237,7 @@ fn open_ports(layout: &Layout, number: usize, area: &FrameArea) -> Result<Ports,
             source,
         })?;
         probes.push((side, queue, io.probe().map_err(lacking("a descriptor for statistics"))?));
-        ports.push(Port { side, queue, io });
+        ports.push(Port { side, io });
     }
     Ok((ports, probes))
 }

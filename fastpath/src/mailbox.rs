@@ -156,12 +156,14 @@ impl RequestQueue {
         Ok(Self { requests: ArrayQueue::new(256), wake })
     }
 
-    /// Asks for a neighbour. A request that finds no room is lost; the next frame asks again.
-    pub fn ask(&self, request: NeighbourRequest) {
-        if self.requests.push(request).is_ok() {
+    /// Asks for a neighbour; tells whether there was room for the request.
+    pub fn ask(&self, request: NeighbourRequest) -> bool {
+        let is_accepted = self.requests.push(request).is_ok();
+        if is_accepted {
             // The counter cannot overflow in practice; it is read at every drain.
             let _ = self.wake.write(1);
         }
+        is_accepted
     }
 
     /// Takes all requests.

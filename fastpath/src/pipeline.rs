@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use conntrack::{Conntrack, Direction, PortShare, TenantId, Tick};
+use conntrack::{Conntrack, Direction, Key, PortShare, TenantId, Tick};
 
-use crate::classify::{Class, classify};
+use crate::classify::{Class, classify, tenant_of_broken};
 use crate::counters::WorkerCounters;
 use crate::io::Frame;
 use crate::parse::{Packet, Transport, parse};
-use crate::reject::{AnswerLimit, write_answer};
+use crate::reject::{AnswerLimit, answer_to, write_answer};
 use crate::rewrite::{rewrite_error, rewrite_flow, write_macs};
 use crate::snapshot::{Side, Snapshot};
 use crate::track::{Forwarding, Tracker, owner_of};
@@ -43,18 +43,19 @@ impl Engine {
     pub fn process(&mut self, frame: &mut Frame, side: Side, now: Tick) -> Outcome {
         let packet = match parse(frame.bytes()) {
             Ok(packet) => packet,
-            Err(reason) => return Outcome { verdict: Verdict::Drop(reason), tenant: None },
+            Err(reason) => {
+                let tenant = tenant_of_broken(&self.snapshot, side, frame.bytes());
+                return Outcome { verdict: Verdict::Drop(reason), tenant };
+            }
         };
         frame.set_len(packet.frame_bytes);
         let (verdict, tenant) = match classify(&self.snapshot, side, &packet) {
             Ok(class) => (self.forward(frame, class, &packet, now), Some(class.tenant)),
-            Err((reason, tenant)) => (refuse(side, reason), tenant),
+            Err((reason, tenant)) => (Verdict::refuse(side, reason), tenant),
         };
         let verdict = match verdict {
             Verdict::Reject(reason) => self.answer(frame, side, &packet, (reason, tenant), now),
-            Verdict::Forward { .. } | Verdict::HandOver(_) | Verdict::Wait { .. } | Verdict::Drop(_) => {
-                verdict
-            }
+            Verdict::Forward(_) | Verdict::HandOver(_) | Verdict::Wait(_) | Verdict::Drop(_) => verdict,
         };
         Outcome { verdict, tenant }
     }
@@ -66,9 +67,9 @@ impl Engine {
             return Outcome { verdict: Verdict::Drop(reason), tenant: None };
         };
         let tenant = classify(&self.snapshot, side, &packet).ok().map(|class| class.tenant);
-        let verdict = match side {
-            Side::Inside => self.answer(frame, side, &packet, (reason, tenant), now),
-            Side::Outside => Verdict::Drop(reason),
+        let verdict = match Verdict::refuse(side, reason) {
+            Verdict::Reject(reason) => self.answer(frame, side, &packet, (reason, tenant), now),
+            verdict => verdict,
         };
         Outcome { verdict, tenant }
     }
@@ -86,11 +87,13 @@ impl Engine {
             Direction::Outbound => Side::Outside,
             Direction::Inbound => Side::Inside,
         };
-        if let Err(verdict) = check_limits(packet, self.snapshot.link(side).mtu) {
-            return verdict;
-        }
         let (snapshot, counters) = (&*self.snapshot, &*self.counters);
         let mut tracker = Tracker { snapshot, conntrack: &mut self.conntrack, counters, now };
+        if let Err(verdict) = check_limits(packet, snapshot.link(side).mtu) {
+            let is_strange = class.direction == Direction::Inbound
+                && tracker.find_valid(class, &Key::new(class.tenant, class.direction, &wire)).is_none();
+            return if is_strange { Verdict::Drop(DropReason::NoSession) } else { verdict };
+        }
         let tracked = match &packet.transport {
             Transport::Flow(flow) => tracker.track_flow(class, flow),
             Transport::Error(quoted) => tracker.track_error(class, quoted),
@@ -105,7 +108,7 @@ impl Engine {
             Transport::Error(quoted) => rewrite_error(bytes, &packet.ip, quoted, &rewrite),
         }
         write_macs(bytes, snapshot.neighbour(neighbour).mac, snapshot.source_mac(side, class.tenant));
-        Verdict::Forward { side, neighbour }
+        Verdict::Forward(side)
     }
 
     /// Turns a refused frame into its answer, if it gets one.
@@ -123,11 +126,15 @@ impl Engine {
             (Side::Inside, None) => self.snapshot.link(Side::Inside).address,
             (Side::Outside, _) => packet.ip.destination,
         };
-        let mtu = self.snapshot.link(side.other()).mtu;
-        if self.answers.take(now) && write_answer(frame, packet, reason, speaker, mtu) {
-            Verdict::Reject(reason)
-        } else {
-            Verdict::Drop(reason)
+        // A leak by a MAC that is somebody else's is not ours to answer.
+        let is_addressed = tenant.is_some() || packet.destination_mac == self.snapshot.link(side).mac;
+        let answer = answer_to(packet, reason, self.snapshot.link(side.other()).mtu);
+        match answer.filter(|_| is_addressed) {
+            Some(answer) if self.answers.take(now) => {
+                write_answer(frame, packet, answer, speaker);
+                Verdict::Reject(reason)
+            }
+            Some(_) | None => Verdict::Drop(reason),
         }
     }
 }
@@ -142,12 +149,4 @@ fn check_limits(packet: &Packet, mtu: u16) -> Result<(), Verdict> {
         return Err(if packet.ip.dont_fragment { Verdict::Reject(reason) } else { Verdict::Drop(reason) });
     }
     Ok(())
-}
-
-/// Pods and nodes are told why; the world is not.
-fn refuse(side: Side, reason: DropReason) -> Verdict {
-    match side {
-        Side::Inside => Verdict::Reject(reason),
-        Side::Outside => Verdict::Drop(reason),
-    }
 }

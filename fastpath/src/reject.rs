@@ -7,6 +7,7 @@ use std::net::Ipv4Addr;
 use conntrack::checksum::{checksum, sum};
 use conntrack::{TcpFlags, Tick};
 
+use crate::classify::is_martian;
 use crate::io::Frame;
 use crate::parse::{ETHERNET_BYTES, ICMP_HEADER_BYTES, Packet, Segment, Transport, read_u16};
 use crate::rewrite::write_u16;
@@ -50,37 +51,44 @@ impl AnswerLimit {
 
 /// What an ICMP error says (RFC 792, RFC 1812 section 5.2.7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct IcmpError {
+pub struct IcmpError {
     kind: u8,
     code: u8,
     mtu: u16,
 }
 
-/// Writes the answer to a refused packet into its frame; tells whether there is one.
-///
-/// `speaker` is the address that an ICMP error comes from, `mtu` that of the link that the packet was too
-/// big for.
-pub fn write_answer(
-    frame: &mut Frame,
-    packet: &Packet,
-    reason: DropReason,
-    speaker: Ipv4Addr,
-    mtu: u16,
-) -> bool {
-    if !may_answer(frame.bytes(), packet) {
-        return false;
+/// How a refused packet is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// With a RST to the segment at this offset, which had these flags.
+    Reset(usize, TcpFlags),
+    /// With an ICMP error.
+    Error(IcmpError),
+}
+
+/// Returns how a packet that is refused for a reason is answered, if at all. `mtu` is that of the link that it was
+/// too big for.
+pub fn answer_to(packet: &Packet, reason: DropReason, mtu: u16) -> Option<Answer> {
+    // RFC 1122 section 3.2.2: never an error about an error, a RST about a RST, or anything to a group.
+    let Transport::Flow(flow) = packet.transport else { return None };
+    let is_group_mac = packet.destination_mac.as_bytes()[0] & 1 == 1;
+    if is_group_mac || is_martian(packet.ip.source) || is_martian(packet.ip.destination) {
+        return None;
     }
-    match (packet.transport, icmp_error(reason, mtu)) {
-        (Transport::Flow(flow), None) => match flow.segment {
-            Segment::Tcp(flags) if !flags.has(TcpFlags::RST) => write_rst(frame, packet, flow.at, flags),
-            Segment::Tcp(_) => return false,
-            Segment::Udp | Segment::Query | Segment::Reply => write_error(frame, packet, speaker, PROHIBITED),
-        },
-        (Transport::Flow(_), Some(error)) => write_error(frame, packet, speaker, error),
-        // RFC 1122 section 3.2.2: never an error about an error.
-        (Transport::Error(_), _) => return false,
+    match (icmp_error(reason, mtu), flow.segment) {
+        (Some(error), _) => Some(Answer::Error(error)),
+        (None, Segment::Tcp(flags)) if flags.has(TcpFlags::RST) => None,
+        (None, Segment::Tcp(flags)) => Some(Answer::Reset(flow.at, flags)),
+        (None, Segment::Udp | Segment::Query | Segment::Reply) => Some(Answer::Error(PROHIBITED)),
     }
-    true
+}
+
+/// Writes the answer to a packet into its frame. An ICMP error comes from `speaker`.
+pub fn write_answer(frame: &mut Frame, packet: &Packet, answer: Answer, speaker: Ipv4Addr) {
+    match answer {
+        Answer::Reset(at, flags) => write_rst(frame, packet, at, flags),
+        Answer::Error(error) => write_error(frame, packet, speaker, error),
+    }
 }
 
 /// Communication administratively prohibited, as RFC 5508 REQ-8 asks for a session that cannot be made.
@@ -104,6 +112,7 @@ fn icmp_error(reason: DropReason, mtu: u16) -> Option<IcmpError> {
         | DropReason::UnknownTenant
         | DropReason::MartianAddress
         | DropReason::Hairpin
+        | DropReason::MisaddressedError
         | DropReason::NoSession
         | DropReason::NoPort
         | DropReason::SessionsFull
@@ -111,14 +120,6 @@ fn icmp_error(reason: DropReason, mtu: u16) -> Option<IcmpError> {
         | DropReason::HandOverFull
         | DropReason::WorkerPanic => None,
     }
-}
-
-/// Holds back where RFC 1122 section 3.2.2 forbids an answer: broadcast and multicast, on either layer, and
-/// sources that are no single host.
-fn may_answer(frame: &[u8], packet: &Packet) -> bool {
-    let is_group_mac = frame[0] & 1 == 1;
-    let hosts = [packet.ip.source, packet.ip.destination];
-    !is_group_mac && !hosts.into_iter().any(crate::classify::is_martian)
 }
 
 fn write_error(frame: &mut Frame, packet: &Packet, speaker: Ipv4Addr, error: IcmpError) {

@@ -44,6 +44,8 @@ pub struct QueueReport {
     pub received: u64,
     /// Packets handed to the kernel for transmission.
     pub transmitted: u64,
+    /// Packets that the kernel dropped because they do not fit a frame.
+    pub rx_dropped: u64,
     /// Packets that the kernel dropped because the rx ring was full.
     pub rx_ring_full: u64,
     /// Packets that the kernel dropped because the fill ring was empty.

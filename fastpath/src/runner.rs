@@ -22,6 +22,9 @@ const SLEEP: Duration = Duration::from_millis(100);
 /// Longest sleep while the kernel has frames to transmit and may need to be woken again.
 const SLEEP_WHILE_TRANSMITTING: Duration = Duration::from_millis(1);
 
+/// A worker that panics again and again is logged once in this time; the count of its panics is exact.
+const LOGGED_EVERY: Duration = Duration::from_secs(60);
+
 /// Sleeps until a frame or a message comes.
 #[derive(Debug)]
 pub struct Sleeper {
@@ -56,15 +59,16 @@ impl Sleeper {
 
 /// Runs a worker until its mailbox says stop.
 pub fn run<I: FrameIo>(mut worker: Worker<I>, sleeper: &Sleeper, started: Instant) {
+    let mut last_logged: Option<Instant> = None;
     loop {
         match catch_unwind(AssertUnwindSafe(|| turn_until_stopped(&mut worker, sleeper, started))) {
             Ok(()) => return,
             Err(panic) => {
-                tracing::error!(
-                    worker = worker.number(),
-                    panic = describe(&*panic),
-                    "worker panicked; its batch is dropped and it goes on"
-                );
+                if last_logged.is_none_or(|last| last.elapsed() > LOGGED_EVERY) {
+                    last_logged = Some(Instant::now());
+                    let (worker, panic) = (worker.number(), describe(&*panic));
+                    tracing::error!(worker, panic, "worker panicked; its batch is dropped and it goes on");
+                }
                 worker.recover(Tick::since_start(started.elapsed()));
             }
         }

@@ -7,6 +7,7 @@ use conntrack::{
 
 use crate::classify::Class;
 use crate::counters::WorkerCounters;
+use crate::dataplane::NeighbourRequest;
 use crate::parse::{Flow, QuotedPacket, Segment};
 use crate::snapshot::{NeighbourId, NextHop, Side, Snapshot};
 use crate::verdict::{DropReason, Verdict};
@@ -74,7 +75,7 @@ impl Tracker<'_> {
     }
 
     /// Finds a session that the present snapshot allows.
-    fn find_valid(&mut self, class: Class, key: &Key) -> Option<SessionId> {
+    pub fn find_valid(&mut self, class: Class, key: &Key) -> Option<SessionId> {
         let id = self.conntrack.find(key)?;
         if self.conntrack.session(id).epoch() == self.snapshot.epoch() || self.check_session(class, id) {
             return Some(id);
@@ -110,7 +111,11 @@ impl Tracker<'_> {
                 Segment::Reply => false,
             };
         if !may_open {
-            return Err(refuse(class.direction, DropReason::NoSession));
+            let from = match class.direction {
+                Direction::Outbound => Side::Inside,
+                Direction::Inbound => Side::Outside,
+            };
+            return Err(Verdict::refuse(from, DropReason::NoSession));
         }
         let tenant = self.snapshot.tenant(class.tenant).ok_or(Verdict::Drop(DropReason::UnknownTenant))?;
         let outside = pair_egress(flow.tuple.source, &tenant.egress_addresses)
@@ -156,7 +161,7 @@ impl Tracker<'_> {
         }
         match self.snapshot.next_hop(side, tuple.destination) {
             NextHop::Resolved(_) => Ok(()),
-            NextHop::Unresolved(address) => Err(Verdict::Wait { side, address }),
+            NextHop::Unresolved(address) => Err(Verdict::Wait(NeighbourRequest { side, address })),
             NextHop::NoRoute => Err(match side {
                 Side::Outside => Verdict::Reject(DropReason::NoRoute),
                 Side::Inside => Verdict::Drop(DropReason::NoRoute),
@@ -171,14 +176,6 @@ fn is_expected(direction: Direction, segment: Segment) -> bool {
         (_, Segment::Tcp(_) | Segment::Udp) => true,
         (Direction::Outbound, Segment::Query) | (Direction::Inbound, Segment::Reply) => true,
         (Direction::Outbound, Segment::Reply) | (Direction::Inbound, Segment::Query) => false,
-    }
-}
-
-/// Pods are told, so that they fail fast; the world is not (RFC 5382 REQ-4).
-fn refuse(direction: Direction, reason: DropReason) -> Verdict {
-    match direction {
-        Direction::Outbound => Verdict::Reject(reason),
-        Direction::Inbound => Verdict::Drop(reason),
     }
 }
 

@@ -1,33 +1,33 @@
 //! What becomes of a frame.
 
-use std::net::Ipv4Addr;
-
-use crate::snapshot::{NeighbourId, Side};
+use crate::dataplane::NeighbourRequest;
+use crate::snapshot::Side;
 
 /// What the pipeline decided about one frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// The frame is rewritten and leaves by `side` to this neighbour.
-    Forward {
-        /// Side that it leaves by.
-        side: Side,
-        /// Neighbour that it is addressed to.
-        neighbour: NeighbourId,
-    },
+    /// The frame is rewritten and leaves by this side.
+    Forward(Side),
     /// The frame now holds an answer (ICMP error or TCP RST) that goes back where it came from; the
     /// packet that it held is dropped for the reason.
     Reject(DropReason),
     /// The frame is untouched and belongs to another worker.
     HandOver(u16),
     /// The frame is untouched and waits until a neighbour is resolved.
-    Wait {
-        /// Side of the neighbour.
-        side: Side,
-        /// Its address.
-        address: Ipv4Addr,
-    },
+    Wait(NeighbourRequest),
     /// The frame is dropped.
     Drop(DropReason),
+}
+
+impl Verdict {
+    /// Returns the verdict on a packet from `side` that may not pass: pods and nodes are told why; the world is
+    /// not (RFC 5382 REQ-4).
+    pub fn refuse(side: Side, reason: DropReason) -> Self {
+        match side {
+            Side::Inside => Self::Reject(reason),
+            Side::Outside => Self::Drop(reason),
+        }
+    }
 }
 
 macro_rules! drop_reasons {
@@ -84,13 +84,15 @@ drop_reasons! {
     MartianAddress = "martian_address",
     /// The destination is an egress address of this gateway; hairpin is not translated yet.
     Hairpin = "hairpin",
+    /// An ICMP error is not addressed to the sender of the packet that it quotes.
+    MisaddressedError = "misaddressed_error",
     /// The time to live ran out at the gateway.
     TtlExceeded = "ttl_exceeded",
     /// The packet is larger than the outgoing link's MTU.
     TooBig = "too_big",
     /// No session belongs to the packet, and it may not open one.
     NoSession = "no_session",
-    /// The tenant has used every port of its egress addresses towards this destination (RFC 4787 REQ-3: never overload).
+    /// Every port that the worker may hand out of the pod's egress address is taken towards this destination (RFC 4787 REQ-3: never overload).
     NoPort = "no_port",
     /// The session table is full.
     SessionsFull = "sessions_full",

@@ -1,18 +1,22 @@
 //! Frames that wait until their next hop is resolved: few of them, and not for long.
 
-use std::net::Ipv4Addr;
+use std::collections::VecDeque;
 use std::time::Duration;
 
-use conntrack::Tick;
+use conntrack::{TenantId, Tick};
 
+use crate::dataplane::NeighbourRequest;
 use crate::io::Frame;
 use crate::snapshot::Side;
 
 /// Frames that may wait at one worker.
 const CAPACITY: usize = 512;
 
-/// Frames that may wait for one address, about as many as Linux keeps (`unres_qlen_bytes`).
-const PER_ADDRESS: usize = 100;
+/// Frames that may wait for one neighbour, about as many as Linux keeps (`unres_qlen_bytes`).
+const PER_NEIGHBOUR: usize = 100;
+
+/// Frames of one tenant that may wait, so that none takes all places.
+const PER_TENANT: usize = 256;
 
 /// How long a frame waits: the kernel asks three times, a second apart.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -24,60 +28,72 @@ pub struct WaitingFrame {
     pub frame: Frame,
     /// Side that it came from.
     pub arrival: Side,
-    /// Side and address of the neighbour that it waits for.
-    pub next_hop: (Side, Ipv4Addr),
-    deadline: Tick,
+    /// The neighbour that it waits for.
+    pub next_hop: NeighbourRequest,
+    /// Whether the neighbour was asked for on behalf of this frame.
+    pub has_asked: bool,
+    /// Tenant that it belongs to.
+    pub tenant: Option<TenantId>,
+    /// When it is given up.
+    pub deadline: Tick,
 }
 
 /// The frames that wait at one worker, oldest first.
 #[derive(Debug)]
 pub struct WaitingRoom {
-    frames: Vec<WaitingFrame>,
+    frames: VecDeque<WaitingFrame>,
 }
 
 impl Default for WaitingRoom {
     fn default() -> Self {
-        Self { frames: Vec::with_capacity(CAPACITY) }
+        Self { frames: VecDeque::with_capacity(CAPACITY) }
     }
 }
 
 impl WaitingRoom {
-    /// Keeps a frame until its next hop is resolved; tells whether nobody waited for it
-    /// before, so that it must be asked for.
+    /// Keeps a frame until its next hop is resolved; returns it if the neighbour must be asked for, because
+    /// nobody has done so.
     ///
     /// # Errors
-    /// Gives the frame back when too many wait.
+    /// Gives the frame back when too many wait: for this neighbour, of this tenant, or in all.
     pub fn keep(
         &mut self,
         frame: Frame,
         arrival: Side,
-        next_hop: (Side, Ipv4Addr),
+        next_hop: NeighbourRequest,
+        tenant: Option<TenantId>,
         now: Tick,
-    ) -> Result<bool, Frame> {
-        let ahead = self.frames.iter().filter(|other| other.next_hop == next_hop).count();
-        if ahead >= PER_ADDRESS || self.frames.len() == CAPACITY {
+    ) -> Result<Option<&mut WaitingFrame>, Frame> {
+        let (mut ahead, mut of_tenant, mut is_asked) = (0, 0, false);
+        for other in &self.frames {
+            of_tenant += usize::from(other.tenant == tenant);
+            if other.next_hop == next_hop {
+                ahead += 1;
+                is_asked |= other.has_asked;
+            }
+        }
+        if ahead >= PER_NEIGHBOUR || of_tenant >= PER_TENANT || self.frames.len() == CAPACITY {
             return Err(frame);
         }
-        self.frames.push(WaitingFrame { frame, arrival, next_hop, deadline: now.after(PATIENCE) });
-        Ok(ahead == 0)
+        let deadline = now.after(PATIENCE);
+        self.frames.push_back(WaitingFrame { frame, arrival, next_hop, has_asked: false, tenant, deadline });
+        Ok(self.frames.back_mut().filter(|_| !is_asked))
     }
 
-    /// Returns the oldest frame if its time is over.
-    pub fn overdue(&mut self, now: Tick) -> Option<&mut WaitingFrame> {
-        self.frames.first_mut().filter(|first| now.reached(first.deadline))
+    /// Takes the oldest frame if its time is over.
+    pub fn take_overdue(&mut self, now: Tick) -> Option<WaitingFrame> {
+        let is_overdue = self.frames.front().is_some_and(|first| now.reached(first.deadline));
+        is_overdue.then(|| self.frames.pop_front()).flatten()
     }
 
-    /// Returns the frame in a place, oldest first.
-    pub fn get_mut(&mut self, index: usize) -> Option<&mut WaitingFrame> {
-        self.frames.get_mut(index)
+    /// Takes the oldest frame.
+    pub fn take_oldest(&mut self) -> Option<WaitingFrame> {
+        self.frames.pop_front()
     }
 
-    /// Takes the frame out of a place.
-    ///
-    /// # Panics
-    /// When there is none.
-    pub fn take(&mut self, index: usize) -> WaitingFrame {
-        self.frames.remove(index)
+    /// Lets a frame wait on, with the deadline that it had, behind all others.
+    pub fn put_back(&mut self, waiting: WaitingFrame) {
+        self.frames.push_back(waiting);
     }
 
     /// Returns the number of frames.

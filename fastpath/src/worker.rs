@@ -15,7 +15,6 @@ use crossbeam::queue::ArrayQueue;
 
 use crate::announce::{Announcement, new_announcements, write_announcement};
 use crate::counters::WorkerCounters;
-use crate::dataplane::NeighbourRequest;
 use crate::io::{Frame, FrameIo, FramePool};
 use crate::listing::Listing;
 use crate::mailbox::{Mailbox, RequestQueue};
@@ -23,7 +22,7 @@ use crate::pipeline::{Engine, Outcome};
 use crate::reject::AnswerLimit;
 use crate::snapshot::{Side, Snapshot};
 use crate::verdict::{DropReason, Verdict};
-use crate::waiting::WaitingRoom;
+use crate::waiting::{WaitingFrame, WaitingRoom};
 
 /// Frames taken from one source in one turn.
 const BATCH_FRAMES: usize = 64;
@@ -39,8 +38,6 @@ const GIVEN_UP_PER_TURN: usize = 16;
 pub struct Port<I> {
     /// Side of the interface.
     pub side: Side,
-    /// Queue number.
-    pub queue: u32,
     /// Its rings.
     pub io: I,
 }
@@ -83,6 +80,10 @@ pub struct Worker<I> {
     listing: Option<Listing>,
     tx_ports: [Vec<usize>; 2],
     home_frames: usize,
+    /// Waiting frames that have not been tried under the newest snapshot.
+    untried: usize,
+    /// Whether the last turn left something undone that the next can do, even if no frame comes.
+    has_more: bool,
     restarts: u64,
     #[cfg(test)]
     fails_at_next_frame: bool,
@@ -115,6 +116,8 @@ impl<I: FrameIo> Worker<I> {
             listing: None,
             tx_ports,
             home_frames,
+            untried: 0,
+            has_more: true,
             restarts: 0,
             #[cfg(test)]
             fails_at_next_frame: false,
@@ -130,8 +133,10 @@ impl<I: FrameIo> Worker<I> {
 
     /// Does one turn; returns how many frames it found.
     pub fn turn(&mut self, now: Tick) -> usize {
-        self.adopt_snapshot(now);
+        self.has_more = false;
+        self.adopt_snapshot();
         self.answer_question(now);
+        self.retry_waiting(now);
         let mut found = self.serve_handed(now);
         for port in 0..self.parts.ports.len() {
             found += self.serve_port(port, now);
@@ -150,7 +155,7 @@ impl<I: FrameIo> Worker<I> {
 
     /// Tells whether something is left to do even if no frame comes.
     pub fn is_busy(&self) -> bool {
-        self.listing.is_some() || !self.announcements.is_empty()
+        self.has_more
     }
 
     /// Returns the worker's number.
@@ -210,14 +215,14 @@ impl<I: FrameIo> Worker<I> {
         self.listing = None;
     }
 
-    fn adopt_snapshot(&mut self, now: Tick) {
+    fn adopt_snapshot(&mut self) {
         let Some(next) = self.mailbox().take_snapshot() else { return };
         let previous = std::mem::replace(&mut self.engine.snapshot, next);
         self.announcements.extend(self.to_announce(Some(&previous)));
         self.parts.counters.epoch.set(u64::from(self.engine.snapshot.epoch().0));
         // Nobody listens while the control side ends.
         let _ = self.parts.retired.try_send(previous);
-        self.retry_waiting(now);
+        self.untried = self.waiting.len();
     }
 
     /// Returns what has to be announced. One worker speaks for all.
@@ -235,6 +240,7 @@ impl<I: FrameIo> Worker<I> {
         if let Some(listing) = self.listing.take() {
             let timeouts = &self.engine.snapshot.spec().timeouts;
             self.listing = listing.go_on(&self.engine.conntrack, self.parts.share.worker(), timeouts, now);
+            self.has_more |= self.listing.is_some();
         }
     }
 
@@ -273,14 +279,14 @@ impl<I: FrameIo> Worker<I> {
     fn settle(&mut self, frame: Frame, outcome: Outcome, arrival: Arrival, now: Tick) {
         let Outcome { verdict, tenant } = outcome;
         match verdict {
-            Verdict::Forward { side, .. } => {
+            Verdict::Forward(side) => {
                 let bytes = frame.bytes().len();
                 match self.transmit(frame, side, arrival.port) {
                     Ok(()) => {
                         let tenant = tenant.expect("a forwarded packet has a tenant");
                         self.parts.counters.tenant(tenant).forwarded(side, bytes);
                     }
-                    Err(frame) => self.drop_frame(frame, Outcome { verdict, tenant }, DropReason::TxRingFull),
+                    Err(frame) => self.drop_frame(frame, outcome, DropReason::TxRingFull),
                 }
             }
             Verdict::Reject(reason) => {
@@ -295,13 +301,11 @@ impl<I: FrameIo> Worker<I> {
                     Err(frame) => self.drop_frame(frame, outcome, DropReason::HandOverFull),
                 }
             }
-            Verdict::Wait { side, address } => {
-                match self.waiting.keep(frame, arrival.side, (side, address), now) {
-                    Ok(true) => self.parts.requests.ask(NeighbourRequest { side, address }),
-                    Ok(false) => {}
-                    Err(frame) => self.drop_frame(frame, outcome, DropReason::NeighbourUnresolved),
-                }
-            }
+            Verdict::Wait(next_hop) => match self.waiting.keep(frame, arrival.side, next_hop, tenant, now) {
+                Ok(Some(first)) => first.has_asked = self.parts.requests.ask(next_hop),
+                Ok(None) => {}
+                Err(frame) => self.drop_frame(frame, outcome, DropReason::NeighbourUnresolved),
+            },
             Verdict::Drop(reason) => self.drop_frame(frame, outcome, reason),
         }
     }
@@ -320,29 +324,45 @@ impl<I: FrameIo> Worker<I> {
         Ok(())
     }
 
-    /// Tries all waiting frames under a new snapshot; those that still wait keep their place and deadline.
+    /// Tries some waiting frames under a new snapshot; those that still wait keep their deadline.
     fn retry_waiting(&mut self, now: Tick) {
-        let mut index = 0;
-        while let Some(waiting) = self.waiting.get_mut(index) {
-            let outcome = self.engine.process(&mut waiting.frame, waiting.arrival, now);
-            if let Verdict::Wait { side, address } = outcome.verdict {
-                waiting.next_hop = (side, address);
-                self.parts.requests.ask(NeighbourRequest { side, address });
-                index += 1;
+        for _ in 0..self.untried.min(BATCH_FRAMES) {
+            self.untried -= 1;
+            let Some(waiting) = self.waiting.take_oldest() else { break };
+            let (outcome, waiting) =
+                self.in_hand(waiting, |engine, frame, side| engine.process(frame, side, now));
+            if let Verdict::Wait(next_hop) = outcome.verdict {
+                let has_asked = waiting.has_asked && self.parts.requests.ask(next_hop);
+                self.waiting.put_back(WaitingFrame { next_hop, has_asked, ..waiting });
             } else {
-                let waiting = self.waiting.take(index);
                 self.settle(waiting.frame, outcome, Arrival { side: waiting.arrival, port: 0 }, now);
             }
         }
+        self.has_more |= self.untried > 0;
     }
 
     fn give_up_waiting(&mut self, now: Tick) {
         for _ in 0..GIVEN_UP_PER_TURN {
-            let Some(waiting) = self.waiting.overdue(now) else { return };
-            let outcome = self.engine.give_up(&mut waiting.frame, waiting.arrival, now);
-            let waiting = self.waiting.take(0);
+            let Some(waiting) = self.waiting.take_overdue(now) else { return };
+            let (outcome, waiting) =
+                self.in_hand(waiting, |engine, frame, side| engine.give_up(frame, side, now));
             self.settle(waiting.frame, outcome, Arrival { side: waiting.arrival, port: 0 }, now);
         }
+        self.has_more = true;
+    }
+
+    /// Works on a frame that waited while it is in the batch, where [`Worker::recover`] finds it.
+    fn in_hand(
+        &mut self,
+        waiting: WaitingFrame,
+        work: impl FnOnce(&mut Engine, &mut Frame, Side) -> Outcome,
+    ) -> (Outcome, WaitingFrame) {
+        let WaitingFrame { frame, arrival, .. } = waiting;
+        self.batch.push_back(frame);
+        let frame = self.batch.back_mut().expect("it was put there");
+        let outcome = work(&mut self.engine, frame, arrival);
+        let frame = self.batch.pop_back().expect("it was put there");
+        (outcome, WaitingFrame { frame, ..waiting })
     }
 
     fn announce(&mut self) {
@@ -356,6 +376,7 @@ impl<I: FrameIo> Worker<I> {
                 return;
             }
         }
+        self.has_more |= !self.announcements.is_empty();
     }
 
     fn turn_rings(&mut self) {
@@ -369,29 +390,33 @@ impl<I: FrameIo> Worker<I> {
         }
     }
 
-    /// Lends frames to the commons when hand-overs have brought many, takes some back when few are left.
+    /// Lends to the commons what hand-overs have brought, and takes back what they have carried away.
     fn balance_frames(&mut self) {
-        while self.parts.pool.len() > self.home_frames
+        let mut owned = self.frames_owned();
+        while owned > self.home_frames
             && let Some(frame) = self.parts.pool.take()
         {
             if let Err(frame) = self.parts.commons.push(frame) {
                 self.parts.pool.put(frame);
                 return;
             }
+            owned -= 1;
         }
-        while self.parts.pool.len() < BATCH_FRAMES
+        while owned < self.home_frames
             && let Some(frame) = self.parts.commons.pop()
         {
             self.parts.pool.put(frame);
+            owned += 1;
         }
     }
 
     fn expire(&mut self, now: Tick) {
         let counters = &self.parts.counters;
         let timeouts = &self.engine.snapshot.spec().timeouts;
-        self.engine.conntrack.expire(now, timeouts, EXPIRED_PER_TURN, |session| {
+        let ended = self.engine.conntrack.expire(now, timeouts, EXPIRED_PER_TURN, |session| {
             counters.tenant(session.tenant()).session_ended();
         });
+        self.has_more |= ended == EXPIRED_PER_TURN;
         counters.sessions.set(u64::from(self.engine.conntrack.len()));
     }
 }

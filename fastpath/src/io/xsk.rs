@@ -11,6 +11,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -157,6 +158,8 @@ pub enum XskError {
 /// What the kernel counts for one socket (`XDP_STATISTICS`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct XskStatistics {
+    /// Frames dropped because they are larger than a frame of the area, or could not be copied.
+    pub rx_dropped: u64,
     /// Frames dropped because the rx ring was full.
     pub rx_ring_full: u64,
     /// Frames dropped because the fill ring was empty.
@@ -188,6 +191,8 @@ pub struct XskPort {
     tx_budget: usize,
     in_rx: usize,
     in_tx: usize,
+    /// Whether the interface has vanished.
+    is_dead: bool,
 }
 
 impl XskPort {
@@ -228,6 +233,7 @@ impl XskPort {
             tx_budget: raise_tx_budget(descriptor),
             in_rx: 0,
             in_tx: 0,
+            is_dead: false,
         })
     }
 
@@ -242,6 +248,23 @@ impl XskPort {
     fn borrow_descriptor(&self) -> BorrowedFd<'_> {
         // SAFETY: the socket in `rings` keeps the descriptor open until this port is dropped.
         unsafe { BorrowedFd::borrow_raw(self.descriptor) }
+    }
+
+    /// Submits pending frames and wakes the kernel; returns how many were submitted.
+    ///
+    /// The crate panics when the kernel refuses the waking in a way that it does not expect, as it does when the
+    /// interface has vanished. The frames are in the ring by then. The port takes no more.
+    fn submit(&mut self) -> usize {
+        let waiting = self.pending.len();
+        let sending = AssertUnwindSafe(|| self.rings.tx.try_send(&mut self.pending, self.tx_budget));
+        if catch_unwind(sending).is_err() {
+            tracing::error!(
+                descriptor = self.descriptor,
+                "the interface of a socket has vanished; its port is closed"
+            );
+            self.is_dead = true;
+        }
+        waiting - self.pending.len()
     }
 
     /// Asks the kernel to go on transmitting. Every error is harmless: busy and full rings are tried again
@@ -280,7 +303,7 @@ impl FrameIo for XskPort {
     }
 
     fn send(&mut self, frame: Frame) -> Result<(), Frame> {
-        if self.in_tx + self.pending.len() == RING_FRAMES {
+        if self.is_dead || self.in_tx + self.pending.len() == RING_FRAMES {
             return Err(frame);
         }
         let displaced = self.pending.push_back(frame.0);
@@ -289,12 +312,11 @@ impl FrameIo for XskPort {
     }
 
     fn flush(&mut self) {
-        if self.pending.is_empty() && self.in_tx > 0 {
+        if self.pending.is_empty() && self.in_tx > 0 && self.rings.tx.needs_wakeup() {
             self.kick();
         }
-        while !self.pending.is_empty() {
-            // The crate wakes the kernel itself when it submits.
-            let sent = self.rings.tx.try_send(&mut self.pending, self.tx_budget).unwrap_or(0);
+        while !self.pending.is_empty() && !self.is_dead {
+            let sent = self.submit();
             self.in_tx += sent;
             if sent == 0 {
                 self.kick();
@@ -306,9 +328,7 @@ impl FrameIo for XskPort {
     fn complete(&mut self, pool: &mut FramePool) -> usize {
         // The crate has no failing path here.
         let completed = self.rings.completion.service(&mut pool.frames, RING_FRAMES).unwrap_or(0);
-        // Submitting may panic inside the crate when the interface has vanished; what it had submitted is
-        // then not counted, but still comes back here.
-        self.in_tx = self.in_tx.saturating_sub(completed);
+        self.in_tx -= completed;
         completed
     }
 
@@ -323,7 +343,7 @@ impl FrameIo for XskPort {
     }
 
     fn is_transmitting(&self) -> bool {
-        self.in_tx > 0 || !self.pending.is_empty()
+        !self.is_dead && (self.in_tx > 0 || !self.pending.is_empty())
     }
 
     fn frames_owned(&self) -> usize {
@@ -373,6 +393,7 @@ impl XskProbe {
         let empty: libc::xdp_statistics = unsafe { std::mem::zeroed() };
         let statistics = get_option(self.socket.as_fd(), libc::SOL_XDP, libc::XDP_STATISTICS, empty)?;
         Ok(XskStatistics {
+            rx_dropped: statistics.rx_dropped,
             rx_ring_full: statistics.rx_ring_full,
             fill_ring_empty: statistics.rx_fill_ring_empty_descs,
             invalid_descriptors: statistics.rx_invalid_descs + statistics.tx_invalid_descs,

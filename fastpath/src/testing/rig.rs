@@ -20,7 +20,7 @@ use crate::worker::{Port, Worker, WorkerParts};
 
 use super::BLUE;
 
-const FRAMES_PER_WORKER: usize = 320;
+const FRAMES_PER_WORKER: usize = 640;
 const RING: usize = 64;
 
 /// Some workers, each with a wire on both sides.
@@ -57,11 +57,7 @@ impl Rig {
         let workers = (0..workers).zip(&wires).map(|(number, wires)| {
             let mut pool = FramePool::with_capacity(total);
             (0..FRAMES_PER_WORKER).for_each(|_| pool.put(frames.take().unwrap()));
-            let ports = Side::BOTH.map(|side| Port {
-                side,
-                queue: number.into(),
-                io: SimPort::new(&wires[side.index()], RING),
-            });
+            let ports = Side::BOTH.map(|side| Port { side, io: SimPort::new(&wires[side.index()], RING) });
             let parts = WorkerParts {
                 share: PortShare::new(number, workers),
                 ports: ports.into(),

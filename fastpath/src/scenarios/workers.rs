@@ -1,0 +1,180 @@
+//! Several workers, listings, panics, and frames of every kind at once.
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use conntrack::{TcpFlags, TenantId};
+use proptest::prelude::*;
+
+use super::{EGRESS, SYN_ACK, answer, ends, leave, only};
+use crate::io::sim::Faults;
+use crate::snapshot::Side::{self, Inside, Outside};
+use crate::testing::rig::{Rig, check_checksums, check_source};
+use crate::testing::{echo_frame, gateway, icmp_error_about, tcp_frame, udp_frame};
+use crate::verdict::DropReason;
+
+#[test]
+fn any_worker_may_receive_and_the_owner_forwards() {
+    let mut rig = Rig::with(gateway().spec(), 4, Faults::default(), 1);
+    let mut outside = Vec::new();
+    for pod in 0..60u8 {
+        let frame = udp_frame(&format!("10.132.0.{pod}:40000"), "192.168.55.13:53", b"x");
+        rig.inject(usize::from(pod % 4), Inside, &frame);
+        rig.run();
+        outside.push(only(rig.take(Outside)));
+    }
+    let ports: std::collections::HashSet<_> = outside.iter().map(|frame| ends(frame).source).collect();
+    assert_eq!(ports.len(), 60, "no two pods share an outside tuple");
+    for (arrival, frame) in outside.iter().enumerate() {
+        rig.inject(arrival * 7 % 4, Outside, &answer(frame, TcpFlags::default()));
+        rig.run();
+        let pod = u8::try_from(arrival).unwrap();
+        assert_eq!(ends(&only(rig.take(Inside))).destination, (Ipv4Addr::new(10, 132, 0, pod), 40000));
+    }
+    assert_eq!((rig.sessions(), rig.all_drops()), (60, 0));
+    assert!(rig.workers.iter().all(|worker| worker.conntrack().len() > 4), "sessions are spread");
+}
+
+#[test]
+fn frames_that_were_carried_away_come_home() {
+    let mut rig = Rig::with(gateway().spec(), 5, Faults::default(), 1);
+    let mut sent = 0;
+    for round in 0..400u32 {
+        for pod in 0..20 {
+            rig.inject(
+                0,
+                Inside,
+                &udp_frame(&format!("10.132.0.{pod}:{}", 2000 + round % 8), "192.168.55.13:53", b"x"),
+            );
+        }
+        rig.run();
+        sent += rig.take(Outside).len();
+    }
+    assert_eq!((sent, rig.all_drops()), (8000, 0), "all of them came to the first worker");
+}
+
+#[test]
+fn sessions_are_listed_by_tenant_and_up_to_the_limit() {
+    let mut rig = Rig::new(gateway().spec());
+    for port in 0..20u32 {
+        leave(&mut rig, &udp_frame(&format!("10.132.0.5:{}", 2000 + port), "192.168.55.13:53", b"x"));
+    }
+    let ask = |rig: &mut Rig, tenant, limit| {
+        let (reply, answers) = crossbeam::channel::bounded(1);
+        let rows = Vec::with_capacity(limit);
+        assert!(rig.mailboxes[0].ask(crate::mailbox::ListSessions { tenant, rows, reply }));
+        rig.run();
+        answers.try_recv().unwrap()
+    };
+    rig.wait(Duration::from_secs(10));
+    let all = ask(&mut rig, None, 100);
+    assert_eq!(all.len(), 20);
+    assert!(
+        all.iter().all(|row| row.idle_seconds == 10 && row.expires_seconds == 290 && row.outside.0 == EGRESS)
+    );
+    assert_eq!(ask(&mut rig, Some(TenantId(0)), 100).len(), 20);
+    assert_eq!(ask(&mut rig, Some(TenantId(1)), 100).len(), 0);
+    assert_eq!(ask(&mut rig, None, 7).len(), 7);
+}
+
+#[test]
+fn a_worker_goes_on_after_a_panic_and_keeps_its_sessions() {
+    let mut rig = Rig::new(gateway().spec());
+    let frame = udp_frame("10.132.0.5:40000", "192.168.55.13:53", b"x");
+    let before = leave(&mut rig, &frame);
+    for port in 0..3u32 {
+        rig.inject(0, Inside, &udp_frame(&format!("10.132.0.5:{}", 2000 + port), "192.168.55.13:53", b"x"));
+    }
+    let now = rig.now;
+    rig.workers[0].fail_at_next_frame();
+    let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| rig.workers[0].turn(now)));
+    assert!(panic.is_err());
+    rig.workers[0].recover(now);
+    rig.run();
+    assert!(rig.take(Outside).is_empty(), "what it had in hand is dropped");
+    assert_eq!(rig.drops(DropReason::WorkerPanic), 3);
+    assert_eq!(ends(&leave(&mut rig, &frame)), ends(&before));
+}
+
+#[derive(Clone, Debug)]
+struct AnyFrame {
+    worker: usize,
+    side: Side,
+    bytes: Vec<u8>,
+    is_whole: bool,
+}
+
+/// Frames of every kind, from both sides, some of them broken.
+fn any_frame() -> impl Strategy<Value = AnyFrame> {
+    let flags = prop_oneof![
+        Just(TcpFlags::SYN),
+        Just(SYN_ACK),
+        Just(TcpFlags::ACK),
+        Just(TcpFlags(0x11)),
+        Just(TcpFlags::RST)
+    ];
+    let frame = (0u8..6, 0u8..4, 0u8..3, flags, any::<bool>()).prop_map(|(kind, host, port, flags, big)| {
+        let pod = format!("10.132.0.{host}:{}", 40000 + u16::from(port));
+        let payload = vec![0; if big { 1400 } else { 3 }];
+        let egress = format!("192.168.55.113:{}", 1024 + u16::from(host) * 64);
+        match kind {
+            0 => (Inside, udp_frame(&pod, "192.168.55.13:53", &payload)),
+            1 => (Inside, tcp_frame(&pod, "192.168.55.13:80", flags)),
+            2 => (Inside, echo_frame(&format!("10.132.0.{host}"), "192.168.55.13", port.into(), false)),
+            3 => (Outside, udp_frame("192.168.55.13:53", &egress, &payload)),
+            4 => (Outside, tcp_frame("192.168.55.13:80", &egress, flags)),
+            _ => (
+                Outside,
+                icmp_error_about("192.168.55.1", &udp_frame(&egress, "192.168.55.13:53", &payload), 3, 8),
+            ),
+        }
+    });
+    let noise = prop_oneof![4 => Just(None), 1 => (any::<prop::sample::Index>(), any::<u8>()).prop_map(Some)];
+    (0usize..3, frame, noise).prop_map(|(worker, (side, mut frame), noise)| {
+        let is_whole = noise.is_none();
+        if let Some((at, byte)) = noise {
+            let at = at.index(frame.len());
+            frame[at] = byte;
+        }
+        AnyFrame { worker, side, bytes: frame, is_whole }
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn frames_in_are_frames_out_or_counted_drops(
+        frames in prop::collection::vec(any_frame(), 1..120),
+        seed in 1u64..,
+    ) {
+        let faults = Faults { loss: 20, duplication: 20, reordering: 40 };
+        let mut rig = Rig::with(gateway().spec(), 3, faults, seed);
+        let mut sent = 0;
+        let mut forwarded = 0;
+        for (index, frame) in frames.iter().enumerate() {
+            rig.inject(frame.worker, frame.side, &frame.bytes);
+            rig.run();
+            for leaves_by in Side::BOTH {
+                for bytes in rig.take(leaves_by) {
+                    check_source(leaves_by, &bytes, &[EGRESS]);
+                    if frame.is_whole {
+                        check_checksums(&bytes);
+                    }
+                    sent += 1;
+                }
+            }
+            if index % 40 == 39 {
+                rig.publish(gateway().epoch(2 + u32::try_from(index).unwrap()).spec());
+                rig.wait(Duration::from_secs(100));
+            }
+        }
+        for worker in &rig.workers {
+            for tenant in [0, 1] {
+                let report = worker.counters().tenant(TenantId(tenant)).report();
+                forwarded += report.outbound_packets + report.inbound_packets;
+            }
+        }
+        prop_assert_eq!(rig.accepted(), forwarded + rig.all_drops(), "frames in = forwarded + dropped");
+        prop_assert!(sent >= forwarded, "what was forwarded was sent, and so were answers");
+    }
+}
