@@ -81,6 +81,42 @@ fn a_second_daemon_and_detach_are_refused_while_one_runs() {
 }
 
 #[test]
+fn a_daemon_on_other_interfaces_needs_directories_of_its_own() {
+    in_namespace(async |_| {
+        for (link, address) in [("in1", "192.168.98.12"), ("out1", "192.168.54.12")] {
+            ip(&format!("link add {link} type veth peer name {link}peer"));
+            ip(&format!("address add {address}/24 dev {link}"));
+            ip(&format!("link set {link} up"));
+        }
+        let place = Place::new();
+        let daemon = place.run(&[]);
+        let other = place.directory.path().join("other.toml");
+        let text = |more: &str| format!("inside.interface = \"in1\"\noutside.interface = \"out1\"\n{more}");
+        let table = [
+            (String::new(), "xdp.pin_dir: /sys/fs/bpf/spillway is in use"),
+            (
+                format!(
+                    "xdp.pin_dir = \"/sys/fs/bpf/other\"\ncontrol.state_dir = {:?}",
+                    place.directory.path().join("state")
+                ),
+                "control.state_dir: ",
+            ),
+        ];
+        for (more, expected) in table {
+            std::fs::write(&other, text(&more)).unwrap();
+            let socket = place.directory.path().join("other.sock");
+            let line = format!("--socket {} run --config {}", socket.display(), other.display());
+            let (status, _, error) = place.spillway(&line);
+            assert!(!status.success() && error.contains(expected), "{error}");
+        }
+        for link in ["in0", "out0"] {
+            assert!(ip(&format!("link show {link}")).contains("xdp"), "{link} lost its program");
+        }
+        drop(daemon);
+    });
+}
+
+#[test]
 fn links_are_kept_when_told_so_and_detach_removes_the_programs() {
     in_namespace(async |_| {
         let place = Place::new();

@@ -1,12 +1,14 @@
-//! One daemon for each interface and each control socket.
+//! One daemon for each interface, each control socket and each directory.
 
-use std::fs::Permissions;
+use std::fs::{File, Permissions};
 use std::io::{self, ErrorKind};
 use std::os::linux::net::SocketAddrExt;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 use thiserror::Error;
 
 /// Why this daemon may not run.
@@ -18,6 +20,24 @@ pub enum GuardError {
     /// Another daemon answers on the socket.
     #[error("another spillway daemon answers on {0}; stop it, or give another control.socket")]
     SocketTaken(PathBuf),
+    /// Another daemon has the directory.
+    #[error("{key}: {path} is in use by a spillway daemon; stop it first, or give another directory")]
+    DirectoryTaken {
+        /// Key of the config file that names the directory.
+        key: &'static str,
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A directory cannot be made or locked.
+    #[error("{key}: cannot lock {path}")]
+    Lock {
+        /// Key of the config file that names the directory.
+        key: &'static str,
+        /// The directory.
+        path: PathBuf,
+        /// Cause.
+        source: io::Error,
+    },
     /// A socket cannot be made.
     #[error("cannot listen on {name}")]
     Listen {
@@ -49,6 +69,37 @@ impl InterfaceGuard {
                 Err(GuardError::InterfaceTaken(interface.to_owned()))
             }
             Err(source) => Err(GuardError::Listen { name, source }),
+        }
+    }
+}
+
+/// Holds a directory for this process, from every network namespace. The kernel lets go when the process ends.
+#[derive(Debug)]
+pub struct DirectoryGuard {
+    _lock: Flock<File>,
+}
+
+impl DirectoryGuard {
+    /// Takes the directory that `key` of the config file names, and makes it if it is missing.
+    ///
+    /// # Errors
+    /// When another daemon has it, or it cannot be made.
+    pub fn take(key: &'static str, path: &Path) -> Result<Self, GuardError> {
+        let failed = |source| GuardError::Lock { key, path: path.to_owned(), source };
+        loop {
+            std::fs::create_dir_all(path).map_err(failed)?;
+            let directory = File::open(path).map_err(failed)?;
+            let lock = match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
+                Ok(lock) => lock,
+                Err((_, Errno::EWOULDBLOCK)) => {
+                    return Err(GuardError::DirectoryTaken { key, path: path.to_owned() });
+                }
+                Err((_, errno)) => return Err(failed(errno.into())),
+            };
+            // Whoever had it may have removed it, and a third one may have made it again.
+            if is_at(&lock, path) {
+                return Ok(Self { _lock: lock });
+            }
         }
     }
 }
@@ -102,12 +153,19 @@ impl Drop for ControlSocket {
     }
 }
 
+fn is_at(file: &File, path: &Path) -> bool {
+    let inode = |metadata: &std::fs::Metadata| (metadata.dev(), metadata.ino());
+    matches!((file.metadata(), path.metadata()), (Ok(one), Ok(other)) if inode(&one) == inode(&other))
+}
+
 fn is_socket(path: &Path) -> bool {
     std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, Instant};
+
     use super::*;
 
     #[test]
@@ -121,7 +179,7 @@ mod tests {
         assert!(!path.exists());
         drop(UnixListener::bind(&path).unwrap()); // as SIGKILL leaves it
         assert!(path.exists());
-        ControlSocket::listen(&path).unwrap();
+        soon(|| ControlSocket::listen(&path));
     }
 
     #[test]
@@ -139,6 +197,29 @@ mod tests {
         let first = InterfaceGuard::take(&name).unwrap();
         assert!(matches!(InterfaceGuard::take(&name), Err(GuardError::InterfaceTaken(_))));
         drop(first);
-        InterfaceGuard::take(&name).unwrap();
+        soon(|| InterfaceGuard::take(&name));
+    }
+
+    #[test]
+    fn a_directory_is_made_and_held_once() {
+        let parent = tempfile::tempdir().unwrap();
+        let path = parent.path().join("pins");
+        let first = DirectoryGuard::take("xdp.pin_dir", &path).unwrap();
+        let error = DirectoryGuard::take("xdp.pin_dir", &path).unwrap_err().to_string();
+        assert!(error.starts_with("xdp.pin_dir: ") && error.contains("is in use"), "{error}");
+        drop(first);
+        soon(|| DirectoryGuard::take("xdp.pin_dir", &path));
+    }
+
+    /// Takes what was let go. A program that another test starts holds it a moment longer, until it is executed.
+    fn soon<T>(take: impl Fn() -> Result<T, GuardError>) -> T {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        loop {
+            match take() {
+                Ok(taken) => return taken,
+                Err(error) => assert!(Instant::now() < deadline, "{error}"),
+            }
+            std::thread::yield_now();
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! The process that keeps tenants, kernel and fast path in step, until it is told to stop.
 //!
-//! - [`guard`]: one daemon for each interface and each control socket
+//! - [`guard`]: one daemon for each interface, control socket and directory
 //! - [`host`]: what the process needs of the host
 //! - [`gateway`]: the running gateway
 //! - [`program`]: a plan, carried out over netlink
@@ -27,7 +27,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
 
 use self::gateway::{Gateway, Setup};
-use self::guard::{ControlSocket, InterfaceGuard};
+use self::guard::{ControlSocket, DirectoryGuard, InterfaceGuard};
 use crate::api::{Request, router};
 use crate::compile::{Constants, host as host_of};
 use crate::config::Config;
@@ -56,6 +56,9 @@ async fn run_in_runtime(config: Config, socket: &Path, keep: bool) -> anyhow::Re
     let _inside = InterfaceGuard::take(&config.inside)?;
     let _outside = InterfaceGuard::take(&config.outside)?;
     let socket = ControlSocket::listen(socket)?;
+    host::mount_bpffs(&config.pin_dir)?;
+    let _pins = DirectoryGuard::take("xdp.pin_dir", &config.pin_dir)?;
+    let _state = DirectoryGuard::take("control.state_dir", &config.state_dir)?;
     let state = StateDir::open(&config.state_dir)?;
     let mut sysctls = Sysctls::open(state.clone())?;
     let ran = Daemon::run(config, &socket, state, &mut sysctls, keep).await;
@@ -135,7 +138,6 @@ impl Daemon {
 /// Checks everything that can be checked before anything is changed.
 async fn prepare(config: Config, state: StateDir) -> anyhow::Result<Setup> {
     host::lift_memory_limit();
-    host::mount_bpffs(&config.pin_dir)?;
     let netlink = Netlink::connect()?;
     let facts = Facts::read(&netlink).await?;
     let constants = Constants {
