@@ -31,6 +31,7 @@ pub fn compile(
     epoch: Epoch,
     registry: &Registry,
     facts: &Facts,
+    routes: &[ReturnRoute],
     constants: &Constants,
 ) -> Result<SnapshotSpec, InterfaceError> {
     let link = |side| link_spec(facts, &constants.interfaces, side);
@@ -39,9 +40,9 @@ pub fn compile(
         inside: link(Side::Inside)?,
         outside: link(Side::Outside)?,
         tenants: registry.entries().map(|entry| tenant_spec(entry, &constants.pod_cidrs)).collect(),
-        pod_cidrs: constants.pod_cidrs.clone(),
+        pod_cidrs: guarded_cidrs(registry, routes, &constants.pod_cidrs),
         own_addresses: own_addresses(registry, facts),
-        routes: routes(facts, &constants.interfaces),
+        routes: kernel_routes(facts, &constants.interfaces),
         neighbours: neighbours(facts, &constants.interfaces),
         timeouts: constants.timeouts,
     })
@@ -94,6 +95,15 @@ fn tenant_spec(entry: &Entry, cluster: &[Ipv4Net]) -> TenantSpec {
     }
 }
 
+/// Every network from which a packet on the wrong way is a leak: the cluster's, the tenants' own and those that
+/// return routes lead to.
+fn guarded_cidrs(registry: &Registry, routes: &[ReturnRoute], cluster: &[Ipv4Net]) -> Vec<Ipv4Net> {
+    let tenants = registry.entries().flat_map(|entry| &entry.tenant.sources.pod_cidrs);
+    let returned = routes.iter().map(|route| &route.pod_cidr);
+    let all: Vec<Ipv4Net> = cluster.iter().chain(tenants).chain(returned).copied().collect();
+    Ipv4Net::aggregate(&all)
+}
+
 /// Gateway addresses count as own before their links exist, so that steering is ready when the first frame comes.
 fn own_addresses(registry: &Registry, facts: &Facts) -> Vec<Ipv4Addr> {
     let tenants = || registry.entries().map(|entry| &entry.tenant);
@@ -104,7 +114,7 @@ fn own_addresses(registry: &Registry, facts: &Facts) -> Vec<Ipv4Addr> {
 }
 
 /// The kernel's choice for each prefix and side: the route with the smallest metric.
-fn routes(facts: &Facts, interfaces: &Interfaces) -> Vec<RouteSpec> {
+fn kernel_routes(facts: &Facts, interfaces: &Interfaces) -> Vec<RouteSpec> {
     let mut best: BTreeMap<(Side, Ipv4Net), (u32, Option<Ipv4Addr>)> = BTreeMap::new();
     for route in &facts.routes {
         let Some(side) = facts.side_of(interfaces, route.link) else { continue };
@@ -142,14 +152,14 @@ mod tests {
         reversed.addresses.reverse();
         reversed.routes.reverse();
         reversed.neighbours.reverse();
-        let compiled = |facts| compile(Epoch(1), &registry, facts, &constants).unwrap();
+        let compiled = |facts| compile(Epoch(1), &registry, facts, &[], &constants).unwrap();
         assert_eq!(compiled(&facts), compiled(&reversed));
     }
 
     #[test]
     fn own_addresses_hold_gateways_and_no_egress_address() {
         let (registry, facts, constants) = world();
-        let spec = compile(Epoch(1), &registry, &facts, &constants).unwrap();
+        let spec = compile(Epoch(1), &registry, &facts, &[], &constants).unwrap();
         let own: Vec<String> = spec.own_addresses.iter().map(ToString::to_string).collect();
         assert_eq!(own, ["192.168.55.12", "192.168.99.12", "192.168.99.13"]);
     }
@@ -157,14 +167,30 @@ mod tests {
     #[test]
     fn a_tenant_without_sources_takes_the_clusters() {
         let (registry, facts, constants) = world();
-        let spec = compile(Epoch(1), &registry, &facts, &constants).unwrap();
+        let spec = compile(Epoch(1), &registry, &facts, &[], &constants).unwrap();
         assert_eq!(spec.tenants[0].sources, constants.pod_cidrs);
+    }
+
+    #[test]
+    fn sources_and_return_routes_outside_the_clusters_networks_are_guarded_too() {
+        let (mut registry, facts, constants) = world();
+        let red = r#"{"name":"ns-red","gatewayIP":"192.168.99.14","egressIPs":["192.168.55.114"],
+                      "sources":{"podCIDRs":["10.132.0.0/24","172.16.0.0/16"]}}"#;
+        let host = host(&facts, &[], &constants).unwrap();
+        registry.put(serde_json::from_str(red).unwrap(), Source::ConfigFile, &host).unwrap();
+        let pod_cidr = "172.20.1.0/24".parse().unwrap();
+        let routes = [ReturnRoute { pod_cidr, via: [192, 168, 99, 21].into() }; 2];
+        let spec = compile(Epoch(1), &registry, &facts, &routes, &constants).unwrap();
+        let guarded: Vec<String> = spec.pod_cidrs.iter().map(ToString::to_string).collect();
+        assert_eq!(guarded, ["10.132.0.0/14", "172.16.0.0/16", "172.20.1.0/24"]);
+        assert_eq!(spec.tenants[0].sources, constants.pod_cidrs, "others may not use them");
     }
 
     #[test]
     fn only_a_neighbours_address_counts_not_its_state() {
         let (registry, mut facts, constants) = world();
-        let neighbours = |facts: &Facts| compile(Epoch(1), &registry, facts, &constants).unwrap().neighbours;
+        let neighbours =
+            |facts: &Facts| compile(Epoch(1), &registry, facts, &[], &constants).unwrap().neighbours;
         let fresh = neighbours(&facts);
         assert_eq!(fresh.len(), 1, "{fresh:?}");
         facts.neighbours[0].resolution = Resolution::Stale;
@@ -176,7 +202,7 @@ mod tests {
     #[test]
     fn the_smallest_metric_wins() {
         let (registry, facts, constants) = world();
-        let spec = compile(Epoch(1), &registry, &facts, &constants).unwrap();
+        let spec = compile(Epoch(1), &registry, &facts, &[], &constants).unwrap();
         let gateways: Vec<_> = spec.routes.iter().map(|route| route.gateway).collect();
         assert_eq!(gateways, [Some([192, 168, 55, 1].into())]);
     }

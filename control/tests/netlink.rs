@@ -257,7 +257,7 @@ impl Gateway {
     }
 
     fn spec(&self, facts: &Facts) -> SnapshotSpec {
-        compile(Epoch(1), &self.registry, facts, &self.constants).unwrap()
+        compile(Epoch(1), &self.registry, facts, &[], &self.constants).unwrap()
     }
 
     async fn plan(&self, needs: &Needs) -> Plan {

@@ -74,7 +74,8 @@ impl Gateway {
             program::remove(&setup.netlink, &stale).await?;
         }
         setup.facts.refresh(&setup.netlink, Changes::ALL).await?;
-        let published = compile(Epoch(1), &setup.registry, &setup.facts, &setup.constants)?;
+        let published =
+            compile(Epoch(1), &setup.registry, &setup.facts, &setup.return_routes, &setup.constants)?;
         let port = |side| setup.facts.port(&setup.constants.interfaces, side).map(|(link, _)| link.index);
         let ports = [port(Side::Inside)?, port(Side::Outside)?];
         let first = Snapshot::compile(published.clone());
@@ -257,7 +258,8 @@ impl Gateway {
     }
 
     fn publish_changes(&mut self) -> anyhow::Result<()> {
-        let mut next = compile(self.published.epoch, &self.registry, &self.facts, &self.constants)?;
+        let mut next =
+            compile(self.published.epoch, &self.registry, &self.facts, &self.return_routes, &self.constants)?;
         if next == self.published {
             return Ok(());
         }

@@ -173,7 +173,7 @@ fn check_routes(config: &Config, host: &Host) -> anyhow::Result<()> {
         if !config.pod_cidrs.iter().any(|cidr| cidr.contains(&route.pod_cidr)) {
             warn!(
                 "cluster.routes[{index}].pod_cidr: {} is in none of cluster.pod_cidrs; tenants that take the \
-                 cluster's refuse its pods, and leaks from it are not seen",
+                 cluster's refuse its pods",
                 route.pod_cidr
             );
         }
