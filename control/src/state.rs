@@ -119,7 +119,7 @@ impl StateDir {
             let mut writer = AtomicWriteFile::open(&path)?;
             serde_json::to_writer_pretty(&mut writer, value)?;
             writer.write_all(b"\n")?;
-            writer.commit() // syncs the file before it takes the old one's place
+            writer.commit() // syncs the file before it takes the old one's place, and the directory after
         };
         write().map_err(|source| StateError::Write { path: path.clone(), source })
     }

@@ -41,7 +41,10 @@ impl Gateway {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             uptime_seconds: self.started.elapsed().as_secs(),
-            epoch: EpochStatus { wanted: self.published.epoch.0, applied: self.data_plane.applied_epoch().0 },
+            epoch: EpochStatus {
+                wanted: self.publication.wanted().0,
+                applied: self.data_plane.applied_epoch().0,
+            },
             interfaces: Side::BOTH.into_iter().map(|side| self.interface(side, &report)).collect(),
             sessions: report.workers.iter().map(|worker| worker.sessions).sum(),
             drops: report.drops.iter().map(|(reason, count)| (reason.name().to_owned(), *count)).collect(),
@@ -61,7 +64,7 @@ impl Gateway {
     }
 
     fn routes(&self) -> Vec<RouteView> {
-        self.published.routes.iter().map(|route| self.route_view(route)).collect()
+        self.publication.taken().routes.iter().map(|route| self.route_view(route)).collect()
     }
 
     fn sessions(&self, tenant: Option<String>, limit: usize) -> Result<Vec<SessionView>, Refusal> {
@@ -80,8 +83,8 @@ impl Gateway {
 
     fn interface(&self, side: Side, report: &Report) -> InterfaceStatus {
         let link = match side {
-            Side::Inside => self.published.inside,
-            Side::Outside => self.published.outside,
+            Side::Inside => self.publication.taken().inside,
+            Side::Outside => self.publication.taken().outside,
         };
         let steering = report.steering.iter().find(|steering| steering.side == side);
         let verdicts = |steering: &SteerReport| {
@@ -134,7 +137,7 @@ impl Gateway {
     fn route_view(&self, route: &RouteSpec) -> RouteView {
         let interface = self.constants.interfaces.name(route.side);
         let neighbour = |address| {
-            let mut neighbours = self.published.neighbours.iter();
+            let mut neighbours = self.publication.taken().neighbours.iter();
             neighbours.find(|neighbour| neighbour.side == route.side && neighbour.address == address)
         };
         let own = self.facts.routes.iter().any(|fact| {

@@ -10,11 +10,12 @@ use std::time::Instant;
 use anyhow::Context;
 use conntrack::Epoch;
 use fastpath::dataplane::{DataPlane, DataPlaneOptions, NeighbourRequest, NeighbourRequests};
-use fastpath::snapshot::{Side, Snapshot, SnapshotSpec};
+use fastpath::snapshot::{Side, Snapshot};
 use tokio::task::block_in_place;
 use tracing::{debug, error, info, warn};
 
 use super::program;
+use super::publication::Publication;
 use crate::compile::{Constants, compile, host};
 use crate::config::ReturnRoute;
 use crate::netlink::Netlink;
@@ -54,7 +55,7 @@ pub struct Gateway {
     pub(super) constants: Constants,
     pub(super) return_routes: Vec<ReturnRoute>,
     pub(super) data_plane: DataPlane,
-    pub(super) published: SnapshotSpec,
+    pub(super) publication: Publication,
     pub(super) started: Instant,
     requested: HashSet<(Side, Ipv4Addr)>,
     ports: [u32; 2],
@@ -89,7 +90,7 @@ impl Gateway {
             constants: setup.constants,
             return_routes: setup.return_routes,
             data_plane,
-            published,
+            publication: Publication::first(published),
             started: Instant::now(),
             requested: HashSet::new(),
             ports,
@@ -258,16 +259,14 @@ impl Gateway {
     }
 
     fn publish_changes(&mut self) -> anyhow::Result<()> {
-        let mut next =
-            compile(self.published.epoch, &self.registry, &self.facts, &self.return_routes, &self.constants)?;
-        if next == self.published {
-            return Ok(());
-        }
-        next.epoch = Epoch(self.published.epoch.0 + 1);
+        let epoch = self.publication.wanted();
+        let next = compile(epoch, &self.registry, &self.facts, &self.return_routes, &self.constants)?;
+        let Some(next) = self.publication.attempt(next) else { return Ok(()) };
         debug!(epoch = next.epoch.0, "publishing snapshot");
-        self.published = next.clone();
-        let published = block_in_place(|| self.data_plane.publish(Snapshot::compile(next)));
-        published.context("the fast path did not take the new snapshot")
+        block_in_place(|| self.data_plane.publish(Snapshot::compile(next.clone())))
+            .context("the fast path did not take the new snapshot")?;
+        self.publication.settle(next);
+        Ok(())
     }
 
     /// Has the kernel resolve the next hops of new routes at once, before a packet needs them.

@@ -4,12 +4,14 @@
 //! - [`host`]: what the process needs of the host
 //! - [`gateway`]: the running gateway
 //! - [`program`]: a plan, carried out over netlink
+//! - [`publication`]: which snapshot the fast path has
 
 mod answers;
 pub mod gateway;
 pub mod guard;
 pub mod host;
 pub mod program;
+pub mod publication;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
