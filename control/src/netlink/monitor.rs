@@ -7,6 +7,7 @@ use futures_util::{FutureExt, StreamExt};
 use rtnetlink::packet_core::NetlinkPayload;
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::{MulticastGroup, new_multicast_connection};
+use tokio::time::{Instant, sleep_until};
 
 use super::NetlinkError;
 
@@ -57,6 +58,7 @@ impl Changes {
 pub struct Monitor {
     notifications: BoxStream<'static, Changes>,
     pending: Changes,
+    deadline: Option<Instant>,
 }
 
 impl Monitor {
@@ -75,21 +77,47 @@ impl Monitor {
         let (connection, _, messages) = new_multicast_connection(&groups).map_err(NetlinkError::Connect)?;
         tokio::spawn(connection);
         let notifications = messages.map(|(message, _)| Changes::told_by(&message.payload)).boxed();
-        Ok(Self { notifications, pending: Changes::default() })
+        Ok(Self::over(notifications))
     }
 
     /// Waits for the next changes and returns all that come within a few milliseconds. Lost notifications
     /// count as changes of everything. None when the subscription ended.
     ///
-    /// Nothing is forgotten when the returned future is dropped.
+    /// Nothing is forgotten when the returned future is dropped, neither changes nor how long they waited.
     pub async fn changed(&mut self) -> Option<Changes> {
         if !self.pending.any() {
             self.pending.include(self.notifications.next().await?);
         }
-        tokio::time::sleep(DEBOUNCE).await;
+        sleep_until(*self.deadline.get_or_insert_with(|| Instant::now() + DEBOUNCE)).await;
         while let Some(Some(changes)) = self.notifications.next().now_or_never() {
             self.pending.include(changes);
         }
+        self.deadline = None;
         Some(std::mem::take(&mut self.pending))
+    }
+
+    fn over(notifications: BoxStream<'static, Changes>) -> Self {
+        Self { notifications, pending: Changes::default(), deadline: None }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::stream;
+    use tokio::time::timeout;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn changes_come_though_the_future_is_dropped_again_and_again() {
+        let neighbours = Changes { neighbours: true, ..Changes::default() };
+        let mut monitor = Monitor::over(stream::iter([neighbours]).chain(stream::pending()).boxed());
+        let deadline = Instant::now() + Duration::from_secs(5);
+        loop {
+            match timeout(DEBOUNCE / 2, monitor.changed()).await {
+                Ok(changes) => return assert_eq!(changes, Some(neighbours)),
+                Err(_) => assert!(Instant::now() < deadline, "the wait starts anew each time"),
+            }
+        }
     }
 }
