@@ -110,6 +110,15 @@ fn detach_is_refused_while_the_daemon_runs_and_frees_the_interfaces_afterwards()
 }
 
 #[test]
+fn the_service_is_started_again_for_ever() -> Result<()> {
+    let unit = std::fs::read_to_string(manifests::root().join("deploy/spillway.service"))?;
+    let (general, rest) = unit.split_once("[Service]").context("no [Service]")?;
+    assert!(general.lines().any(|line| line == "StartLimitIntervalSec=0"), "{general}");
+    assert!(rest.lines().any(|line| line == "Restart=always"), "{rest}");
+    Ok(())
+}
+
+#[test]
 fn the_service_units_capabilities_are_enough() -> Result<()> {
     let Some(mut fixture) = Fixture::without_tenants()? else { return Ok(()) };
     fixture.gateway.stop()?;
