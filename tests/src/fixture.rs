@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use control::demo::command::{self, text};
 use control::demo::gateway::{Gateway, Installation};
 use control::demo::server::{self, Server};
-use control::demo::topology::{BLUE, PODS, Pod, RED, SERVER};
+use control::demo::topology::{BLUE, Host, INSIDE, OUTSIDE, PODS, Pod, RED, SERVER};
 use control::demo::{Lab, LabOptions, missing_privilege};
 
 /// Time that a program in a pod may take.
@@ -136,6 +136,16 @@ impl Fixture {
     pub fn drops(&self, reason: &str) -> Result<u64> {
         let status = self.gateway.status()?;
         status["drops"][reason].as_u64().with_context(|| format!("no drops for `{reason}` in {status}"))
+    }
+
+    /// Tells for the gateway's inside and outside interface whether an XDP program is attached.
+    ///
+    /// # Errors
+    /// When an interface is missing.
+    pub fn attached(&self) -> Result<[bool; 2]> {
+        let gateway = self.lab.namespace(Host::Gateway);
+        let shown = |device| gateway.ip(&format!("link show dev {device}")).map(|link| link.contains("xdp"));
+        Ok([shown(INSIDE)?, shown(OUTSIDE)?])
     }
 }
 

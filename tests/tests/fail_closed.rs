@@ -9,6 +9,7 @@ use control::demo::capture::Capture;
 use control::demo::command::{self, text};
 use control::demo::server;
 use control::demo::topology::{BLUE, GATEWAY_INSIDE, Host, PODS, RED, SERVER, Tenant};
+use control::demo::wait;
 use spillway_tests::fixture::{Fixture, LIMIT, received};
 use spillway_tests::peers::Peer;
 use spillway_tests::stream::{Stream, Summary};
@@ -74,6 +75,29 @@ fn a_killed_daemon_leaks_nothing_and_the_kernel_does_not_answer_for_it() -> Resu
     fixture.start_again()?;
     streams.iter().try_for_each(|stream| stream.until_answered(100))?;
     fixture.require_service()
+}
+
+/// Shows that the tests here would fail: the gateway's kernel forwards, and the capture sees what it forwards.
+#[test]
+fn a_gateway_without_its_programs_leaks_and_the_capture_shows_it() -> Result<()> {
+    let Some(mut fixture) = Fixture::with_tenants()? else { return Ok(()) };
+    let peer = Peer::udp_echo(&fixture.lab, 7)?;
+    let streams = start_streams(&fixture, &peer)?;
+    fixture.gateway.kill()?;
+    std::fs::remove_dir_all(fixture.lab.pin_dir())?;
+    // The kernel detaches a program some time after its last pin is gone.
+    wait::until("the programs are detached", LIMIT, || {
+        Ok((fixture.attached()? == [false, false]).then_some(()))
+    })?;
+    let capture = Capture::of_outside_link(&fixture.lab)?;
+    streams.iter().try_for_each(|stream| stream.until_sent(100))?;
+    let recording = capture.finish()?;
+    for pod in &PODS {
+        let leaked = recording.count(&format!("udp and src host {}", pod.address))?;
+        assert!(leaked > 0, "no packet from {}", pod.address);
+    }
+    assert!(recording.pod_sources()? > 0);
+    Ok(())
 }
 
 #[test]

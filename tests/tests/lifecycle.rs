@@ -99,12 +99,12 @@ fn detach_is_refused_while_the_daemon_runs_and_frees_the_interfaces_afterwards()
     assert!(!refused.status.success(), "detached under a running daemon: {}", text(&refused.stdout));
     fixture.require_service()?;
     fixture.gateway.stop()?;
-    assert_eq!(attached(&fixture)?, [true, true], "the programs guard the interfaces while no daemon runs");
+    assert_eq!(fixture.attached()?, [true, true], "the programs guard the interfaces while no daemon runs");
     let done = installation.detach(&fixture.lab)?;
     assert!(done.status.success(), "{}", text(&done.stderr));
     // The kernel detaches a program some time after its last pin is gone.
     wait::until("the interfaces are free", LIMIT, || {
-        Ok((attached(&fixture)? == [false, false]).then_some(()))
+        Ok((fixture.attached()? == [false, false]).then_some(()))
     })?;
     Ok(())
 }
@@ -155,14 +155,6 @@ fn require_refusal(fixture: &Fixture, second: &Installation) -> Result<()> {
     assert!(!output.status.success());
     assert!(text(&output.stderr).contains("error"), "no reason given: {}", text(&output.stderr));
     fixture.require_service()
-}
-
-/// Tells for the inside and the outside interface whether an XDP program is attached.
-fn attached(fixture: &Fixture) -> Result<[bool; 2]> {
-    let gateway = fixture.lab.namespace(Host::Gateway);
-    let shown =
-        |device| Ok::<_, anyhow::Error>(gateway.ip(&format!("link show dev {device}"))?.contains("xdp"));
-    Ok([shown(INSIDE)?, shown(OUTSIDE)?])
 }
 
 trait Links {

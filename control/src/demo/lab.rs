@@ -99,7 +99,8 @@ impl Lab {
             &self.inventory.namespaces.iter().map(|name| format!("netns add {name}")).collect::<Vec<_>>(),
         )?;
         for host in Host::ALL {
-            let forward = matches!(host, Host::Node1 | Host::Node2 | Host::Router);
+            // The gateway too, as on many a host: nothing but the XDP programs keeps pods' packets from the kernel.
+            let forward = matches!(host, Host::Gateway | Host::Node1 | Host::Node2 | Host::Router);
             let mut settings: Vec<String> = ["all", "default"]
                 .iter()
                 .flat_map(|scope| {
