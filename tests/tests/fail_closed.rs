@@ -64,6 +64,8 @@ fn a_killed_daemon_leaks_nothing_and_the_kernel_does_not_answer_for_it() -> Resu
     for tenant in [&BLUE, &RED] {
         require_silence(&fixture, tenant)?;
     }
+    fixture.start_again()?;
+    streams.iter().try_for_each(|stream| stream.until_answered(100))?;
     let recording = outside.finish()?;
     assert_eq!(recording.pod_sources()?, 0);
     assert!(inside.finish()?.pod_sources()? > 0, "pods' addresses would not have been noticed");
@@ -71,10 +73,24 @@ fn a_killed_daemon_leaks_nothing_and_the_kernel_does_not_answer_for_it() -> Resu
         recording.count(&format!("udp and src host {}", BLUE.egress))? > 0,
         "the capture missed the traffic"
     );
+    fixture.require_service()
+}
 
+#[test]
+fn a_stop_a_detach_and_a_start_leak_nothing_under_traffic() -> Result<()> {
+    let Some(mut fixture) = Fixture::with_tenants()? else { return Ok(()) };
+    let peer = Peer::udp_echo(&fixture.lab, 7)?;
+    let streams = start_streams(&fixture, &peer)?;
+    let outside = Capture::of_outside_link(&fixture.lab)?;
+    fixture.gateway.stop()?;
+    streams.iter().try_for_each(|stream| stream.until_sent(200))?;
+    let detached = fixture.gateway.installation().detach(&fixture.lab)?;
+    assert!(detached.status.success(), "{}", text(&detached.stderr));
+    streams.iter().try_for_each(|stream| stream.until_sent(200))?;
     fixture.start_again()?;
     streams.iter().try_for_each(|stream| stream.until_answered(100))?;
-    fixture.require_service()
+    assert_eq!(outside.finish()?.pod_sources()?, 0);
+    Ok(())
 }
 
 /// Shows that the tests here would fail: the gateway's kernel forwards, and the capture sees what it forwards.
