@@ -60,7 +60,9 @@ impl Fixture {
     /// # Errors
     /// As [`Fixture::without_tenants`].
     pub fn with_queues(queues: u32) -> Result<Option<Self>> {
-        let Some(fixture) = Self::in_lab(&LabOptions { queues })? else { return Ok(None) };
+        let Some(fixture) = Self::in_lab(&LabOptions { queues, ..LabOptions::default() })? else {
+            return Ok(None);
+        };
         fixture.gateway.add_tenant(&BLUE)?;
         fixture.gateway.add_tenant(&RED)?;
         Ok(Some(fixture))

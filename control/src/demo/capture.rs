@@ -47,7 +47,7 @@ impl Capture {
         let mut command = lab.namespace(host).command("tcpdump");
         command.args(["-n", "-U", "--immediate-mode", "-s", "128", "-B", "8192", "-Z", "root"]);
         command.args(["-i", device, "-w"]).arg(&file);
-        let mut tcpdump = Process::start(&mut command, &file.with_extension("log"))?;
+        let mut tcpdump = lab.start(&mut command, &file.with_extension("log"))?;
         tcpdump.until_printed("listening on", Duration::from_secs(10))?;
         Ok(Self { tcpdump, file })
     }

@@ -110,7 +110,7 @@ impl Gateway {
     /// # Errors
     /// When it ends or does not answer in time; its log is in the error.
     pub fn start(lab: &Lab, installation: Installation) -> Result<Self> {
-        let mut process = Process::start(&mut installation.daemon(lab), &installation.log)?;
+        let mut process = lab.start(&mut installation.daemon(lab), &installation.log)?;
         process.until("the daemon answers on its socket", START, || {
             let answers = installation.socket.exists() && installation.output(&["status"])?.status.success();
             Ok(answers.then_some(()))
@@ -170,10 +170,9 @@ impl Gateway {
         self.process.kill()
     }
 
-    /// Lets the daemon run on when this is dropped; returns its process id.
-    pub fn leave(&mut self) -> u32 {
+    /// Lets the daemon run on when this is dropped.
+    pub fn leave(&mut self) {
         self.process.leave();
-        self.process.id()
     }
 }
 

@@ -1,5 +1,7 @@
 //! What a lab made, written down before it is made, so that it is removed by list whatever happened.
 
+use std::collections::BTreeSet;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -14,6 +16,7 @@ use super::wait;
 /// Each lab has a directory here, named like the lab.
 const LABS: &str = "/run/spillway-lab";
 const LIST: &str = "lab.json";
+const NAMESPACES: &str = "/run/netns";
 
 /// The list of what one lab made.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -27,8 +30,6 @@ pub(super) struct Inventory {
     pub(super) kept: bool,
     /// Network namespaces.
     pub(super) namespaces: Vec<String>,
-    /// Background programs that were left running.
-    pub(super) processes: Vec<u32>,
     /// Where the data plane's programs are pinned.
     pub(super) pin_dir: PathBuf,
 }
@@ -54,7 +55,7 @@ impl Inventory {
         self.end_processes()?;
         let mut problems = Vec::new();
         for name in &self.namespaces {
-            if Path::new("/run/netns").join(name).exists() {
+            if Path::new(NAMESPACES).join(name).exists() {
                 let mut ip = std::process::Command::new("ip");
                 problems.extend(command::run_ok(ip.args(["netns", "del", name]), SOON).err());
             }
@@ -69,33 +70,32 @@ impl Inventory {
         problems.into_iter().next().map_or(Ok(()), Err)
     }
 
-    /// Ends the programs on the list. One that does not live in the lab's namespaces any more is someone else's
-    /// who was given the same number since.
+    /// Ends every process that lives in the lab's own namespaces, whoever started it.
     fn end_processes(&self) -> Result<()> {
-        let recorded = |pid: &u32| self.processes.contains(pid);
-        let alive = || self.inhabitants().into_iter().filter(recorded).collect::<Vec<_>>();
         for signal in [Signal::SIGTERM, Signal::SIGKILL] {
-            for pid in alive().into_iter().filter_map(|pid| i32::try_from(pid).ok()) {
+            for pid in self.inhabitants()? {
                 // It may have ended in between.
                 let _ = kill(Pid::from_raw(pid), signal);
             }
             let gone = wait::until("the lab's programs end", Duration::from_secs(10), || {
-                Ok(alive().is_empty().then_some(()))
+                Ok(self.inhabitants()?.is_empty().then_some(()))
             });
             if gone.is_ok() {
                 return Ok(());
             }
         }
-        anyhow::bail!("programs of the lab {} do not end: {:?}", self.name, alive())
+        anyhow::bail!("programs of the lab {} do not end: {:?}", self.name, self.inhabitants()?)
     }
 
-    fn inhabitants(&self) -> Vec<u32> {
-        let pids = |name: &String| {
-            let mut ip = std::process::Command::new("ip");
-            command::run_ok(ip.args(["netns", "pids", name]), SOON).unwrap_or_default()
+    fn inhabitants(&self) -> Result<Vec<i32>> {
+        let paths = self.namespaces.iter().map(|name| Path::new(NAMESPACES).join(name));
+        let own: BTreeSet<_> = paths.filter_map(|path| identity(&path)).collect();
+        let entries = std::fs::read_dir("/proc").context("cannot list processes")?;
+        let lives_here = |entry: &std::fs::DirEntry| {
+            identity(&entry.path().join("ns/net")).is_some_and(|id| own.contains(&id))
         };
-        let text: String = self.namespaces.iter().map(pids).collect();
-        text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+        let inhabitants = entries.flatten().filter(lives_here);
+        Ok(inhabitants.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
     }
 
     fn is_abandoned(&self) -> bool {
@@ -116,12 +116,26 @@ pub fn clean() -> Result<Vec<String>> {
     let mut removed = Vec::new();
     let Ok(entries) = std::fs::read_dir(LABS) else { return Ok(removed) };
     for entry in entries {
-        let Ok(text) = std::fs::read(entry?.path().join(LIST)) else { continue };
-        let lab: Inventory = serde_json::from_slice(&text).context("a lab's list is damaged")?;
-        if lab.is_abandoned() {
-            lab.remove()?;
-            removed.push(lab.name);
-        }
+        removed.extend(clean_one(&entry?.path())?);
     }
     Ok(removed)
+}
+
+/// Removes the lab that has this directory, if it was kept, or its process was killed; returns its name then.
+///
+/// # Errors
+/// When something of it cannot be removed.
+pub fn clean_one(directory: &Path) -> Result<Option<String>> {
+    let Ok(text) = std::fs::read(directory.join(LIST)) else { return Ok(None) };
+    let lab: Inventory = serde_json::from_slice(&text).context("a lab's list is damaged")?;
+    if !lab.is_abandoned() {
+        return Ok(None);
+    }
+    lab.remove()?;
+    Ok(Some(lab.name))
+}
+
+/// Returns what two paths to the same namespace share.
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    std::fs::metadata(path).ok().map(|namespace| (namespace.dev(), namespace.ino()))
 }

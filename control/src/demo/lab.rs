@@ -2,12 +2,14 @@
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Result, ensure};
 
 use super::inventory::{Inventory, missing_privilege};
 use super::namespace::{Namespace, ip_batch};
+use super::process::Process;
 use super::topology::{
     GATEWAY_INSIDE, GATEWAY_OUTSIDE, Host, INSIDE, INTERNET, NODES, Node, OUTSIDE, POD_MTU, PODS, Pod,
     ROUTER, ROUTER_FAR, SERVER,
@@ -21,11 +23,13 @@ static BUILT: AtomicU32 = AtomicU32::new(0);
 pub struct LabOptions {
     /// Receive and transmit queues of the gateway's interfaces.
     pub queues: u32,
+    /// Whether programs that were started in it may run on after this process.
+    pub outlives: bool,
 }
 
 impl Default for LabOptions {
     fn default() -> Self {
-        Self { queues: 1 }
+        Self { queues: 1, outlives: false }
     }
 }
 
@@ -33,6 +37,7 @@ impl Default for LabOptions {
 #[derive(Debug)]
 pub struct Lab {
     inventory: Inventory,
+    outlives: bool,
 }
 
 impl Lab {
@@ -43,7 +48,7 @@ impl Lab {
     pub fn build(options: &LabOptions) -> Result<Self> {
         let missing = missing_privilege();
         ensure!(missing.is_none(), "{}", missing.unwrap_or_default());
-        let lab = Self { inventory: plan() };
+        let lab = Self { inventory: plan(), outlives: options.outlives };
         lab.inventory.save()?;
         lab.add_namespaces()?;
         lab.add_links(options)?;
@@ -84,12 +89,19 @@ impl Lab {
         self.namespace(pod.node.host).ip(&line).map(drop)
     }
 
-    /// Keeps it when it is dropped, with `processes` still running in it, until [`clean`](super::clean).
+    /// Starts a program in the background, which ends with this process unless the lab outlives it.
+    ///
+    /// # Errors
+    /// As [`Process::start`].
+    pub fn start(&self, command: &mut Command, log: &Path) -> Result<Process> {
+        if self.outlives { Process::start_to_stay(command, log) } else { Process::start(command, log) }
+    }
+
+    /// Keeps it when it is dropped, with what still runs in it, until [`clean`](super::clean).
     ///
     /// # Errors
     /// When the list of what was made cannot be written.
-    pub fn keep(&mut self, processes: Vec<u32>) -> Result<()> {
-        self.inventory.processes = processes;
+    pub fn keep(&mut self) -> Result<()> {
         self.inventory.kept = true;
         self.inventory.save()
     }
@@ -258,7 +270,6 @@ fn plan() -> Inventory {
         owner,
         kept: false,
         namespaces: Host::ALL.iter().map(|host| namespace_name(&name, *host)).collect(),
-        processes: Vec::new(),
         pin_dir: Path::new("/sys/fs/bpf").join(format!("spillway-{name}")),
         name,
     }

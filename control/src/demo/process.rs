@@ -24,12 +24,27 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts a command in a process group of its own; all that it prints goes to the file `log`.
+    /// Starts a command in a process group of its own; all that it prints goes to the file `log`. It gets SIGTERM
+    /// when the calling thread ends, also if that is killed.
     ///
     /// # Errors
     /// When it cannot be started, or the file cannot be made.
     pub fn start(command: &mut Command, log: &Path) -> Result<Self> {
+        let mut bound = Command::new("setpriv");
+        bound.args(["--pdeathsig", "TERM", "--"]).arg(command.get_program()).args(command.get_args());
+        Self::spawn(&mut bound, describe(command), log)
+    }
+
+    /// Starts a command like [`start`](Self::start) that can be left running when this process ends.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_to_stay(command: &mut Command, log: &Path) -> Result<Self> {
         let line = describe(command);
+        Self::spawn(command, line, log)
+    }
+
+    fn spawn(command: &mut Command, line: String, log: &Path) -> Result<Self> {
         let file = File::create(log).with_context(|| format!("cannot create {}", log.display()))?;
         let child = command
             .process_group(0)
@@ -148,7 +163,7 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         if !self.left && self.stop().is_err() {
-            // What cannot be ended is met again when its namespace is removed.
+            // The kernel did not tell whether it ended; if it lives in a lab's namespace, that one's removal ends it.
             let _ = self.child.kill();
         }
     }

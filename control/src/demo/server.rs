@@ -68,11 +68,10 @@ impl Server {
         self.dnsmasq.output().lines().filter_map(parse_query).collect()
     }
 
-    /// Lets both run on when this is dropped; returns their process ids.
-    pub fn leave(&mut self) -> [u32; 2] {
+    /// Lets both run on when this is dropped.
+    pub fn leave(&mut self) {
         self.nginx.leave();
         self.dnsmasq.leave();
-        [self.nginx.id(), self.dnsmasq.id()]
     }
 }
 
@@ -86,7 +85,7 @@ fn start_nginx(lab: &Lab, directory: &Path) -> Result<Process> {
     std::fs::write(&config, nginx_config(directory))?;
     let mut command = lab.namespace(Host::Server).command("nginx");
     command.arg("-e").arg("stderr").arg("-p").arg(directory).arg("-c").arg(&config);
-    let mut nginx = Process::start(&mut command, &directory.join("nginx.log"))?;
+    let mut nginx = lab.start(&mut command, &directory.join("nginx.log"))?;
     let address = SocketAddrV4::new(SERVER, 80).into();
     let namespace = lab.namespace(Host::Server);
     nginx.until("nginx accepts connections", START, || {
@@ -109,11 +108,13 @@ fn nginx_config(directory: &Path) -> String {
 
 fn start_dnsmasq(lab: &Lab, directory: &Path) -> Result<Process> {
     let mut command = lab.namespace(Host::Server).command("dnsmasq");
-    command.args(["--keep-in-foreground", "--conf-file=/dev/null", "--pid-file=", "--user=root"]);
+    command.args(["--keep-in-foreground", "--conf-file=/dev/null", "--pid-file="]);
+    // A change of user or group would clear the signal that it gets when this process is killed.
+    command.args(["--user=root", "--group=root"]);
     command.args(["--no-resolv", "--no-hosts", "--bind-interfaces"]);
     command.arg(format!("--listen-address={SERVER}")).arg(format!("--address=/{NAME}/{SERVER}"));
     command.args(["--log-queries=extra", "--log-facility=-"]);
-    let mut dnsmasq = Process::start(&mut command, &directory.join("dnsmasq.log"))?;
+    let mut dnsmasq = lab.start(&mut command, &directory.join("dnsmasq.log"))?;
     dnsmasq.until_printed("started", START)?;
     Ok(dnsmasq)
 }

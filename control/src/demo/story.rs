@@ -45,7 +45,7 @@ pub fn run(options: &Options) -> Result<()> {
     };
     screen::title("Spillway, an egress gateway: two tenants on two nodes share it");
     screen::picture();
-    let mut stage = Stage::set(&executable)?;
+    let mut stage = Stage::set(&executable, options.keep)?;
     let outcome = stage.play();
     if outcome.is_err() {
         screen::title("What the daemon logged");
@@ -78,9 +78,9 @@ struct Visit {
 }
 
 impl Stage {
-    fn set(executable: &Path) -> Result<Self> {
+    fn set(executable: &Path, keep: bool) -> Result<Self> {
         screen::title("The network");
-        let lab = Lab::build(&LabOptions::default())?;
+        let lab = Lab::build(&LabOptions { outlives: keep, ..LabOptions::default() })?;
         screen::good("12 network namespaces are wired as in the picture, with veth links and two bridges.");
         screen::explain(
             "Each node sends a pod's packets to the pod's tenant gateway (.13 or .14) and leaves their source\n\
@@ -222,9 +222,9 @@ impl Stage {
     /// Leaves everything up and says how to look around.
     fn keep(&mut self) -> Result<()> {
         self.capture = None;
-        let mut processes = vec![self.gateway.leave()];
-        processes.extend(self.server.leave());
-        self.lab.keep(processes)?;
+        self.gateway.leave();
+        self.server.leave();
+        self.lab.keep()?;
         screen::title("Everything stays up");
         let installation = self.gateway.installation();
         let enter = |host| format!("nsenter --net={}", self.lab.namespace(host).path().display());
