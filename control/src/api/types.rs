@@ -97,6 +97,8 @@ pub struct QueueStatus {
     pub received: u64,
     /// Packets transmitted.
     pub transmitted: u64,
+    /// Packets dropped because they do not fit a frame.
+    pub rx_dropped: u64,
     /// Packets dropped because the rx ring was full.
     pub rx_ring_full: u64,
     /// Packets dropped because the fill ring was empty.

@@ -83,7 +83,7 @@ fn workers(workers: &[WorkerStatus]) -> String {
         worker.queues.iter().filter(|queue| queue.side == side).map(count).sum::<u64>().to_string()
     };
     let lost: fn(&QueueStatus) -> u64 =
-        |queue| queue.rx_ring_full + queue.fill_ring_empty + queue.invalid_descriptors;
+        |queue| queue.rx_dropped + queue.rx_ring_full + queue.fill_ring_empty + queue.invalid_descriptors;
     let rows = workers.iter().map(|worker| {
         vec![
             worker.worker.to_string(),

@@ -163,6 +163,7 @@ fn worker_status(report: WorkerReport) -> WorkerStatus {
         queue: queue.queue,
         received: queue.received,
         transmitted: queue.transmitted,
+        rx_dropped: queue.rx_dropped,
         rx_ring_full: queue.rx_ring_full,
         fill_ring_empty: queue.fill_ring_empty,
         invalid_descriptors: queue.invalid_descriptors,
