@@ -1,12 +1,16 @@
 //! A network namespace of a test's own.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
 
 use fastpath::dataplane::detach;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
+
+const BPFFS: &str = "/sys/fs/bpf";
+/// Begins the name of a test process's directory on bpffs; its process id follows.
+const PREFIX: &str = "spillway-steer-";
 
 /// A network namespace of the calling thread with a veth pair, and a directory for pins.
 pub(crate) struct Namespace {
@@ -30,7 +34,8 @@ impl Namespace {
         ip("link set spin0 up");
         ip("link set peer0 up");
         mount_bpffs();
-        let pins = PathBuf::from(format!("/sys/fs/bpf/spillway-steer-{}", std::process::id()));
+        remove_abandoned_pins();
+        let pins = Path::new(BPFFS).join(format!("{PREFIX}{}", std::process::id()));
         Some(Self { pins: pins.join(format!("{:?}", std::thread::current().id())) })
     }
 }
@@ -51,10 +56,21 @@ fn ip(arguments: &str) {
 fn mount_bpffs() {
     static MOUNTING: Mutex<()> = Mutex::new(());
     let _guard = MOUNTING.lock().unwrap();
-    let target = "/sys/fs/bpf";
     let is_bpffs =
-        nix::sys::statfs::statfs(target).unwrap().filesystem_type() == nix::sys::statfs::BPF_FS_MAGIC;
+        nix::sys::statfs::statfs(BPFFS).unwrap().filesystem_type() == nix::sys::statfs::BPF_FS_MAGIC;
     if !is_bpffs {
-        mount(Some("bpffs"), target, Some("bpf"), MsFlags::empty(), None::<&str>).unwrap();
+        mount(Some("bpffs"), BPFFS, Some("bpf"), MsFlags::empty(), None::<&str>).unwrap();
+    }
+}
+
+/// Removes what killed test processes pinned: nobody else would.
+fn remove_abandoned_pins() {
+    for entry in std::fs::read_dir(BPFFS).unwrap().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let owner = name.strip_prefix(PREFIX).and_then(|pid| pid.parse::<u32>().ok());
+        if owner.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists()) {
+            // Another test may remove it at the same time.
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
     }
 }
