@@ -117,11 +117,14 @@ fn owner(name: &str) -> Option<u32> {
 /// Tells a test whether it may make namespaces; says so when it is skipped, and fails when it must not be.
 #[cfg(test)]
 pub(crate) fn allowed() -> bool {
+    use std::io::Write;
+
     let allowed = nix::unistd::Uid::effective().is_root();
     if !allowed {
         let required = std::env::var_os("REQUIRE_NETNS").is_some_and(|value| value == "1");
         assert!(!required, "REQUIRE_NETNS=1, but network namespaces need root");
-        println!("SKIPPED: network namespaces need root");
+        // Not println: what a passing test prints is not shown.
+        let _ = writeln!(std::io::stderr(), "SKIPPED: network namespaces need root");
     }
     allowed
 }

@@ -1,5 +1,6 @@
 //! A lab in which the gateway runs and serves two tenants.
 
+use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::PathBuf;
 use std::process::Output;
@@ -158,7 +159,8 @@ impl Fixture {
 pub fn skipped() -> Result<bool> {
     let Some(missing) = missing_privilege() else { return Ok(false) };
     ensure!(std::env::var_os("REQUIRE_NETNS").is_none_or(|value| value != "1"), "{missing}");
-    println!("SKIPPED: {missing}");
+    // Not println: what a passing test prints is not shown.
+    writeln!(std::io::stderr(), "SKIPPED: {missing}")?;
     Ok(true)
 }
 
