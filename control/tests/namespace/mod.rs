@@ -1,5 +1,6 @@
 //! Network and mount namespaces that vanish with the test.
 
+use std::io::Write;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -36,7 +37,8 @@ pub(crate) fn in_namespace(test: impl AsyncFnOnce(&World) + Send + 'static) {
     let thread = std::thread::spawn(move || {
         if let Err(error) = unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS) {
             assert!(std::env::var("REQUIRE_NETNS").as_deref() != Ok("1"), "no network namespace: {error}");
-            eprintln!("SKIPPED: no network namespace: {error}");
+            // Not eprintln: what a passing test prints is not shown.
+            let _ = writeln!(std::io::stderr(), "SKIPPED: no network namespace: {error}");
             return;
         }
         mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
