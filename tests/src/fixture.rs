@@ -42,10 +42,17 @@ impl Fixture {
         if skipped()? {
             return Ok(None);
         }
-        let lab = Lab::build(options)?;
+        Self::start(Lab::build(options)?).map(Some)
+    }
+
+    /// Starts the server's programs and the gateway in a lab, without tenants.
+    ///
+    /// # Errors
+    /// When something does not start.
+    pub fn start(lab: Lab) -> Result<Self> {
         let server = Server::start(&lab)?;
         let gateway = Gateway::start(&lab, Installation::write(&lab, &executable()?)?)?;
-        Ok(Some(Self { gateway, server, lab }))
+        Ok(Self { gateway, server, lab })
     }
 
     /// Builds a lab and starts the gateway in it, with the tenants ns-blue and ns-red.

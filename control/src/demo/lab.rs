@@ -111,18 +111,7 @@ impl Lab {
             &self.inventory.namespaces.iter().map(|name| format!("netns add {name}")).collect::<Vec<_>>(),
         )?;
         for host in Host::ALL {
-            // The gateway too, as on many a host: nothing but the XDP programs keeps pods' packets from the kernel.
-            let forward = matches!(host, Host::Gateway | Host::Node1 | Host::Node2 | Host::Router);
-            let mut settings: Vec<String> = ["all", "default"]
-                .iter()
-                .flat_map(|scope| {
-                    [
-                        format!("net.ipv4.conf.{scope}.rp_filter=0"),
-                        format!("net.ipv6.conf.{scope}.disable_ipv6=1"),
-                    ]
-                })
-                .collect();
-            settings.push(format!("net.ipv4.ip_forward={}", u8::from(forward)));
+            let settings = kernel_settings(host);
             let mut arguments = vec!["-q", "-w"];
             arguments.extend(settings.iter().map(String::as_str));
             self.namespace(host).run("sysctl", &arguments)?;
@@ -259,6 +248,22 @@ fn cables() -> Vec<Cable> {
     cables.extend(NODES.iter().map(|node| cable(node.host, "eth0", Host::SwitchInside)));
     cables.extend(PODS.iter().map(|pod| cable(pod.host, "eth0", pod.node.host)));
     cables
+}
+
+/// Returns the kernel settings of a host's namespace. A new one takes over the machine's own, whatever they are.
+fn kernel_settings(host: Host) -> Vec<String> {
+    // The gateway too, as on many a host: nothing but the XDP programs keeps pods' packets from the kernel.
+    let forward = matches!(host, Host::Gateway | Host::Node1 | Host::Node2 | Host::Router);
+    let mut settings = vec![format!("net.ipv4.ip_forward={}", u8::from(forward))];
+    let has_ipv6 = Path::new("/proc/sys/net/ipv6/conf").exists();
+    for scope in ["all", "default"] {
+        let zero = ["rp_filter", "arp_ignore", "arp_announce", "arp_filter", "accept_local"];
+        settings.extend(zero.iter().map(|name| format!("net.ipv4.conf.{scope}.{name}=0")));
+        if has_ipv6 {
+            settings.push(format!("net.ipv6.conf.{scope}.disable_ipv6=1"));
+        }
+    }
+    settings
 }
 
 fn plan() -> Inventory {
