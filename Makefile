@@ -21,6 +21,8 @@ test: dependencies ## runs every test; as root also those in network namespaces
 	$(if $(ROOT),REQUIRE_NETNS=1) $(CARGO) test --workspace $(ARGS)
 
 lint: dependencies ## checks format, lints and documentation
+	@for tool in fmt:rustfmt clippy:clippy; do $(CARGO) $${tool%:*} --version >/dev/null 2>&1 || \
+		{ echo "error: cargo $${tool%:*} is missing; add it: rustup component add $${tool#*:}" >&2; exit 1; }; done
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps

@@ -31,7 +31,7 @@ fn compile(source: &Path, object: &Path) {
             source.display()
         ),
         Err(error) => {
-            panic!("clang does not run ({error}); install it with: apt-get install -y clang llvm libbpf-dev")
+            panic!("clang does not run ({error}); install it with: apt-get install -y clang libbpf-dev")
         }
     }
 }
