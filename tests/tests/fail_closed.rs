@@ -179,7 +179,7 @@ fn a_source_outside_the_cluster_is_refused_on_the_tenants_mac() -> Result<()> {
     Ok(())
 }
 
-/// Starts a stream from every pod, once all next hops are resolved: until then only a few frames wait.
+/// Starts a stream from every pod, once all next hops are resolved.
 fn start_streams(fixture: &Fixture, peer: &Peer) -> Result<Vec<Stream>> {
     fixture.require_service()?;
     PODS.iter().map(|pod| Stream::start(&fixture.lab, pod, peer.address())).collect()

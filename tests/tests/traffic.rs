@@ -6,7 +6,9 @@ use anyhow::{Context, Result, ensure};
 use control::demo::capture::Capture;
 use control::demo::command::text;
 use control::demo::server::{NAME, Seen};
-use control::demo::topology::{BLUE, GATEWAY_INSIDE, GATEWAY_OUTSIDE, Host, INTERNET, PODS, ROUTER, SERVER};
+use control::demo::topology::{
+    BLUE, GATEWAY_INSIDE, GATEWAY_OUTSIDE, Host, INTERNET, PODS, RED, ROUTER, SERVER,
+};
 use spillway_tests::fixture::{Fixture, hops};
 use spillway_tests::peers::{Peer, converse};
 use spillway_tests::stream::Stream;
@@ -140,6 +142,30 @@ fn both_tenants_are_served_at_once_from_both_nodes() -> Result<()> {
         );
         let clients: Vec<_> = summary.seen_as.iter().map(|client| *client.ip()).collect();
         assert_eq!(clients, [pod.tenant.egress], "pod {}", pod.address);
+    }
+    Ok(())
+}
+
+#[test]
+fn flows_that_start_before_the_next_hops_are_known_lose_nothing() -> Result<()> {
+    let Some(fixture) = Fixture::without_tenants()? else { return Ok(()) };
+    let peer = Peer::udp_echo(&fixture.lab, 7)?;
+    fixture.lab.namespace(Host::Gateway).ip("neigh flush all")?;
+    fixture.gateway.add_tenant(&BLUE)?;
+    fixture.gateway.add_tenant(&RED)?;
+    let streams = PODS
+        .iter()
+        .map(|pod| Stream::start(&fixture.lab, pod, peer.address()))
+        .collect::<Result<Vec<_>>>()?;
+    streams.iter().try_for_each(|stream| stream.until_answered(100))?;
+    for (pod, stream) in PODS.iter().zip(streams) {
+        let summary = stream.finish();
+        assert!(
+            summary.missing.is_empty(),
+            "pod {}: {summary:?}, {}",
+            pod.address,
+            fixture.gateway.status()?
+        );
     }
     Ok(())
 }
