@@ -4,6 +4,7 @@ use std::thread;
 
 use anyhow::{Result, bail};
 use clap::{Args, Parser, Subcommand, value_parser};
+use control::demo::wait;
 use nix::unistd::Uid;
 
 use crate::flows::Flows;
@@ -11,7 +12,7 @@ use crate::machine::Machine;
 use crate::report::{Report, Results};
 use crate::system::{Setup, System};
 use crate::topology::Cores;
-use crate::{first_frame, idle, interrupt, namespace, system, wire};
+use crate::{first_frame, idle, namespace, system, wire};
 
 /// Measures Spillway beside its peers in the same run, in network namespaces of its own
 #[derive(Debug, Parser)]
@@ -103,7 +104,7 @@ impl Cli {
         if !Uid::effective().is_root() {
             bail!("measurements make network namespaces and load XDP programs; run as root");
         }
-        interrupt::watch()?;
+        wait::notice_signals()?;
         namespace::remove_stale()?;
         system::remove_stale()?;
         let cores = Cores::plan(thread::available_parallelism()?.get())?;

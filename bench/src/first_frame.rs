@@ -6,13 +6,14 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use control::demo::wait;
 use hdrhistogram::Histogram;
 use nix::unistd::Pid;
 use serde::Serialize;
 
+use crate::napi;
 use crate::system::{Gateway, Setup, System};
 use crate::topology::{Cores, DIRECT, POD, SERVER, Topology};
-use crate::{interrupt, napi};
 
 const PORT: u16 = 7;
 const ANSWER_WITHIN: Duration = Duration::from_millis(500);
@@ -62,7 +63,7 @@ pub(crate) fn measure(samples: u32, idle_seconds: u64, cores: Cores, setup: &Set
     napi::pin(Pid::from_raw(0), cores.generator)?;
     for sample in 1..=samples {
         for probe in &mut probes {
-            interrupt::pause(Duration::from_secs(idle_seconds))?;
+            wait::pause(Duration::from_secs(idle_seconds))?;
             let time = probe.ask()?;
             let shown = time.map_or("lost".to_owned(), |time| format!("{time:?}"));
             eprintln!("sample {sample}/{samples}  {:<16} {shown}", probe.path);
@@ -117,7 +118,7 @@ impl Probe {
     fn wait_until_answered(&self) -> Result<()> {
         let deadline = Instant::now() + READY_WITHIN;
         while self.ask()?.is_none() {
-            interrupt::check()?;
+            wait::check_interrupted()?;
             if Instant::now() > deadline {
                 bail!("no datagram came back by {} within {READY_WITHIN:?}", self.path);
             }

@@ -6,12 +6,13 @@ use anyhow::{Context, Result, anyhow};
 use aya::maps::{MapData, PerCpuArray};
 use aya::programs::{TestRun, TestRunAttrs, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
+use control::demo::wait;
 use nix::net::if_::if_nametoindex;
 use nix::unistd::Pid;
 
 use crate::flows::{DESTINATION_PORT, FIRST_DESTINATION, FIRST_POD, FIRST_SOURCE_PORT, Flows};
+use crate::napi;
 use crate::topology::{NODE_MAC, TENANT_MAC, Topology};
-use crate::{interrupt, napi};
 
 /// Bytes of a frame in memory: 64 on a wire, with the check sequence that the link adds.
 pub(crate) const FRAME_BYTES: usize = 60;
@@ -108,7 +109,7 @@ fn send(object: &mut Ebpf, namespace: &str, core: usize, stop: &AtomicBool) -> R
             ..Default::default()
         });
         // A signal cuts the run short, which is no failure.
-        if interrupt::check().is_err() {
+        if wait::check_interrupted().is_err() {
             return Ok(());
         }
         run.context("sending live frames failed (Linux 5.18 or newer is needed)")?;

@@ -3,9 +3,9 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use control::demo::wait;
 use serde::Serialize;
 
-use crate::interrupt;
 use crate::system::{Gateway, Setup, System};
 use crate::topology::{Cores, Topology};
 
@@ -35,11 +35,11 @@ pub(crate) fn measure(seconds: u64, cores: Cores, setup: &Setup) -> Result<Resul
     let topology = Topology::build(cores, setup.flows)?;
     let gateway = System::Spillway.start(&topology, setup)?;
     let Gateway::Spillway(daemon) = &gateway else { bail!("only the daemon has a process to look at") };
-    interrupt::pause(SETTLE)?;
+    wait::pause(SETTLE)?;
     eprintln!("spillway is idle for {seconds} s");
     let start = Instant::now();
     let before = read_threads(daemon.pid())?;
-    interrupt::pause(Duration::from_secs(seconds))?;
+    wait::pause(Duration::from_secs(seconds))?;
     let after = read_threads(daemon.pid())?;
     let threads = compare(&before, &after, start.elapsed());
     Ok(Results {

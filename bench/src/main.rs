@@ -22,8 +22,6 @@ mod flows;
 mod generator;
 /// Measures the processor time of an idle daemon.
 mod idle;
-/// Ends every wait early once the user asks for it.
-mod interrupt;
 /// What the figures were measured on.
 mod machine;
 /// Network namespaces that vanish with their owner.

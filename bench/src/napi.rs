@@ -2,11 +2,11 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use control::demo::wait;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 
 use crate::command::run;
-use crate::interrupt;
 use crate::namespace::Namespace;
 
 const APPEARS_WITHIN: Duration = Duration::from_secs(2);
@@ -62,7 +62,7 @@ fn wait_for_threads(device: &str) -> Result<Vec<Pid>> {
         if Instant::now() > deadline {
             bail!("{device} has no receiving thread; the kernel needs threaded NAPI (5.12 or newer)");
         }
-        interrupt::pause(Duration::from_millis(10))?;
+        wait::pause(Duration::from_millis(10))?;
     }
 }
 

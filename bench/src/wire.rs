@@ -1,11 +1,11 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
+use control::demo::wait;
 use serde::Serialize;
 
 use crate::flows::Flows;
 use crate::generator::{FRAME_BYTES, Generator};
-use crate::interrupt;
 use crate::sink::Sink;
 use crate::statistics::Summary;
 use crate::system::{Setup, System};
@@ -118,7 +118,7 @@ fn measure_once(system: System, cores: Cores, setup: &Setup, duration: Duration)
     let warm = warm_up(&forwarded, u64::from(setup.flows.count()) * WARM_ROUNDS)?;
     let start = Instant::now();
     let before = (generator.sent()?, forwarded()?, topology.lost_at_sink()?);
-    interrupt::pause(duration.saturating_sub(start.elapsed()))?;
+    wait::pause(duration.saturating_sub(start.elapsed()))?;
     let after = (generator.sent()?, forwarded()?, topology.lost_at_sink()?);
     let rate = |before: u64, after: u64| mega_per_second(after - before, start.elapsed());
     let sample = Sample {
@@ -143,7 +143,7 @@ fn warm_up(forwarded: &impl Fn() -> Result<u64>, wanted: u64) -> Result<bool> {
         if forwarded()? >= wanted {
             return Ok(true);
         }
-        interrupt::pause(POLL)?;
+        wait::pause(POLL)?;
     }
     Ok(false)
 }

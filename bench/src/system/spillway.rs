@@ -1,30 +1,25 @@
-use std::fs::{self, File};
-use std::os::unix::process::CommandExt;
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use anyhow::{Context, Result};
+use control::demo::process::Process;
 use serde::Serialize;
 use tempfile::TempDir;
 
 use super::Setup;
 use crate::command::output;
-use crate::interrupt;
 use crate::namespace::{PREFIX, abandoned};
 use crate::topology::{EGRESS, NODE, POD_CIDR, TENANT_GATEWAY, Topology};
 
 const BPFFS: &str = "/sys/fs/bpf";
 const READY_WITHIN: Duration = Duration::from_secs(20);
-const GONE_WITHIN: Duration = Duration::from_secs(5);
-const POLL: Duration = Duration::from_millis(50);
 
 /// The daemon, with one worker on the gateway's core; dropped, it is stopped and leaves nothing behind.
 #[derive(Debug)]
 pub(crate) struct Daemon {
-    process: Child,
+    process: Process,
     directory: TempDir,
     pins: PathBuf,
 }
@@ -36,19 +31,11 @@ impl Daemon {
         let pins = Path::new(BPFFS).join(format!("{PREFIX}{}", topology.tag));
         let config = directory.path().join("spillway.toml");
         fs::write(&config, toml::to_string(&Config::of(topology, setup, directory.path(), &pins))?)?;
-        let log = File::create(directory.path().join("log"))?;
-        // `ip netns exec` would hide bpffs, and the pins with it. The daemon must not survive this process.
-        let process = Command::new("setpriv")
-            .args(["--pdeathsig", "TERM", "nsenter"])
-            .arg(format!("--net={}", topology.gateway.path()))
-            .arg(&setup.spillway)
-            .args(["run".as_ref(), "--config".as_ref(), config.as_os_str()])
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .process_group(0)
-            .spawn()
-            .context("`setpriv` does not run; it comes with util-linux")?;
+        // `ip netns exec` would hide bpffs, and the pins with it.
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net={}", topology.gateway.path())).arg("--").arg(&setup.spillway);
+        command.arg("run").arg("--config").arg(&config);
+        let process = Process::start(&mut command, &directory.path().join("log"))?;
         let mut daemon = Self { process, directory, pins };
         daemon.wait_until_ready(&setup.spillway)?;
         Ok(daemon)
@@ -62,42 +49,14 @@ impl Daemon {
     fn wait_until_ready(&mut self, spillway: &Path) -> Result<()> {
         let socket = self.directory.path().join("control.sock").display().to_string();
         let spillway = spillway.display().to_string();
-        let deadline = Instant::now() + READY_WITHIN;
-        loop {
-            if let Some(status) = self.process.try_wait()? {
-                bail!("spillway ended at once ({status}):\n{}", self.log_tail());
-            }
-            if output(&[&spillway, "status", "--socket", &socket, "--json"])?.status.success() {
-                return Ok(());
-            }
-            if Instant::now() > deadline {
-                bail!("spillway does not answer on {socket} after {READY_WITHIN:?}:\n{}", self.log_tail());
-            }
-            interrupt::pause(POLL)?;
-        }
-    }
-
-    /// Returns the last lines that the daemon wrote.
-    fn log_tail(&self) -> String {
-        let log = fs::read_to_string(self.directory.path().join("log")).unwrap_or_default();
-        let lines: Vec<&str> = log.lines().collect();
-        lines[lines.len().saturating_sub(20)..].join("\n")
+        self.process.until("spillway answers on its control socket", READY_WITHIN, || {
+            let status = output(&[&spillway, "status", "--socket", &socket, "--json"])?.status;
+            Ok(status.success().then_some(()))
+        })
     }
 
     fn stop(&mut self) -> Result<()> {
-        if self.process.try_wait()?.is_none() {
-            kill(Pid::from_raw(self.process.id().cast_signed()), Signal::SIGTERM)?;
-        }
-        let deadline = Instant::now() + GONE_WITHIN;
-        while self.process.try_wait()?.is_none() {
-            if Instant::now() > deadline {
-                eprintln!("warning: spillway does not end after {GONE_WITHIN:?}; it is killed");
-                self.process.kill()?;
-                self.process.wait()?;
-                break;
-            }
-            std::thread::sleep(POLL);
-        }
+        self.process.stop()?;
         if self.pins.exists() {
             fs::remove_dir_all(&self.pins).with_context(|| self.pins.display().to_string())?;
         }

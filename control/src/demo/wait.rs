@@ -5,21 +5,24 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, TERM_SIGNALS};
 
 const PAUSE: Duration = Duration::from_millis(10);
+
+/// Longest time between a signal and the end of a pause.
+const SLICE: Duration = Duration::from_millis(50);
 
 static INTERRUPTED: OnceLock<Arc<AtomicBool>> = OnceLock::new();
 static CLEANING_UP: AtomicBool = AtomicBool::new(false);
 
-/// Makes SIGINT, SIGTERM and SIGHUP end every wait of this process with an error, so that what was built is
+/// Makes SIGINT, SIGTERM, SIGQUIT and SIGHUP end every wait of this process with an error, so that what was built is
 /// taken down on the way out.
 ///
 /// # Errors
 /// When the kernel refuses the handlers.
 pub fn notice_signals() -> Result<()> {
     let flag = INTERRUPTED.get_or_init(Arc::default);
-    for signal in [SIGINT, SIGTERM, SIGHUP] {
+    for &signal in TERM_SIGNALS.iter().chain(&[SIGHUP]) {
         signal_hook::flag::register(signal, Arc::clone(flag))
             .with_context(|| format!("signal {signal} cannot be handled"))?;
     }
@@ -59,6 +62,22 @@ pub fn until<T>(what: &str, limit: Duration, mut probe: impl FnMut() -> Result<O
             bail!("{what}: not within {limit:?}");
         }
         std::thread::sleep(PAUSE);
+    }
+}
+
+/// Lets time pass.
+///
+/// # Errors
+/// When the process is interrupted.
+pub fn pause(duration: Duration) -> Result<()> {
+    let deadline = Instant::now() + duration;
+    loop {
+        check_interrupted()?;
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(());
+        }
+        std::thread::sleep(left.min(SLICE));
     }
 }
 
