@@ -167,6 +167,29 @@ fn what_is_refused_is_undone_and_told() {
 }
 
 #[test]
+fn a_tenant_that_is_stuck_stops_no_other() {
+    in_namespace(async |_| {
+        let place = Place::new();
+        let daemon = place.run(&[]);
+        ip("link delete spw-c0a8630e");
+        // The name may be taken only while the daemon has not repaired it.
+        let taken = async || {
+            let _ = Command::new("ip").args(["link", "delete", "spw-c0a8630e", "type", "macvlan"]).output();
+            let line = "link add spw-c0a8630e type veth peer name other";
+            Command::new("ip").args(line.split(' ')).output().unwrap().status.success()
+        };
+        eventually("somebody else's link has the name of the tenant's", taken).await;
+        let added = place.spillway("tenant add ns-blue --gw-ip 192.168.99.13 --egress-ip 192.168.55.113");
+        assert!(added.0.success(), "{}", added.2);
+        assert!(ip("address").contains("192.168.55.113/32"));
+        let removed = place.spillway("tenant remove ns-blue");
+        assert!(removed.0.success(), "{}", removed.2);
+        assert!(!ip("address").contains("192.168.55.113/32"));
+        drop(daemon);
+    });
+}
+
+#[test]
 fn a_destination_on_the_link_is_resolved_when_a_worker_asks() {
     in_namespace(async |world| {
         add_pod(world);

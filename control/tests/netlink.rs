@@ -83,6 +83,28 @@ fn a_tenants_link_that_somebody_broke_is_made_again() {
 }
 
 #[test]
+fn what_is_gone_already_counts_as_removed() {
+    in_namespace(async |world| {
+        ip("route add default via 192.168.55.1");
+        let gateway = Gateway::open(world).await;
+        let needs = gateway.needs(&gateway.facts().await);
+        gateway.converge(&needs).await;
+        let plan = Plan::compare(&Needs::default(), &gateway.facts().await, &gateway.constants.interfaces);
+        assert!(plan.removals.len() >= 4, "link, address, route and neighbour: {plan:?}");
+        for _ in 0..2 {
+            for removal in &plan.removals {
+                program::remove(&gateway.netlink, removal).await.unwrap();
+            }
+        }
+        ip("link delete in0");
+        ip("link delete out0");
+        for removal in &plan.removals {
+            program::remove(&gateway.netlink, removal).await.unwrap();
+        }
+    });
+}
+
+#[test]
 fn an_egress_address_of_somebody_else_is_used_and_stays() {
     in_namespace(async |world| {
         ip("address add 192.168.55.113/32 dev out0");

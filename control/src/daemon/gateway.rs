@@ -14,6 +14,7 @@ use fastpath::snapshot::{Side, Snapshot};
 use tokio::task::block_in_place;
 use tracing::{debug, error, info, warn};
 
+use super::converge::{Refused, Stakes, Subject};
 use super::program;
 use super::publication::Publication;
 use crate::compile::{Constants, compile, host};
@@ -66,14 +67,15 @@ pub struct Gateway {
 impl Gateway {
     /// Removes what an earlier process left, starts the fast path, and gives the kernel what tenants need.
     ///
+    /// `keep` leaves in place what was made when something is refused.
+    ///
     /// # Errors
     /// When an interface is not usable, or the kernel or the fast path refuses.
-    pub async fn start(mut setup: Setup) -> anyhow::Result<Self> {
+    pub async fn start(mut setup: Setup, keep: bool) -> anyhow::Result<Self> {
         let interfaces = &setup.constants.interfaces;
         let needs = Needs::of(&setup.registry, &setup.return_routes, &setup.facts, interfaces);
-        for stale in Plan::compare(&needs, &setup.facts, interfaces).removals {
-            program::remove(&setup.netlink, &stale).await?;
-        }
+        let stale = Plan::compare(&needs, &setup.facts, interfaces).removals;
+        program::remove_all(&setup.netlink, &stale).await?;
         setup.facts.refresh(&setup.netlink, Changes::ALL).await?;
         let published =
             compile(Epoch(1), &setup.registry, &setup.facts, &setup.return_routes, &setup.constants)?;
@@ -97,10 +99,11 @@ impl Gateway {
             facts_are_old: false,
             last_trouble: String::new(),
         };
-        match gateway.converge().await {
-            Ok(()) => Ok(gateway),
-            Err(error) => {
-                gateway.stop(false).await;
+        let mut refused = gateway.converge(&Stakes::default()).await.into_iter();
+        match refused.find(|refused| refused.subject != Subject::Path) {
+            None => Ok(gateway),
+            Some(Refused { error, .. }) => {
+                gateway.stop(keep).await;
                 Err(error)
             }
         }
@@ -142,9 +145,8 @@ impl Gateway {
         if std::mem::take(&mut self.facts_are_old) {
             self.follow(Changes::ALL).await?;
         }
-        if let Err(error) = self.converge().await {
-            self.log_trouble(&error);
-        }
+        let refused = self.converge(&Stakes::default()).await;
+        self.note(&refused);
         Ok(())
     }
 
@@ -159,7 +161,7 @@ impl Gateway {
         let name = tenant.name.clone();
         if self.registry.put(tenant, Source::ControlSocket, &host)? {
             info!(tenant = name, "tenant put");
-            self.commit(before).await?;
+            self.commit(before, &name).await?;
         }
         Ok(())
     }
@@ -172,7 +174,7 @@ impl Gateway {
         let before = self.registry.clone();
         self.registry.remove(name, Source::ControlSocket)?;
         info!(tenant = name, "tenant removed");
-        self.commit(before).await
+        self.commit(before, name).await
     }
 
     /// Asks the kernel for the neighbours that workers wait for.
@@ -189,84 +191,31 @@ impl Gateway {
         self.data_plane.neighbour_requests()
     }
 
-    async fn commit(&mut self, before: Registry) -> Result<(), Refusal> {
-        let mut done = self.converge().await;
-        if done.is_ok() {
-            let tenants = self.registry.tenants_from(Source::ControlSocket);
-            done = self.state.save_tenants(tenants).map_err(Into::into);
-        }
-        let Err(error) = done else { return Ok(()) };
+    /// Carries out and saves a change of one tenant, or undoes it. What is refused elsewhere is only logged.
+    async fn commit(&mut self, before: Registry, name: &str) -> Result<(), Refusal> {
+        let entries = [&before, &self.registry].into_iter().filter_map(|registry| registry.get(name).ok());
+        let stakes = Stakes::of(entries.map(|entry| &entry.tenant));
+        let refused = self.converge(&stakes).await;
+        let (own, others): (Vec<_>, Vec<_>) =
+            refused.into_iter().partition(|refused| stakes.concern(&refused.subject));
+        self.note(&others);
+        let saved = || self.state.save_tenants(self.registry.tenants_from(Source::ControlSocket));
+        let Err(error) = own.into_iter().next().map_or_else(|| Ok(saved()?), |refused| Err(refused.error))
+        else {
+            return Ok(());
+        };
         self.registry = before;
-        if let Err(second) = self.converge().await {
-            error!("the change was not undone completely: {second:#}");
+        for second in self.converge(&Stakes::default()).await {
+            if stakes.concern(&second.subject) {
+                error!("the change was not undone completely: {:#}", second.error);
+            }
         }
         Err(failed(&error))
     }
 
-    /// Brings the kernel and the fast path to what the registry says, in the order that fails closed.
-    async fn converge(&mut self) -> anyhow::Result<()> {
-        let plan = self.plan();
-        for removal in &plan.removals {
-            program::remove(&self.netlink, removal).await?;
-        }
-        if !plan.removals.is_empty() {
-            self.facts.refresh(&self.netlink, Changes::ALL).await?;
-        }
-        self.publish_changes()?;
-        let refused = self.add_all(&plan.additions).await;
-        if !plan.additions.is_empty() {
-            self.facts.refresh(&self.netlink, Changes::ALL).await?;
-            self.publish_changes()?;
-        }
-        refused
-    }
-
-    /// Adds everything. Refused links and addresses fail a tenant; a route or neighbour is tried again later.
-    async fn add_all(&mut self, additions: &[Addition]) -> anyhow::Result<()> {
-        let (mut refused, mut trouble) = (None, None);
-        for addition in additions {
-            let interfaces = &self.constants.interfaces;
-            let added = program::add(&self.netlink, addition, &self.facts, interfaces).await;
-            let Err(error) = added else { continue };
-            match addition {
-                Addition::Link(_) | Addition::EgressAddress(_) => refused.get_or_insert(error),
-                Addition::ReturnRoute(_) | Addition::NextHop(..) => trouble.get_or_insert(error),
-            };
-        }
-        match (&refused, trouble) {
-            (_, Some(trouble)) => self.log_trouble(&trouble.into()),
-            (None, None) => self.last_trouble.clear(),
-            (Some(_), None) => {}
-        }
-        refused.map_or(Ok(()), |error| Err(error.into()))
-    }
-
     async fn withdraw(&mut self) -> anyhow::Result<()> {
         self.facts.refresh(&self.netlink, Changes::ALL).await?;
-        let mut refused = None;
-        for removal in Plan::compare(&Needs::default(), &self.facts, &self.constants.interfaces).removals {
-            if let Err(error) = program::remove(&self.netlink, &removal).await {
-                refused.get_or_insert(error);
-            }
-        }
-        refused.map_or(Ok(()), |error| Err(error.into()))
-    }
-
-    fn plan(&self) -> Plan {
-        let interfaces = &self.constants.interfaces;
-        let needs = Needs::of(&self.registry, &self.return_routes, &self.facts, interfaces);
-        Plan::compare(&needs, &self.facts, interfaces)
-    }
-
-    fn publish_changes(&mut self) -> anyhow::Result<()> {
-        let epoch = self.publication.wanted();
-        let next = compile(epoch, &self.registry, &self.facts, &self.return_routes, &self.constants)?;
-        let Some(next) = self.publication.attempt(next) else { return Ok(()) };
-        debug!(epoch = next.epoch.0, "publishing snapshot");
-        block_in_place(|| self.data_plane.publish(Snapshot::compile(next.clone())))
-            .context("the fast path did not take the new snapshot")?;
-        self.publication.settle(next);
-        Ok(())
+        Ok(program::withdraw(&self.netlink, &self.facts, &self.constants.interfaces).await?)
     }
 
     /// Has the kernel resolve the next hops of new routes at once, before a packet needs them.
@@ -324,6 +273,16 @@ impl Gateway {
             }
         }
         Ok(())
+    }
+
+    fn note(&mut self, refused: &[Refused]) {
+        if refused.is_empty() {
+            self.last_trouble.clear();
+        }
+        let troubles: Vec<String> = refused.iter().map(|refused| format!("{:#}", refused.error)).collect();
+        if !troubles.is_empty() {
+            self.log_trouble(&anyhow::anyhow!(troubles.join("; ")));
+        }
     }
 
     fn log_trouble(&mut self, error: &anyhow::Error) {

@@ -7,6 +7,7 @@
 //! - [`publication`]: which snapshot the fast path has
 
 mod answers;
+mod converge;
 pub mod gateway;
 pub mod guard;
 pub mod host;
@@ -93,7 +94,7 @@ impl Daemon {
         for side in Side::BOTH {
             sysctls.isolate(setup.constants.interfaces.name(side))?;
         }
-        let gateway = Gateway::start(setup).await?;
+        let gateway = Gateway::start(setup, keep).await?;
         let neighbour_requests = gateway.neighbour_requests();
         let neighbours_readable = watch(&neighbour_requests)?;
         let (sender, requests) = mpsc::channel(REQUESTS_IN_FLIGHT);

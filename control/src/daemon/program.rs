@@ -7,9 +7,31 @@ use tracing::info;
 
 use crate::netlink::facts::{Facts, Interfaces};
 use crate::netlink::{Netlink, NetlinkError};
-use crate::plan::{Addition, Removal};
+use crate::plan::{Addition, Needs, Plan, Removal};
 
-/// Removes one thing.
+/// Removes everything that is Spillway's on the two interfaces, what answers for tenants first.
+///
+/// # Errors
+/// When the kernel refuses something; the rest is removed nevertheless.
+pub async fn withdraw(netlink: &Netlink, facts: &Facts, interfaces: &Interfaces) -> Result<(), NetlinkError> {
+    remove_all(netlink, &Plan::compare(&Needs::default(), facts, interfaces).removals).await
+}
+
+/// Removes several things.
+///
+/// # Errors
+/// When the kernel refuses something; the rest is removed nevertheless.
+pub async fn remove_all(netlink: &Netlink, removals: &[Removal]) -> Result<(), NetlinkError> {
+    let mut refused = None;
+    for removal in removals {
+        if let Err(error) = remove(netlink, removal).await {
+            refused.get_or_insert(error);
+        }
+    }
+    refused.map_or(Ok(()), Err)
+}
+
+/// Removes one thing; one that is gone already counts as removed.
 ///
 /// # Errors
 /// When the kernel refuses.

@@ -10,7 +10,7 @@ use rtnetlink::packet_route::address::{
     AddressAttribute, AddressHeaderFlags, AddressMessage, AddressProtocol,
 };
 
-use super::{Netlink, NetlinkError, OWNER};
+use super::{Netlink, NetlinkError, OWNER, unless_gone};
 
 /// An IPv4 address on a link.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,13 +78,13 @@ impl Netlink {
         }
     }
 
-    /// Removes `address`/32 from a link.
+    /// Removes `address`/32 from a link; one that is gone already counts as removed.
     ///
     /// # Errors
     /// When the kernel refuses.
     pub async fn remove_address(&self, link: u32, address: Ipv4Addr) -> Result<(), NetlinkError> {
         let message = AddressMessageBuilder::<Ipv4Addr>::new().index(link).address(address, 32).build();
         let refused = NetlinkError::refused(format!("remove {address}/32"));
-        self.handle.address().del(message).execute().await.map_err(refused)
+        unless_gone(self.handle.address().del(message).execute().await).map_err(refused)
     }
 }

@@ -7,7 +7,7 @@ use macaddr::MacAddr6;
 use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, MacVlanMode};
 use rtnetlink::{LinkMacVlan, LinkUnspec};
 
-use super::{Netlink, NetlinkError};
+use super::{Netlink, NetlinkError, unless_gone};
 use crate::sysctl;
 use crate::tenant::LINK_PREFIX;
 
@@ -107,13 +107,13 @@ impl Netlink {
         dressed
     }
 
-    /// Removes a link.
+    /// Removes a link; one that is gone already counts as removed.
     ///
     /// # Errors
     /// When the kernel refuses.
     pub async fn remove_link(&self, index: u32, name: &str) -> Result<(), NetlinkError> {
         let refused = NetlinkError::refused(format!("remove link {name}"));
-        self.handle.link().del(index).execute().await.map_err(refused)
+        unless_gone(self.handle.link().del(index).execute().await).map_err(refused)
     }
 
     async fn dress_tenant_link(&self, link: &TenantLink, index: u32) -> Result<(), NetlinkError> {

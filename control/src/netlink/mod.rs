@@ -16,6 +16,7 @@ pub mod routes;
 
 use std::io;
 
+use nix::errno::Errno;
 use thiserror::Error;
 
 /// Protocol number on routes (`proto 83`), addresses and neighbours that Spillway made. No routing daemon
@@ -45,6 +46,19 @@ impl NetlinkError {
     fn refused(action: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> Self {
         let action = action.into();
         move |source| Self::Refused { action, source: Box::new(source) }
+    }
+}
+
+/// Counts what is gone already, or whose link is, as removed.
+fn unless_gone(removed: Result<(), rtnetlink::Error>) -> Result<(), rtnetlink::Error> {
+    const GONE: [Errno; 4] = [Errno::ENODEV, Errno::ENOENT, Errno::ESRCH, Errno::EADDRNOTAVAIL];
+    match removed {
+        Err(rtnetlink::Error::NetlinkError(answer))
+            if GONE.contains(&Errno::from_raw(answer.raw_code().saturating_neg())) =>
+        {
+            Ok(())
+        }
+        removed => removed,
     }
 }
 

@@ -10,7 +10,7 @@ use rtnetlink::packet_route::neighbour::{
 };
 use rtnetlink::packet_route::route::RouteProtocol;
 
-use super::{Netlink, NetlinkError, OWNER};
+use super::{Netlink, NetlinkError, OWNER, unless_gone};
 
 /// How the kernel knows a neighbour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,14 +111,14 @@ impl Netlink {
         request.execute().await.map_err(NetlinkError::refused(format!("resolve neighbour {address}")))
     }
 
-    /// Removes an entry; the kernel resolves the neighbour again when it needs it.
+    /// Removes an entry; the kernel resolves the neighbour again when it needs it; one that is gone already counts as removed.
     ///
     /// # Errors
     /// When the kernel refuses.
     pub async fn remove_neighbour(&self, link: u32, address: Ipv4Addr) -> Result<(), NetlinkError> {
         let message = self.resolve_request(link, address).message_mut().clone();
         let refused = NetlinkError::refused(format!("remove neighbour {address}"));
-        self.handle.neighbours().del(message).execute().await.map_err(refused)
+        unless_gone(self.handle.neighbours().del(message).execute().await).map_err(refused)
     }
 
     fn resolve_request(&self, link: u32, address: Ipv4Addr) -> rtnetlink::NeighbourAddRequest {

@@ -9,7 +9,7 @@ use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteNextHopFlags, RouteProtocol, RouteType,
 };
 
-use super::{Netlink, NetlinkError, OWNER};
+use super::{Netlink, NetlinkError, OWNER, unless_gone};
 
 /// A route, or one next hop of a multipath route.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -106,13 +106,13 @@ impl Netlink {
         self.handle.route().add(own_route(prefix, via, link)).execute().await.map_err(refused)
     }
 
-    /// Removes a route that Spillway made.
+    /// Removes a route that Spillway made; one that is gone already counts as removed.
     ///
     /// # Errors
     /// When the kernel refuses.
     pub async fn remove_route(&self, prefix: Ipv4Net, via: Ipv4Addr, link: u32) -> Result<(), NetlinkError> {
         let refused = NetlinkError::refused(format!("remove route {prefix} via {via}"));
-        self.handle.route().del(own_route(prefix, via, link)).execute().await.map_err(refused)
+        unless_gone(self.handle.route().del(own_route(prefix, via, link)).execute().await).map_err(refused)
     }
 }
 
