@@ -1,6 +1,6 @@
 //! What differs between what the tenants need and what the kernel has.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use fastpath::snapshot::Side;
@@ -8,7 +8,7 @@ use ipnet::Ipv4Net;
 
 use crate::config::ReturnRoute;
 use crate::netlink::facts::{Facts, Interfaces};
-use crate::netlink::links::TenantLink;
+use crate::netlink::links::{Link, TenantLink};
 use crate::netlink::neighbours::Resolution;
 use crate::registry::Registry;
 
@@ -119,6 +119,42 @@ impl Plan {
         plan
     }
 
+    /// Returns what a process with other interfaces left: everything of Spillway's that is not where these
+    /// interfaces have it, but for that on links which `held` says another daemon has.
+    pub fn leftovers(facts: &Facts, interfaces: &Interfaces, held: impl Fn(&str) -> bool) -> Vec<Removal> {
+        let index = |name: &str| facts.link(name).map(|link| link.index);
+        let (inside, outside) = (index(&interfaces.inside), index(&interfaces.outside));
+        let links: BTreeMap<u32, &Link> = facts.links.iter().map(|link| (link.index, link)).collect();
+        let free = |link: u32| {
+            let found = links.get(&link);
+            found.is_none_or(|link| !link.is_tenant_link() && !held(&link.name))
+        };
+        let stray_link = |link: &&Link| {
+            link.is_tenant_link() && link.macvlan_parent != inside && link.macvlan_parent.is_some_and(free)
+        };
+        let stray = links.values().copied().filter(stray_link);
+        let mut found: Vec<Removal> =
+            stray.map(|link| Removal::Link { index: link.index, name: link.name.clone() }).collect();
+        for route in facts.routes.iter().filter(|route| route.ours && Some(route.link) != inside) {
+            if let (Some(via), true) = (route.gateway, free(route.link)) {
+                found.push(Removal::Route { prefix: route.prefix, via, link: route.link });
+            }
+        }
+        for address in facts.addresses.iter().filter(|address| address.ours && Some(address.link) != outside)
+        {
+            if free(address.link) {
+                found.push(Removal::Address { link: address.link, address: address.address });
+            }
+        }
+        let own = |link: u32| [inside, outside].contains(&Some(link));
+        for neighbour in facts.neighbours.iter().filter(|neighbour| neighbour.ours && !own(neighbour.link)) {
+            if free(neighbour.link) {
+                found.push(Removal::Neighbour { link: neighbour.link, address: neighbour.address });
+            }
+        }
+        found
+    }
+
     /// Tells whether there is nothing to do.
     pub fn is_empty(&self) -> bool {
         self.removals.is_empty() && self.additions.is_empty()
@@ -152,10 +188,10 @@ impl Plan {
     }
 
     fn compare_routes(&mut self, needs: &Needs, facts: &Facts, inside: u32) {
-        for route in facts.routes.iter().filter(|route| route.ours) {
+        for route in facts.routes.iter().filter(|route| route.ours && route.link == inside) {
             let Some(via) = route.gateway else { continue };
             let have = ReturnRoute { pod_cidr: route.prefix, via };
-            if route.link != inside || !needs.return_routes.contains(&have) {
+            if !needs.return_routes.contains(&have) {
                 self.removals.push(Removal::Route { prefix: route.prefix, via, link: route.link });
             }
         }

@@ -83,11 +83,7 @@ fn a_second_daemon_and_detach_are_refused_while_one_runs() {
 #[test]
 fn a_daemon_on_other_interfaces_needs_directories_of_its_own() {
     in_namespace(async |_| {
-        for (link, address) in [("in1", "192.168.98.12"), ("out1", "192.168.54.12")] {
-            ip(&format!("link add {link} type veth peer name {link}peer"));
-            ip(&format!("address add {address}/24 dev {link}"));
-            ip(&format!("link set {link} up"));
-        }
+        add_interfaces();
         let place = Place::new();
         let daemon = place.run(&[]);
         let other = place.directory.path().join("other.toml");
@@ -112,6 +108,40 @@ fn a_daemon_on_other_interfaces_needs_directories_of_its_own() {
         for link in ["in0", "out0"] {
             assert!(ip(&format!("link show {link}")).contains("xdp"), "{link} lost its program");
         }
+        drop(daemon);
+    });
+}
+
+#[test]
+fn what_a_daemon_on_other_interfaces_left_is_removed() {
+    in_namespace(async |_| {
+        add_interfaces();
+        let place = Place::new();
+        assert_eq!(place.run(&[]).stop(Signal::SIGKILL).signal(), Some(9));
+        let config = std::fs::read_to_string(place.config()).unwrap();
+        let moved = config.replace("in0", "in1").replace("out0", "out1").replace("168.99.", "168.98.");
+        std::fs::write(place.config(), moved.replace("168.55.", "168.54.")).unwrap();
+        let daemon = place.run(&[]);
+        let links = ip("-oneline link show type macvlan");
+        assert!(!links.contains("@in0") && links.contains("@in1"), "{links}");
+        assert!(!ip("address").contains("192.168.55.114"));
+        let routes = ip("route show proto 83");
+        assert!(!routes.contains("in0") && routes.contains("in1"), "{routes}");
+        drop(daemon);
+    });
+}
+
+#[test]
+fn what_a_living_daemon_has_on_other_interfaces_stays() {
+    in_namespace(async |_| {
+        add_interfaces();
+        let (first, second) = (Place::new(), Place::beside());
+        let daemon = first.run(&[]);
+        let before = state();
+        let other = second.run(&[]);
+        assert!(ip("-oneline link show type macvlan").contains("@in1"));
+        assert!(other.stop(Signal::SIGTERM).success());
+        assert_eq!(state(), before);
         drop(daemon);
     });
 }
@@ -223,6 +253,16 @@ fn pings_of_a_pod_leave_with_the_egress_address_and_come_back() {
     });
 }
 
+/// Adds a second pair of interfaces.
+fn add_interfaces() {
+    for (link, address) in [("in1", "192.168.98.12"), ("out1", "192.168.54.12")] {
+        ip(&format!("link add {link} type veth peer name {link}peer"));
+        ip(&format!("address add {address}/24 dev {link}"));
+        ip(&format!("link set {link} up"));
+        ip(&format!("link set {link}peer up"));
+    }
+}
+
 /// Gives the other namespace a pod that uses ns-red's gateway, and a server behind the upstream router. Policy
 /// routing keeps the two apart: the pod's packets leave by the wire though the server's address is local.
 fn add_pod(world: &World) {
@@ -250,7 +290,11 @@ struct Place {
 impl Place {
     fn new() -> Self {
         mount(Some("bpf"), "/sys/fs/bpf", Some("bpf"), MsFlags::empty(), None::<&str>).unwrap();
-        let place = Self { directory: tempfile::tempdir().unwrap() };
+        Self::in_directory(tempfile::tempdir().unwrap())
+    }
+
+    fn in_directory(directory: TempDir) -> Self {
+        let place = Self { directory };
         let state = place.directory.path().join("state");
         let config = format!(
             r#"
@@ -271,6 +315,17 @@ impl Place {
             place.socket()
         );
         std::fs::write(place.config(), config).unwrap();
+        place
+    }
+
+    /// Returns a place for a second daemon on the second pair of interfaces, beside one that is there.
+    fn beside() -> Self {
+        let place = Self::in_directory(tempfile::tempdir().unwrap());
+        let config = std::fs::read_to_string(place.config()).unwrap();
+        let config = config.replace("in0", "in1").replace("out0", "out1").replace("168.99.", "168.98.");
+        let config = config.replace("168.55.", "168.54.").replace("10.132.", "10.136.");
+        let pins = "xdp.pin_dir = \"/sys/fs/bpf/beside\"\n";
+        std::fs::write(place.config(), pins.to_owned() + &config).unwrap();
         place
     }
 

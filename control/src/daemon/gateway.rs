@@ -74,6 +74,7 @@ impl Gateway {
     pub async fn start(mut setup: Setup, keep: bool) -> anyhow::Result<Self> {
         let interfaces = &setup.constants.interfaces;
         let needs = Needs::of(&setup.registry, &setup.return_routes, &setup.facts, interfaces);
+        program::clear_leftovers(&setup.netlink, &setup.facts, interfaces).await?;
         let stale = Plan::compare(&needs, &setup.facts, interfaces).removals;
         program::remove_all(&setup.netlink, &stale).await?;
         setup.facts.refresh(&setup.netlink, Changes::ALL).await?;

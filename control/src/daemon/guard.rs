@@ -73,6 +73,11 @@ impl InterfaceGuard {
     }
 }
 
+/// Tells whether another daemon in this network namespace has an interface that this process has not taken.
+pub fn is_held(interface: &str) -> bool {
+    matches!(InterfaceGuard::take(interface), Err(GuardError::InterfaceTaken(_)))
+}
+
 /// Holds a directory for this process, from every network namespace. The kernel lets go when the process ends.
 #[derive(Debug)]
 pub struct DirectoryGuard {
@@ -196,6 +201,7 @@ mod tests {
         let name = format!("t{}", std::process::id());
         let first = InterfaceGuard::take(&name).unwrap();
         assert!(matches!(InterfaceGuard::take(&name), Err(GuardError::InterfaceTaken(_))));
+        assert!(is_held(&name));
         drop(first);
         soon(|| InterfaceGuard::take(&name));
     }

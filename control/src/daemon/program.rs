@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use fastpath::snapshot::Side;
 use tracing::info;
 
+use super::guard::is_held;
 use crate::netlink::facts::{Facts, Interfaces};
 use crate::netlink::{Netlink, NetlinkError};
 use crate::plan::{Addition, Needs, Plan, Removal};
@@ -15,6 +16,20 @@ use crate::plan::{Addition, Needs, Plan, Removal};
 /// When the kernel refuses something; the rest is removed nevertheless.
 pub async fn withdraw(netlink: &Netlink, facts: &Facts, interfaces: &Interfaces) -> Result<(), NetlinkError> {
     remove_all(netlink, &Plan::compare(&Needs::default(), facts, interfaces).removals).await
+}
+
+/// Removes what a process with other interfaces left and no living daemon has.
+///
+/// # Errors
+/// When the kernel refuses something; the rest is removed nevertheless.
+pub async fn clear_leftovers(
+    netlink: &Netlink,
+    facts: &Facts,
+    interfaces: &Interfaces,
+) -> Result<(), NetlinkError> {
+    let own = |name: &str| Side::BOTH.into_iter().any(|side| interfaces.name(side) == name);
+    let held = |name: &str| !own(name) && is_held(name);
+    remove_all(netlink, &Plan::leftovers(facts, interfaces, held)).await
 }
 
 /// Removes several things.

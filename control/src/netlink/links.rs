@@ -44,9 +44,14 @@ pub struct TenantLink {
 impl Link {
     /// Tells whether Spillway made this link above `parent`.
     pub fn is_tenant_link_of(&self, parent: u32) -> bool {
+        self.is_tenant_link() && self.macvlan_parent == Some(parent)
+    }
+
+    /// Tells whether Spillway made this link.
+    pub fn is_tenant_link(&self) -> bool {
         let address = self.name.strip_prefix(LINK_PREFIX).unwrap_or_default();
         let named = address.len() == 8 && address.bytes().all(|byte| byte.is_ascii_hexdigit());
-        named && self.macvlan_parent == Some(parent)
+        named && self.macvlan_parent.is_some()
     }
 
     fn from_message(message: LinkMessage) -> Self {
