@@ -52,6 +52,16 @@ struct TenantsFile {
     tenants: Vec<Tenant>,
 }
 
+/// Values of kernel settings before Spillway changed them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SavedSysctls {
+    /// The boot that they are of: the next one begins with settings of its own.
+    pub boot_id: String,
+    /// The settings.
+    pub settings: Vec<SavedSysctl>,
+}
+
 /// A kernel setting's value before Spillway changed it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SavedSysctl {
@@ -92,7 +102,7 @@ impl StateDir {
     ///
     /// # Errors
     /// When there is a file that cannot be read.
-    pub fn load_sysctls(&self) -> Result<Vec<SavedSysctl>, StateError> {
+    pub fn load_sysctls(&self) -> Result<SavedSysctls, StateError> {
         self.load(SYSCTLS_FILE)
     }
 
@@ -100,8 +110,8 @@ impl StateDir {
     ///
     /// # Errors
     /// When the file cannot be written; the old one then stays.
-    pub fn save_sysctls(&self, saved: &[SavedSysctl]) -> Result<(), StateError> {
-        self.save(SYSCTLS_FILE, &saved)
+    pub fn save_sysctls(&self, saved: &SavedSysctls) -> Result<(), StateError> {
+        self.save(SYSCTLS_FILE, saved)
     }
 
     fn load<T: DeserializeOwned + Default>(&self, file: &str) -> Result<T, StateError> {
@@ -151,7 +161,8 @@ mod tests {
     #[test]
     fn saved_sysctls_are_loaded_again() {
         let (_directory, state) = open();
-        let saved = vec![SavedSysctl { path: "net/ipv4/conf/eth0/arp_ignore".into(), value: "0".into() }];
+        let setting = SavedSysctl { path: "net/ipv4/conf/eth0/arp_ignore".into(), value: "0".into() };
+        let saved = SavedSysctls { boot_id: "a".into(), settings: vec![setting] };
         state.save_sysctls(&saved).unwrap();
         assert_eq!(state.load_sysctls().unwrap(), saved);
     }

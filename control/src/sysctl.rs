@@ -15,9 +15,10 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 use tracing::warn;
 
-use crate::state::{SavedSysctl, StateDir, StateError};
+use crate::state::{SavedSysctl, SavedSysctls, StateDir, StateError};
 
 const ROOT: &str = "/proc/sys";
+const BOOT_ID: &str = "kernel/random/boot_id";
 
 /// Why a kernel setting could not be changed.
 #[derive(Debug, Error)]
@@ -42,11 +43,11 @@ pub enum SysctlError {
 pub struct Sysctls {
     root: PathBuf,
     state: StateDir,
-    saved: Vec<SavedSysctl>,
+    saved: SavedSysctls,
 }
 
 impl Sysctls {
-    /// Returns settings of which an earlier process may have left some changed.
+    /// Returns settings of which an earlier process of this boot may have left some changed.
     ///
     /// # Errors
     /// When what it left cannot be read.
@@ -55,7 +56,11 @@ impl Sysctls {
     }
 
     fn open_at(root: PathBuf, state: StateDir) -> Result<Self, SysctlError> {
-        let saved = state.load_sysctls()?;
+        let boot_id = read(&root, BOOT_ID)?;
+        let mut saved = state.load_sysctls()?;
+        if saved.boot_id != boot_id {
+            saved = SavedSysctls { boot_id, settings: Vec::new() };
+        }
         Ok(Self { root, state, saved })
     }
 
@@ -66,9 +71,9 @@ impl Sysctls {
     pub fn isolate(&mut self, link: &str) -> Result<(), SysctlError> {
         let wanted = wanted(&self.root, link);
         for (path, _) in &wanted {
-            if !self.saved.iter().any(|saved| saved.path == *path) {
+            if !self.saved.settings.iter().any(|saved| saved.path == *path) {
                 let value = read(&self.root, path)?;
-                self.saved.push(SavedSysctl { path: path.clone(), value });
+                self.saved.settings.push(SavedSysctl { path: path.clone(), value });
             }
         }
         self.state.save_sysctls(&self.saved)?;
@@ -80,12 +85,12 @@ impl Sysctls {
     /// # Errors
     /// When the file of remembered settings cannot be written.
     pub fn restore(&mut self) -> Result<(), SysctlError> {
-        for saved in std::mem::take(&mut self.saved) {
+        for saved in std::mem::take(&mut self.saved.settings) {
             if let Err(error) = write(&self.root, &saved.path, &saved.value) {
                 warn!(error = &error as &dyn std::error::Error, "kernel setting not restored");
             }
         }
-        Ok(self.state.save_sysctls(&[])?)
+        Ok(self.state.save_sysctls(&self.saved)?)
     }
 }
 
@@ -148,7 +153,19 @@ mod tests {
         second.isolate("in0").unwrap();
         second.restore().unwrap();
         assert_eq!(values(directory.path(), "in0"), ["0", "1", "1"]);
-        assert!(reopen(directory.path()).saved.is_empty());
+        assert!(reopen(directory.path()).saved.settings.is_empty());
+    }
+
+    #[test]
+    fn values_from_before_a_reboot_are_forgotten() {
+        let (directory, mut sysctls) = open();
+        sysctls.isolate("in0").unwrap();
+        write(directory.path(), BOOT_ID, "second").unwrap();
+        write(directory.path(), &setting("in0", "arp_announce"), "0").unwrap();
+        let mut second = reopen(directory.path());
+        second.isolate("in0").unwrap();
+        second.restore().unwrap();
+        assert_eq!(values(directory.path(), "in0")[1], "0");
     }
 
     #[test]
@@ -169,6 +186,8 @@ mod tests {
                 write(directory.path(), &setting(link, name), value).unwrap();
             }
         }
+        std::fs::create_dir_all(directory.path().join("kernel/random")).unwrap();
+        write(directory.path(), BOOT_ID, "first").unwrap();
         let sysctls = reopen(directory.path());
         (directory, sysctls)
     }

@@ -67,6 +67,23 @@ fn a_killed_daemons_tenants_and_links_are_taken_over() {
 }
 
 #[test]
+fn a_start_that_fails_leaves_tenant_links_isolated_and_tells_of_the_programs() {
+    in_namespace(async |_| {
+        let place = Place::new();
+        assert_eq!(place.run(&[]).stop(Signal::SIGKILL).signal(), Some(9));
+        let isolated = settings();
+        let config = std::fs::read_to_string(place.config()).unwrap();
+        let failing = place.directory.path().join("failing.toml");
+        std::fs::write(&failing, format!("workers.count = 64\n{config}")).unwrap();
+        let (status, _, error) = place.spillway(&format!("run --config {}", failing.display()));
+        assert!(!status.success() && error.contains("workers.count"), "{error}");
+        assert!(error.contains("`spillway detach --config FILE` removes them"), "{error}");
+        assert!(ip("link").contains("spw-c0a8630e"));
+        assert_eq!(settings(), isolated, "its link must not answer for others");
+    });
+}
+
+#[test]
 fn a_second_daemon_and_detach_are_refused_while_one_runs() {
     in_namespace(async |_| {
         let place = Place::new();

@@ -27,7 +27,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use self::gateway::{Gateway, Setup};
 use self::guard::{ControlSocket, DirectoryGuard, InterfaceGuard};
@@ -64,11 +64,24 @@ async fn run_in_runtime(config: Config, socket: &Path, keep: bool) -> anyhow::Re
     let _state = DirectoryGuard::take("control.state_dir", &config.state_dir)?;
     let state = StateDir::open(&config.state_dir)?;
     let mut sysctls = Sysctls::open(state.clone())?;
+    let interfaces = Interfaces { inside: config.inside.clone(), outside: config.outside.clone() };
     let ran = Daemon::run(config, &socket, state, &mut sysctls, keep).await;
-    if !keep {
-        sysctls.restore()?;
+    if !keep && let Err(error) = restore(&mut sysctls, &interfaces).await {
+        error!("kernel settings were not restored: {error:#}");
     }
     ran
+}
+
+/// Restores kernel settings, unless a tenant's link still stands and needs its ARP isolated.
+async fn restore(sysctls: &mut Sysctls, interfaces: &Interfaces) -> anyhow::Result<()> {
+    let facts = Facts::read(&Netlink::connect()?).await?;
+    let inside = facts.link(&interfaces.inside).map(|link| link.index);
+    let standing =
+        facts.links.iter().find(|link| inside.is_some_and(|inside| link.is_tenant_link_of(inside)));
+    if let Some(link) = standing {
+        anyhow::bail!("tenant link {} still stands", link.name);
+    }
+    Ok(sysctls.restore()?)
 }
 
 struct Daemon {
@@ -94,7 +107,8 @@ impl Daemon {
         for side in Side::BOTH {
             sysctls.isolate(setup.constants.interfaces.name(side))?;
         }
-        let gateway = Gateway::start(setup, keep).await?;
+        let pin_dir = setup.options.pin_dir.clone();
+        let gateway = Gateway::start(setup, keep).await.map_err(|error| with_advice(error, &pin_dir))?;
         let neighbour_requests = gateway.neighbour_requests();
         let neighbours_readable = watch(&neighbour_requests)?;
         let (sender, requests) = mpsc::channel(REQUESTS_IN_FLIGHT);
@@ -136,6 +150,18 @@ impl Daemon {
             }
         }
     }
+}
+
+/// Says how to get rid of the XDP programs, if there are any after a failed start.
+fn with_advice(error: anyhow::Error, pin_dir: &Path) -> anyhow::Error {
+    let attached = std::fs::read_dir(pin_dir).is_ok_and(|mut pins| pins.next().is_some());
+    if !attached {
+        return error;
+    }
+    error.context(
+        "the gateway did not start, and XDP programs stay attached that drop tenant traffic until it does; \
+         `spillway detach --config FILE` removes them",
+    )
 }
 
 /// Checks everything that can be checked before anything is changed.
