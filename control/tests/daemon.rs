@@ -92,7 +92,16 @@ fn a_second_daemon_and_detach_are_refused_while_one_runs() {
         assert_eq!(status.code(), Some(1));
         assert!(error.contains("another spillway daemon runs on interface in0"), "{error}");
         let (status, _, error) = place.spillway("detach");
-        assert!(!status.success() && error.contains("a daemon is running"), "{error}");
+        assert!(
+            !status.success() && error.contains("xdp.pin_dir: /sys/fs/bpf/spillway is in use"),
+            "{error}"
+        );
+        let line = format!("--socket /none detach --config {}", place.config().display());
+        let (status, _, error) = place.spillway(&line);
+        assert!(!status.success() && error.contains("another spillway daemon runs on interface"), "{error}");
+        for link in ["in0", "out0"] {
+            assert!(ip(&format!("link show {link}")).contains("xdp"), "{link} lost its program");
+        }
         drop(daemon);
     });
 }
@@ -164,15 +173,20 @@ fn what_a_living_daemon_has_on_other_interfaces_stays() {
 }
 
 #[test]
-fn links_are_kept_when_told_so_and_detach_removes_the_programs() {
+fn links_are_kept_when_told_so_and_detach_removes_them_before_the_programs() {
     in_namespace(async |_| {
         let place = Place::new();
+        let before = state();
         assert!(place.run(&["--keep"]).stop(Signal::SIGTERM).success());
         assert!(ip("link").contains("spw-c0a8630e"));
         assert!(ip("route show proto 83").contains("10.132.0.0/24"));
         assert!(ip("link show in0").contains("xdp"), "tenant traffic is dropped while no daemon runs");
+        let (status, _, error) = place.spillway("detach");
+        assert!(!status.success() && error.contains("tenant link spw-c0a8630e still stands"), "{error}");
+        assert!(ip("link show in0").contains("xdp"));
         let (status, output, error) =
             place.spillway(&format!("detach --config {}", place.config().display()));
+        assert_eq!(state(), before);
         assert!(status.success() && output.starts_with("detached"), "{output}{error}");
         let gone = async || !ip("link show in0").contains("xdp");
         eventually("the program is detached", gone).await;

@@ -90,7 +90,7 @@ impl Arguments {
                 Command::Status(status) => status.execute(&client).await,
                 Command::Routes(routes) => routes.execute(&client).await,
                 Command::Sessions(sessions) => sessions.execute(&client).await,
-                Command::Detach(detach) => detach.execute(&client).await,
+                Command::Detach(detach) => detach.execute().await,
                 Command::AddTenant(add) => add.execute(&client).await,
                 Command::RemoveTenant(remove) => remove.execute(&client).await,
             }

@@ -72,6 +72,23 @@ async fn run_in_runtime(config: Config, socket: &Path, keep: bool) -> anyhow::Re
     ran
 }
 
+/// Removes every link, address and route that a daemon with this config left, then restores kernel settings.
+///
+/// The caller holds the interfaces.
+///
+/// # Errors
+/// When another daemon keeps its state in the same directory, or the kernel refuses.
+pub async fn withdraw(config: &Config) -> anyhow::Result<()> {
+    let interfaces = Interfaces { inside: config.inside.clone(), outside: config.outside.clone() };
+    let _state = DirectoryGuard::take("control.state_dir", &config.state_dir)?;
+    let mut sysctls = Sysctls::open(StateDir::open(&config.state_dir)?)?;
+    let netlink = Netlink::connect()?;
+    let facts = Facts::read(&netlink).await?;
+    program::withdraw(&netlink, &facts, &interfaces).await?;
+    program::clear_leftovers(&netlink, &facts, &interfaces).await?;
+    restore(&mut sysctls, &interfaces).await
+}
+
 /// Restores kernel settings, unless a tenant's link still stands and needs its ARP isolated.
 async fn restore(sysctls: &mut Sysctls, interfaces: &Interfaces) -> anyhow::Result<()> {
     let facts = Facts::read(&Netlink::connect()?).await?;
