@@ -18,6 +18,10 @@ impl ApiError {
     pub(super) fn new(status: StatusCode, message: impl Into<String>) -> Self {
         Self { status, detail: ErrorDetail { field: None, message: message.into() } }
     }
+
+    pub(super) fn of_field(status: StatusCode, field: &str, message: impl Into<String>) -> Self {
+        Self { status, detail: ErrorDetail { field: Some(field.to_owned()), message: message.into() } }
+    }
 }
 
 impl From<Refusal> for ApiError {

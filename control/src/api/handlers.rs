@@ -1,8 +1,9 @@
 //! Paths of the API, and what each asks of the daemon.
 
 use axum::body::Bytes;
-use axum::extract::rejection::{BytesRejection, QueryRejection};
-use axum::extract::{DefaultBodyLimit, Path, Query, State};
+use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
+use axum::extract::{DefaultBodyLimit, FromRequestParts, Path, Query, State};
+use axum::http::request::Parts;
 use axum::http::{StatusCode, Uri};
 use axum::routing::get;
 use axum::{Json, Router};
@@ -46,13 +47,13 @@ async fn tenants(daemon: Daemon) -> Answer<Vec<TenantView>> {
     ask(&daemon, Request::Tenants).await.map(Json)
 }
 
-async fn tenant(daemon: Daemon, Path(name): Path<String>) -> Answer<TenantView> {
+async fn tenant(daemon: Daemon, TenantName(name): TenantName) -> Answer<TenantView> {
     ask(&daemon, |reply| Request::Tenant(name, reply)).await.map(Json)
 }
 
 async fn put_tenant(
     daemon: Daemon,
-    Path(name): Path<String>,
+    TenantName(name): TenantName,
     body: Result<Bytes, BytesRejection>,
 ) -> Answer<TenantView> {
     let body = body.map_err(|rejection| {
@@ -60,13 +61,13 @@ async fn put_tenant(
             StatusCode::PAYLOAD_TOO_LARGE => format!("the body is over {MAX_BODY_BYTES} bytes"),
             _ => rejection.body_text(),
         };
-        ApiError::new(rejection.status(), message)
+        ApiError::of_field(rejection.status(), "body", message)
     })?;
     let tenant = read_tenant(name, &body)?;
     ask(&daemon, |reply| Request::PutTenant(tenant, reply)).await.map(Json)
 }
 
-async fn remove_tenant(daemon: Daemon, Path(name): Path<String>) -> Result<StatusCode, ApiError> {
+async fn remove_tenant(daemon: Daemon, TenantName(name): TenantName) -> Result<StatusCode, ApiError> {
     ask(&daemon, |reply| Request::RemoveTenant(name, reply)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -75,24 +76,43 @@ async fn routes(daemon: Daemon) -> Answer<Vec<RouteView>> {
     ask(&daemon, Request::Routes).await.map(Json)
 }
 
+/// The name of a tenant in the path.
+struct TenantName(String);
+
+impl<S: Send + Sync> FromRequestParts<S> for TenantName {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let Path(name) =
+            Path::from_request_parts(parts, state).await.map_err(|rejection: PathRejection| {
+                ApiError::of_field(rejection.status(), "name", rejection.body_text())
+            })?;
+        Ok(Self(name))
+    }
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct SessionQuery {
     tenant: Option<String>,
-    limit: Option<usize>,
+    limit: Option<String>,
 }
 
 async fn sessions(
     daemon: Daemon,
     query: Result<Query<SessionQuery>, QueryRejection>,
 ) -> Answer<Vec<SessionView>> {
-    let Query(query) = query.map_err(|rejection| ApiError::new(rejection.status(), rejection.body_text()))?;
-    let limit = query.limit.unwrap_or(DEFAULT_SESSIONS);
-    if !(1..=MAX_SESSIONS).contains(&limit) {
-        let message = format!("{limit} is not between 1 and {MAX_SESSIONS}");
-        return Err(Refusal::invalid("limit", message).into());
-    }
+    let Query(query) =
+        query.map_err(|rejection| ApiError::of_field(rejection.status(), "query", rejection.body_text()))?;
+    let limit = query.limit.map_or(Ok(DEFAULT_SESSIONS), |text| read_limit(&text))?;
     ask(&daemon, |reply| Request::Sessions(query.tenant, limit, reply)).await.map(Json)
+}
+
+fn read_limit(text: &str) -> Result<usize, Refusal> {
+    let limit = text.parse().ok().filter(|limit| (1..=MAX_SESSIONS).contains(limit));
+    limit.ok_or_else(|| {
+        Refusal::invalid("limit", format!("{text:?} is not a number between 1 and {MAX_SESSIONS}"))
+    })
 }
 
 async fn unknown_path(uri: Uri) -> ApiError {
