@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
@@ -12,8 +13,11 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 use tokio::net::UnixStream;
+use tokio::time::timeout;
 
 use crate::api::types::ErrorBody;
+
+const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 
 /// Why the daemon gave no answer, or a refusal.
 #[derive(Debug, Error)]
@@ -31,6 +35,17 @@ pub enum ClientError {
     Forbidden {
         /// Path of the socket.
         path: PathBuf,
+    },
+    /// The daemon takes too long.
+    #[error(
+        "the daemon on {path} did not answer within {} s; its log may tell why, and whether the request was carried out",
+        within.as_secs()
+    )]
+    NoAnswer {
+        /// Path of the socket.
+        path: PathBuf,
+        /// Time that it was given.
+        within: Duration,
     },
     /// The conversation broke off.
     #[error("the daemon broke off")]
@@ -52,17 +67,13 @@ pub enum ClientError {
 #[derive(Clone, Debug)]
 pub struct Client {
     socket: PathBuf,
+    within: Duration,
 }
 
 impl Client {
     /// Returns a client of the daemon behind a socket; nothing is sent yet.
     pub fn new(socket: &Path) -> Self {
-        Self { socket: socket.to_owned() }
-    }
-
-    /// Tells whether a daemon listens on the socket.
-    pub async fn daemon_listens(&self) -> bool {
-        UnixStream::connect(&self.socket).await.is_ok()
+        Self { socket: socket.to_owned(), within: ANSWER_WITHIN }
     }
 
     /// Gets a path's JSON.
@@ -95,6 +106,12 @@ impl Client {
     }
 
     async fn send(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes, ClientError> {
+        let answer = timeout(self.within, self.converse(method, path, body)).await;
+        answer
+            .unwrap_or_else(|_| Err(ClientError::NoAnswer { path: self.socket.clone(), within: self.within }))
+    }
+
+    async fn converse(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes, ClientError> {
         let stream = UnixStream::connect(&self.socket).await.map_err(|source| self.unreachable(source))?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
         let driver = tokio::spawn(connection);
@@ -123,5 +140,20 @@ fn refusal(status: StatusCode, body: &[u8]) -> ClientError {
     match serde_json::from_slice::<ErrorBody>(body) {
         Ok(ErrorBody { error }) => ClientError::Refused { field: error.field, message: error.message },
         Err(_) => ClientError::Refused { field: None, message: format!("the daemon answered {status}") },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_daemon_that_does_not_answer_is_given_up() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let _silent = tokio::net::UnixListener::bind(&path).unwrap();
+        let client = Client { within: Duration::from_millis(10), ..Client::new(&path) };
+        let answer = client.get::<u32>("/v1/status").await;
+        assert!(matches!(answer, Err(ClientError::NoAnswer { .. })), "{answer:?}");
     }
 }

@@ -14,9 +14,11 @@
 
 mod error;
 mod handlers;
+mod server;
 pub mod types;
 
 pub use handlers::{MAX_BODY_BYTES, router};
+pub use server::{Bounds, serve};
 
 use tokio::sync::oneshot;
 

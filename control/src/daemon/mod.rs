@@ -31,7 +31,7 @@ use tracing::{error, info, warn};
 
 use self::gateway::{Gateway, Setup};
 use self::guard::{ControlSocket, DirectoryGuard, InterfaceGuard};
-use crate::api::{Request, router};
+use crate::api::{Bounds, Request, router, serve};
 use crate::compile::{Constants, host as host_of};
 use crate::config::Config;
 use crate::netlink::Netlink;
@@ -129,7 +129,7 @@ impl Daemon {
         let neighbour_requests = gateway.neighbour_requests();
         let neighbours_readable = watch(&neighbour_requests)?;
         let (sender, requests) = mpsc::channel(REQUESTS_IN_FLIGHT);
-        let server = tokio::spawn(axum::serve(socket.listener()?, router(sender)).into_future());
+        let server = tokio::spawn(serve(socket.listener()?, router(sender), Bounds::default()));
         let mut daemon =
             Self { gateway, monitor, requests, neighbour_requests, neighbours_readable, signals };
         info!("ready");
