@@ -203,6 +203,10 @@ fn what_is_refused_is_undone_and_told() {
             ("tenant add x --gw-ip 192.168.99.14 --egress-ip 192.168.55.113", "gatewayIP: 192.168.99.14"),
             ("tenant add x --gw-ip 192.168.99.21 --egress-ip 192.168.55.113", "gatewayIP: 192.168.99.21"),
             ("tenant add x --gw-ip 192.168.99.13 --egress-ip 192.168.55.12", "egressIPs[0]: 192.168.55.12"),
+            (
+                "tenant add x --gw-ip 192.168.99.13 --egress-ip 192.168.55.113 --mapping endpoint-independent",
+                "mapping: EndpointIndependent is not available yet",
+            ),
             ("tenant remove ns-red", "name: \"ns-red\" comes from the config file"),
             (
                 "add-tenant --name x --gw-ip 192.168.99.13 --egress-ip 192.168.55.113 --dev e9",

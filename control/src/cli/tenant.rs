@@ -49,6 +49,10 @@ pub(super) struct AddArguments {
     #[arg(long, value_name = "MAC")]
     mac: Option<MacAddr6>,
 
+    /// How outside ports are chosen
+    #[arg(long, value_enum, default_value_t)]
+    mapping: Mapping,
+
     /// Print the daemon's answer as JSON
     #[arg(long)]
     json: bool,
@@ -99,7 +103,7 @@ impl AddArguments {
             gateway_mac: self.mac,
             egress_ips: self.egress_ip,
             sources: Sources { pod_cidrs: self.pod_cidr },
-            mapping: Mapping::default(),
+            mapping: self.mapping,
             limits: Limits::default(),
         };
         let view = put_tenant(client, &tenant).await?;
