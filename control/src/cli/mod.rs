@@ -28,7 +28,7 @@ use crate::output;
 
 /// Egress gateway for Kubernetes tenants, on AF_XDP.
 #[derive(Debug, Parser)]
-#[command(version, max_term_width = 100, arg_required_else_help = true)]
+#[command(name = "spillway", version, max_term_width = 100, arg_required_else_help = true)]
 pub struct Arguments {
     /// Control socket [default: the config file's, else /run/spillway/spillway.sock]
     #[arg(long, global = true, env = "SPILLWAY_SOCKET", value_name = "PATH", hide_env_values = true)]

@@ -10,6 +10,11 @@ fn flags_are_consistent() {
 }
 
 #[test]
+fn the_version_is_the_products() {
+    assert_eq!(Arguments::command().render_version(), "spillway 0.1.0\n");
+}
+
+#[test]
 fn every_command_has_an_example() {
     let mut missing = Vec::new();
     let root = Arguments::command();
