@@ -2,7 +2,6 @@
 
 use std::net::Ipv4Addr;
 
-use clap::ValueEnum;
 use ipnet::Ipv4Net;
 use macaddr::MacAddr6;
 use serde::{Deserialize, Serialize};
@@ -50,7 +49,7 @@ pub struct Sources {
 }
 
 /// How outside ports are chosen (RFC 4787 section 4.1).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Mapping {
     /// One outside port may serve several destinations.
     #[default]

@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use ipnet::Ipv4Net;
 use macaddr::MacAddr6;
 
@@ -51,7 +51,7 @@ pub(super) struct AddArguments {
 
     /// How outside ports are chosen
     #[arg(long, value_enum, default_value_t)]
-    mapping: Mapping,
+    mapping: MappingArgument,
 
     /// Print the daemon's answer as JSON
     #[arg(long)]
@@ -84,6 +84,24 @@ pub(super) struct ShowArguments {
     json: bool,
 }
 
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+enum MappingArgument {
+    /// One outside port may serve several destinations
+    #[default]
+    AddressAndPortDependent,
+    /// One outside port for each inside port, whatever the destination
+    EndpointIndependent,
+}
+
+impl From<MappingArgument> for Mapping {
+    fn from(argument: MappingArgument) -> Self {
+        match argument {
+            MappingArgument::AddressAndPortDependent => Self::AddressAndPortDependent,
+            MappingArgument::EndpointIndependent => Self::EndpointIndependent,
+        }
+    }
+}
+
 impl Command {
     pub(super) async fn execute(self, client: &Client) -> anyhow::Result<()> {
         match self {
@@ -103,7 +121,7 @@ impl AddArguments {
             gateway_mac: self.mac,
             egress_ips: self.egress_ip,
             sources: Sources { pod_cidrs: self.pod_cidr },
-            mapping: self.mapping,
+            mapping: self.mapping.into(),
             limits: Limits::default(),
         };
         let view = put_tenant(client, &tenant).await?;
