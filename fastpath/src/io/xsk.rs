@@ -3,7 +3,7 @@
 //! What the `afxdp` crate leaves to its caller, and this file therefore does:
 //! - its sockets must be freed before the rings that they point into (see `Drop`);
 //! - its ring reservations are all or nothing, so free places are counted here;
-//! - it hides its descriptor, which polling, statistics and waking need (see [`find_new_socket`]).
+//! - it hides its descriptor, which polling, statistics and waking need (see `find_new_socket`).
 
 #![allow(unsafe_code, reason = "frames are memory shared with the kernel")]
 
