@@ -1,6 +1,7 @@
 # Each target installs what it needs (apt-get or dnf) and can be called first on a fresh machine with Rust.
 
 CARGO ?= cargo
+TARGET := $(or $(CARGO_TARGET_DIR),target)
 export PATH := $(PATH):/usr/sbin:/sbin
 
 # Network namespaces need root. As root, a test that would have to be skipped is a failure.
@@ -14,7 +15,7 @@ help: ## lists the targets
 
 demo: dependencies ## builds the gateway and shows it at work: two tenants, two nodes, real traffic
 	$(CARGO) build --release -p control
-	$(SUDO) target/release/spillway demo $(ARGS)
+	$(SUDO) $(TARGET)/release/spillway demo $(ARGS)
 
 test: dependencies ## runs every test; as root also those in network namespaces
 	$(CARGO) build -p control
@@ -29,7 +30,7 @@ lint: dependencies ## checks format, lints and documentation
 
 bench: dependencies ## measures the gateway on this machine, shortly
 	$(CARGO) build --release -p control -p spillway-bench
-	$(SUDO) target/release/spillway-bench wire --short $(ARGS)
+	$(SUDO) $(TARGET)/release/spillway-bench wire --short $(ARGS)
 
 dependencies:
 	@scripts/install-deps
