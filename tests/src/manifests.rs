@@ -31,12 +31,12 @@ pub fn dependencies(name: &str) -> Result<BTreeSet<String>> {
     Ok(found)
 }
 
-/// Returns the Rust files of a crate's `src` that hold `words`, relative to it.
+/// Returns the Rust files below a directory of the workspace that hold `words`, relative to the directory.
 ///
 /// # Errors
 /// When one cannot be read.
-pub fn sources_with(name: &str, words: &str) -> Result<Vec<PathBuf>> {
-    let source = root().join(name).join("src");
+pub fn sources_with(directory: &str, words: &str) -> Result<Vec<PathBuf>> {
+    let source = root().join(directory);
     let mut found = Vec::new();
     let mut open = vec![source.clone()];
     while let Some(directory) = open.pop() {

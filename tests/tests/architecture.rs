@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use anyhow::Result;
-use spillway_tests::manifests::{CRATES, dependencies, sources_with};
+use spillway_tests::manifests::{CRATES, dependencies, root, sources_with};
 
 #[test]
 fn dependencies_run_one_way() -> Result<()> {
@@ -45,14 +45,14 @@ fn a_library_with_one_home_is_named_in_no_other_manifest() -> Result<()> {
 
 #[test]
 fn one_file_alone_names_afxdp() -> Result<()> {
-    let files = sources_with("fastpath", "afxdp::")?;
+    let files = sources_with("fastpath/src", "afxdp::")?;
     assert!(files.len() <= 1, "{files:?} name afxdp; only the implementation of FrameIo may");
     Ok(())
 }
 
 #[test]
 fn clap_is_named_in_the_command_line_only() -> Result<()> {
-    let outside: BTreeSet<_> = sources_with("control", "clap::")?
+    let outside: BTreeSet<_> = sources_with("control/src", "clap::")?
         .into_iter()
         .filter(|file| !file.starts_with("cli") && !file.starts_with("main.rs"))
         .collect();
@@ -63,8 +63,33 @@ fn clap_is_named_in_the_command_line_only() -> Result<()> {
 #[test]
 fn unsafe_code_is_forbidden_outside_of_the_fast_path() -> Result<()> {
     for name in CRATES.iter().filter(|name| **name != "fastpath") {
-        let files = sources_with(name, "#![forbid(unsafe_code)]")?;
+        let files = sources_with(&format!("{name}/src"), "#![forbid(unsafe_code)]")?;
         assert!(!files.is_empty(), "{name} does not say #![forbid(unsafe_code)] at its root");
+    }
+    Ok(())
+}
+
+#[test]
+fn every_test_that_the_compliance_table_names_exists() -> Result<()> {
+    let table = std::fs::read_to_string(root().join("conntrack/RFC.md"))?;
+    let named: BTreeSet<_> = table
+        .split('`')
+        .skip(1)
+        .step_by(2)
+        .filter(|word| word.contains('_') && !word.contains('.'))
+        .collect();
+    assert!(named.len() > 15, "the table names tests: {named:?}");
+    for test in named {
+        let function = format!("fn {test}(");
+        let mut found = Vec::new();
+        for directory in CRATES {
+            for sources in ["src", "tests"].map(|part| format!("{directory}/{part}")) {
+                if root().join(&sources).is_dir() {
+                    found.extend(sources_with(&sources, &function)?);
+                }
+            }
+        }
+        assert!(!found.is_empty(), "no test is called {test}");
     }
     Ok(())
 }
