@@ -89,6 +89,11 @@ impl Conntrack {
         }
     }
 
+    /// Forgets all sessions; hashing and ports are drawn anew.
+    pub fn forget_all(&mut self) {
+        *self = Self::new(self.capacity(), self.ports, self.rng.random());
+    }
+
     /// Returns the number of live sessions.
     pub fn len(&self) -> u32 {
         self.live

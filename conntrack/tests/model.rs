@@ -282,3 +282,15 @@ fn a_flood_towards_a_full_destination_costs_no_more_than_a_flood_of_new_flows() 
     let id = admit(&mut table, 200_000, &mut flow).unwrap();
     assert_eq!(table.session(id).outside_tuple().source_port, freed, "the one free port is found");
 }
+
+#[test]
+fn a_table_that_forgot_everything_has_room_for_all_again() {
+    let mut table = Conntrack::new(2, PortShare::new(0, 1), [0; 32]);
+    for _ in 0..2 {
+        table.admit(&admission(0), Tick::default()).unwrap();
+        table.admit(&admission(1), Tick::default()).unwrap();
+        assert_eq!(table.admit(&admission(2), Tick::default()), Err(Refusal::SessionsFull));
+        table.forget_all();
+        assert!(table.is_empty() && !table.is_torn());
+    }
+}

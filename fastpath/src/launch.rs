@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
-use conntrack::{PortShare, Tick};
+use conntrack::{Conntrack, PortShare, Tick};
 use core_affinity::CoreId;
 use crossbeam::channel::{Receiver, Sender, bounded};
 use crossbeam::queue::ArrayQueue;
@@ -19,6 +19,7 @@ use crate::io::ethtool::rx_queues;
 use crate::io::xsk::{RING_FRAMES, XskPort, XskProbe};
 use crate::io::{Frame, FrameArea, FramePool};
 use crate::mailbox::{Mailbox, RequestQueue};
+use crate::pipeline::Engine;
 use crate::runner::{Sleeper, run};
 use crate::snapshot::{Side, Snapshot};
 use crate::steer::Steering;
@@ -188,20 +189,19 @@ impl ReadyWorker {
         let (ports, queues) = open_ports(layout, number, area)?;
         let narrow =
             |number: usize| u16::try_from(number).expect("there are fewer workers than queues of a NIC");
-        let parts = WorkerParts {
-            share: PortShare::new(narrow(number), narrow(layout.workers())),
-            counters: Arc::new(WorkerCounters::new(ports.len())),
+        let share = PortShare::new(narrow(number), narrow(layout.workers()));
+        let seed = draw_seed().map_err(lacking("a random seed"))?;
+        let conntrack = Conntrack::new(options.session_capacity, share, seed);
+        let counters = Arc::new(WorkerCounters::new(ports.len()));
+        let worker = Worker::new(WorkerParts {
+            engine: Engine::new(share, Arc::clone(first), conntrack, counters, Tick::default()),
             ports,
             pool,
             commons: Arc::clone(&shared.commons),
-            session_capacity: options.session_capacity,
-            seed: draw_seed().map_err(lacking("a random seed"))?,
-            snapshot: Arc::clone(first),
             mailboxes: shared.mailboxes.clone(),
             requests: Arc::clone(&shared.requests),
             retired: shared.retire.clone(),
-        };
-        let worker = Worker::new(parts, Tick::default());
+        });
         let sleeper = Sleeper::new(&worker).map_err(lacking("a worker's epoll descriptor"))?;
         Ok(Self { worker, sleeper, core: layout.cores[number], queues })
     }

@@ -39,6 +39,17 @@ pub struct Outcome {
 }
 
 impl Engine {
+    /// Makes the engine of one worker, without sessions.
+    pub fn new(
+        share: PortShare,
+        snapshot: Arc<Snapshot>,
+        conntrack: Conntrack,
+        counters: Arc<WorkerCounters>,
+        now: Tick,
+    ) -> Self {
+        Self { snapshot, conntrack, counters, answers: AnswerLimit::new(now), share }
+    }
+
     /// Decides about a frame that came in on `side`, and writes what is to be sent into it.
     pub fn process(&mut self, frame: &mut Frame, side: Side, now: Tick) -> Outcome {
         let packet = match parse(frame.bytes()) {
@@ -83,10 +94,7 @@ impl Engine {
         if owner != self.share.worker() {
             return Verdict::HandOver(owner);
         }
-        let side = match class.direction {
-            Direction::Outbound => Side::Outside,
-            Direction::Inbound => Side::Inside,
-        };
+        let side = Side::ahead(class.direction);
         let (snapshot, counters) = (&*self.snapshot, &*self.counters);
         let mut tracker = Tracker { snapshot, conntrack: &mut self.conntrack, counters, now };
         if let Err(verdict) = check_limits(packet, snapshot.link(side).mtu) {

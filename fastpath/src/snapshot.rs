@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::net::Ipv4Addr;
 
 use ahash::RandomState;
-use conntrack::{Epoch, TenantId, Timeouts};
+use conntrack::{Direction, Epoch, TenantId, Timeouts};
 use ipnet::Ipv4Net;
 use macaddr::MacAddr6;
 use prefix_trie::PrefixMap;
@@ -30,6 +30,14 @@ impl Side {
         match self {
             Self::Inside => "inside",
             Self::Outside => "outside",
+        }
+    }
+
+    /// Returns the side that packets of a direction leave by.
+    pub fn ahead(direction: Direction) -> Self {
+        match direction {
+            Direction::Outbound => Self::Outside,
+            Direction::Inbound => Self::Inside,
         }
     }
 

@@ -1,5 +1,7 @@
 //! Finds the session of a packet, or makes it, and returns its prepared rewrite.
 
+use std::net::Ipv4Addr;
+
 use conntrack::{
     Admission, Conntrack, Direction, FiveTuple, Key, PortShare, Refusal, Revision, Rewrite, SessionId,
     TcpFlags, Tick, owner_of_inside, pair_egress,
@@ -111,17 +113,13 @@ impl Tracker<'_> {
                 Segment::Reply => false,
             };
         if !may_open {
-            let from = match class.direction {
-                Direction::Outbound => Side::Inside,
-                Direction::Inbound => Side::Outside,
-            };
-            return Err(Verdict::refuse(from, DropReason::NoSession));
+            return Err(Verdict::refuse(Side::ahead(class.direction).other(), DropReason::NoSession));
         }
         let tenant = self.snapshot.tenant(class.tenant).ok_or(Verdict::Drop(DropReason::UnknownTenant))?;
         let outside = pair_egress(flow.tuple.source, &tenant.egress_addresses)
             .ok_or(Verdict::Drop(DropReason::UnknownTenant))?;
         let revision = self.revision(&flow.tuple);
-        self.next_hop_verdict(revision.next_hops[0], Side::Outside, &flow.tuple)?;
+        self.neighbour(revision.next_hops[0], Side::Outside, flow.tuple.destination)?;
         let admission = Admission { tenant: class.tenant, tuple: flow.tuple, outside, revision };
         let id = self.conntrack.admit(&admission, self.now).map_err(|refusal| match refusal {
             Refusal::NoPort => Verdict::Reject(DropReason::NoPort),
@@ -141,31 +139,29 @@ impl Tracker<'_> {
         Revision { epoch: self.snapshot.epoch(), next_hops }
     }
 
+    /// Returns the neighbour that a packet of a session goes to.
     fn neighbour_of(&self, rewrite: &Rewrite, wire: &FiveTuple) -> Result<NeighbourId, Verdict> {
-        if rewrite.next_hop < NO_ROUTE {
-            return Ok(NeighbourId(rewrite.next_hop));
-        }
-        let (side, destination) = match rewrite.direction {
-            Direction::Outbound => (Side::Outside, wire.destination),
-            Direction::Inbound => (Side::Inside, rewrite.address),
+        let destination = match rewrite.direction {
+            Direction::Outbound => wire.destination,
+            Direction::Inbound => rewrite.address,
         };
-        self.next_hop_verdict(rewrite.next_hop, side, &FiveTuple { destination, ..*wire })?;
-        Err(Verdict::Drop(DropReason::NoRoute))
+        self.neighbour(rewrite.next_hop, Side::ahead(rewrite.direction), destination)
     }
 
-    /// Passes a next hop that is resolved; else says what becomes of the packet.
-    #[cold]
-    fn next_hop_verdict(&self, next_hop: u32, side: Side, tuple: &FiveTuple) -> Result<(), Verdict> {
+    fn neighbour(&self, next_hop: u32, side: Side, destination: Ipv4Addr) -> Result<NeighbourId, Verdict> {
         if next_hop < NO_ROUTE {
-            return Ok(());
+            Ok(NeighbourId(next_hop))
+        } else {
+            Err(self.without_neighbour(side, destination))
         }
-        match self.snapshot.next_hop(side, tuple.destination) {
-            NextHop::Resolved(_) => Ok(()),
-            NextHop::Unresolved(address) => Err(Verdict::Wait(NeighbourRequest { side, address })),
-            NextHop::NoRoute => Err(match side {
-                Side::Outside => Verdict::Reject(DropReason::NoRoute),
-                Side::Inside => Verdict::Drop(DropReason::NoRoute),
-            }),
+    }
+
+    /// Returns what becomes of a packet whose session has no neighbour under this snapshot.
+    #[cold]
+    fn without_neighbour(&self, side: Side, destination: Ipv4Addr) -> Verdict {
+        match self.snapshot.next_hop(side, destination) {
+            NextHop::Unresolved(address) => Verdict::Wait(NeighbourRequest { side, address }),
+            NextHop::NoRoute | NextHop::Resolved(_) => Verdict::refuse(side.other(), DropReason::NoRoute),
         }
     }
 }

@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use conntrack::{Conntrack, PortShare, Tick};
+use conntrack::{Conntrack, Tick};
 use crossbeam::channel::Sender;
 use crossbeam::queue::ArrayQueue;
 
@@ -45,35 +45,26 @@ pub struct Port<I> {
 /// What a worker is made of.
 #[derive(Debug)]
 pub struct WorkerParts<I> {
-    /// Its share of the ports of each egress address, and its number among the workers.
-    pub share: PortShare,
+    /// What decides about its frames.
+    pub engine: Engine,
     /// Its queues, at least one on each side.
     pub ports: Vec<Port<I>>,
     /// Its free frames; there is room for every frame of the data plane.
     pub pool: FramePool,
     /// Frames that workers with many lend to those with few.
     pub commons: Arc<ArrayQueue<Frame>>,
-    /// Sessions that it can hold.
-    pub session_capacity: u32,
-    /// Decides hashing and ports.
-    pub seed: [u8; 32],
-    /// First configuration.
-    pub snapshot: Arc<Snapshot>,
     /// Mailboxes of all workers, by number.
     pub mailboxes: Vec<Arc<Mailbox>>,
     /// Where neighbours are asked for.
     pub requests: Arc<RequestQueue>,
     /// Where snapshots go that are no longer used; receiving one acknowledges its successor.
     pub retired: Sender<Arc<Snapshot>>,
-    /// Its counters.
-    pub counters: Arc<WorkerCounters>,
 }
 
 /// A worker. It shares nothing that it changes.
 #[derive(Debug)]
 pub struct Worker<I> {
     parts: WorkerParts<I>,
-    engine: Engine,
     waiting: WaitingRoom,
     batch: VecDeque<Frame>,
     announcements: VecDeque<Announcement>,
@@ -84,7 +75,6 @@ pub struct Worker<I> {
     untried: usize,
     /// Whether the last turn left something undone that the next can do, even if no frame comes.
     has_more: bool,
-    restarts: u64,
     #[cfg(test)]
     fails_at_next_frame: bool,
 }
@@ -98,18 +88,11 @@ struct Arrival {
 
 impl<I: FrameIo> Worker<I> {
     /// Makes a worker and fills its fill rings.
-    pub fn new(parts: WorkerParts<I>, now: Tick) -> Self {
+    pub fn new(parts: WorkerParts<I>) -> Self {
         let home_frames = parts.pool.len();
         let tx_ports = Side::BOTH
             .map(|side| (0..parts.ports.len()).filter(|index| parts.ports[*index].side == side).collect());
         let mut worker = Self {
-            engine: Engine {
-                snapshot: Arc::clone(&parts.snapshot),
-                conntrack: Conntrack::new(parts.session_capacity, parts.share, parts.seed),
-                counters: Arc::clone(&parts.counters),
-                answers: AnswerLimit::new(now),
-                share: parts.share,
-            },
             waiting: WaitingRoom::default(),
             batch: VecDeque::with_capacity(BATCH_FRAMES),
             announcements: VecDeque::new(),
@@ -118,13 +101,12 @@ impl<I: FrameIo> Worker<I> {
             home_frames,
             untried: 0,
             has_more: true,
-            restarts: 0,
             #[cfg(test)]
             fails_at_next_frame: false,
             parts,
         };
         worker.announcements.extend(worker.to_announce(None));
-        worker.parts.counters.epoch.set(u64::from(worker.engine.snapshot.epoch().0));
+        worker.parts.engine.counters.epoch.set(u64::from(worker.parts.engine.snapshot.epoch().0));
         for port in &mut worker.parts.ports {
             port.io.refill(&mut worker.parts.pool);
         }
@@ -160,7 +142,7 @@ impl<I: FrameIo> Worker<I> {
 
     /// Returns the worker's number.
     pub fn number(&self) -> u16 {
-        self.parts.share.worker()
+        self.parts.engine.share.worker()
     }
 
     /// Returns the worker's own mailbox.
@@ -170,7 +152,7 @@ impl<I: FrameIo> Worker<I> {
 
     /// Returns the worker's counters.
     pub fn counters(&self) -> &Arc<WorkerCounters> {
-        &self.parts.counters
+        &self.parts.engine.counters
     }
 
     /// Returns the descriptors that are readable when frames came.
@@ -180,7 +162,7 @@ impl<I: FrameIo> Worker<I> {
 
     /// Returns the sessions.
     pub fn conntrack(&self) -> &Conntrack {
-        &self.engine.conntrack
+        &self.parts.engine.conntrack
     }
 
     /// Returns how many frames the worker, its ports and its pool own.
@@ -198,28 +180,25 @@ impl<I: FrameIo> Worker<I> {
     /// Makes the worker usable after a panic in a turn: the batch that it had in hand is dropped, and sessions
     /// are forgotten only if the panic came in the middle of changing them.
     pub fn recover(&mut self, now: Tick) {
-        self.restarts += 1;
-        let counters = &self.parts.counters;
+        let counters = Arc::clone(&self.parts.engine.counters);
         counters.panics.add(1);
         while let Some(frame) = self.batch.pop_front() {
             counters.dropped(DropReason::WorkerPanic, None);
             self.parts.pool.put(frame);
         }
-        if self.engine.conntrack.is_torn() {
-            let mut seed = self.parts.seed;
-            seed[..8].copy_from_slice(&self.restarts.to_be_bytes());
-            self.engine.conntrack = Conntrack::new(self.parts.session_capacity, self.parts.share, seed);
+        if self.parts.engine.conntrack.is_torn() {
+            self.parts.engine.conntrack.forget_all();
             counters.sessions_lost();
         }
-        self.engine.answers = AnswerLimit::new(now);
+        self.parts.engine.answers = AnswerLimit::new(now);
         self.listing = None;
     }
 
     fn adopt_snapshot(&mut self) {
         let Some(next) = self.mailbox().take_snapshot() else { return };
-        let previous = std::mem::replace(&mut self.engine.snapshot, next);
+        let previous = std::mem::replace(&mut self.parts.engine.snapshot, next);
         self.announcements.extend(self.to_announce(Some(&previous)));
-        self.parts.counters.epoch.set(u64::from(self.engine.snapshot.epoch().0));
+        self.parts.engine.counters.epoch.set(u64::from(self.parts.engine.snapshot.epoch().0));
         // Nobody listens while the control side ends.
         let _ = self.parts.retired.try_send(previous);
         self.untried = self.waiting.len();
@@ -227,8 +206,8 @@ impl<I: FrameIo> Worker<I> {
 
     /// Returns what has to be announced. One worker speaks for all.
     fn to_announce(&self, previous: Option<&Snapshot>) -> Vec<Announcement> {
-        match self.parts.share.worker() {
-            0 => new_announcements(previous, &self.engine.snapshot),
+        match self.number() {
+            0 => new_announcements(previous, &self.parts.engine.snapshot),
             _ => Vec::new(),
         }
     }
@@ -238,8 +217,8 @@ impl<I: FrameIo> Worker<I> {
             self.listing = self.mailbox().take_question().map(Listing::new);
         }
         if let Some(listing) = self.listing.take() {
-            let timeouts = &self.engine.snapshot.spec().timeouts;
-            self.listing = listing.go_on(&self.engine.conntrack, self.parts.share.worker(), timeouts, now);
+            let timeouts = &self.parts.engine.snapshot.spec().timeouts;
+            self.listing = listing.go_on(&self.parts.engine.conntrack, self.number(), timeouts, now);
             self.has_more |= self.listing.is_some();
         }
     }
@@ -259,7 +238,7 @@ impl<I: FrameIo> Worker<I> {
     fn serve_port(&mut self, port: usize, now: Tick) -> usize {
         let found = self.parts.ports[port].io.receive(&mut self.batch, BATCH_FRAMES);
         if found > 0 {
-            self.parts.counters.queues[port].received.add(found as u64);
+            self.parts.engine.counters.queues[port].received.add(found as u64);
             self.process_batch(Arrival { side: self.parts.ports[port].side, port }, now);
         }
         found
@@ -269,7 +248,7 @@ impl<I: FrameIo> Worker<I> {
         while let Some(frame) = self.batch.front_mut() {
             #[cfg(test)]
             assert!(!std::mem::take(&mut self.fails_at_next_frame), "asked to fail");
-            let outcome = self.engine.process(frame, arrival.side, now);
+            let outcome = self.parts.engine.process(frame, arrival.side, now);
             let frame = self.batch.pop_front().expect("it was at the front");
             self.settle(frame, outcome, arrival, now);
         }
@@ -284,20 +263,20 @@ impl<I: FrameIo> Worker<I> {
                 match self.transmit(frame, side, arrival.port) {
                     Ok(()) => {
                         let tenant = tenant.expect("a forwarded packet has a tenant");
-                        self.parts.counters.tenant(tenant).forwarded(side, bytes);
+                        self.parts.engine.counters.tenant(tenant).forwarded(side, bytes);
                     }
                     Err(frame) => self.drop_frame(frame, outcome, DropReason::TxRingFull),
                 }
             }
             Verdict::Reject(reason) => {
-                self.parts.counters.dropped(reason, tenant);
+                self.parts.engine.counters.dropped(reason, tenant);
                 if let Err(frame) = self.transmit(frame, arrival.side, arrival.port) {
                     self.parts.pool.put(frame);
                 }
             }
             Verdict::HandOver(worker) => {
                 match self.parts.mailboxes[usize::from(worker)].hand_over(arrival.side, frame) {
-                    Ok(()) => self.parts.counters.handed_over.add(1),
+                    Ok(()) => self.parts.engine.counters.handed_over.add(1),
                     Err(frame) => self.drop_frame(frame, outcome, DropReason::HandOverFull),
                 }
             }
@@ -311,7 +290,7 @@ impl<I: FrameIo> Worker<I> {
     }
 
     fn drop_frame(&mut self, frame: Frame, outcome: Outcome, reason: DropReason) {
-        self.parts.counters.dropped(reason, outcome.tenant);
+        self.parts.engine.counters.dropped(reason, outcome.tenant);
         self.parts.pool.put(frame);
     }
 
@@ -320,7 +299,7 @@ impl<I: FrameIo> Worker<I> {
         let ports = &self.tx_ports[side.index()];
         let port = ports[from_port % ports.len()];
         self.parts.ports[port].io.send(frame)?;
-        self.parts.counters.queues[port].transmitted.add(1);
+        self.parts.engine.counters.queues[port].transmitted.add(1);
         Ok(())
     }
 
@@ -360,7 +339,7 @@ impl<I: FrameIo> Worker<I> {
         let WaitingFrame { frame, arrival, .. } = waiting;
         self.batch.push_back(frame);
         let frame = self.batch.back_mut().expect("it was put there");
-        let outcome = work(&mut self.engine, frame, arrival);
+        let outcome = work(&mut self.parts.engine, frame, arrival);
         let frame = self.batch.pop_back().expect("it was put there");
         (outcome, WaitingFrame { frame, ..waiting })
     }
@@ -411,12 +390,12 @@ impl<I: FrameIo> Worker<I> {
     }
 
     fn expire(&mut self, now: Tick) {
-        let counters = &self.parts.counters;
-        let timeouts = &self.engine.snapshot.spec().timeouts;
-        let ended = self.engine.conntrack.expire(now, timeouts, EXPIRED_PER_TURN, |session| {
+        let counters = &self.parts.engine.counters;
+        let timeouts = &self.parts.engine.snapshot.spec().timeouts;
+        let ended = self.parts.engine.conntrack.expire(now, timeouts, EXPIRED_PER_TURN, |session| {
             counters.tenant(session.tenant()).session_ended();
         });
         self.has_more |= ended == EXPIRED_PER_TURN;
-        counters.sessions.set(u64::from(self.engine.conntrack.len()));
+        counters.sessions.set(u64::from(self.parts.engine.conntrack.len()));
     }
 }

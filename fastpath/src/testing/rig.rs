@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use conntrack::checksum::{checksum, sum};
-use conntrack::{PortShare, Tick};
+use conntrack::{Conntrack, PortShare, Tick};
 use crossbeam::channel::{Receiver, bounded};
 use crossbeam::queue::ArrayQueue;
 
@@ -14,6 +14,7 @@ use crate::dataplane::{NeighbourRequest, TenantReport};
 use crate::io::sim::{Faults, SimPort, Wire};
 use crate::io::{Frame, FrameArea, FramePool};
 use crate::mailbox::{Mailbox, RequestQueue};
+use crate::pipeline::Engine;
 use crate::snapshot::{Side, Snapshot, SnapshotSpec};
 use crate::verdict::DropReason;
 use crate::worker::{Port, Worker, WorkerParts};
@@ -58,20 +59,18 @@ impl Rig {
             let mut pool = FramePool::with_capacity(total);
             (0..FRAMES_PER_WORKER).for_each(|_| pool.put(frames.take().unwrap()));
             let ports = Side::BOTH.map(|side| Port { side, io: SimPort::new(&wires[side.index()], RING) });
-            let parts = WorkerParts {
-                share: PortShare::new(number, workers),
+            let share = PortShare::new(number, workers);
+            let conntrack = Conntrack::new(256, share, [7; 32]);
+            let counters = Arc::new(WorkerCounters::new(2));
+            Worker::new(WorkerParts {
+                engine: Engine::new(share, Arc::clone(&snapshot), conntrack, counters, Tick::default()),
                 ports: ports.into(),
                 pool,
                 commons: Arc::clone(&commons),
-                session_capacity: 256,
-                seed: [7; 32],
-                snapshot: Arc::clone(&snapshot),
                 mailboxes: mailboxes.clone(),
                 requests: Arc::clone(&requests),
                 retired: retire.clone(),
-                counters: Arc::new(WorkerCounters::new(2)),
-            };
-            Worker::new(parts, Tick::default())
+            })
         });
         let workers = workers.collect();
         let now = Tick::default();
