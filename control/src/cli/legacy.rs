@@ -6,11 +6,10 @@ use std::net::Ipv4Addr;
 use clap::Args;
 use ipnet::Ipv4Net;
 
-use super::tenant::{put_tenant, remove_tenant};
+use super::tenant::{AddressArguments, put_tenant, remove_tenant};
 use crate::api::types::Status;
 use crate::client::Client;
 use crate::output;
-use crate::tenant::{Limits, Mapping, Sources, Tenant};
 
 #[derive(Debug, Args)]
 #[command(
@@ -24,17 +23,8 @@ pub(super) struct AddArguments {
     #[arg(long)]
     name: String,
 
-    /// Next hop that the cluster sends the tenant's traffic to
-    #[arg(long, value_name = "ADDRESS")]
-    gw_ip: Ipv4Addr,
-
-    /// Address that its traffic leaves with; may be given more than once
-    #[arg(long, value_name = "ADDRESS", required = true, num_args = 1..)]
-    egress_ip: Vec<Ipv4Addr>,
-
-    /// Source network that it may use; may be given more than once [default: the cluster's pod networks]
-    #[arg(long, value_name = "CIDR", num_args = 1..)]
-    pod_cidr: Vec<Ipv4Net>,
+    #[command(flatten)]
+    addresses: AddressArguments,
 
     #[command(flatten)]
     obsolete: ObsoleteArguments,
@@ -81,16 +71,7 @@ struct ObsoleteArguments {
 impl AddArguments {
     pub(super) async fn execute(self, client: &Client) -> anyhow::Result<()> {
         self.obsolete.check(client).await?;
-        let tenant = Tenant {
-            name: self.name,
-            gateway_ip: self.gw_ip,
-            gateway_mac: None,
-            egress_ips: self.egress_ip,
-            sources: Sources { pod_cidrs: self.pod_cidr },
-            mapping: Mapping::default(),
-            limits: Limits::default(),
-        };
-        let view = put_tenant(client, &tenant).await?;
+        let view = put_tenant(client, &self.addresses.into_tenant(self.name)).await?;
         Ok(output::print(&format!("tenant {} added", view.tenant.name))?)
     }
 }

@@ -33,17 +33,8 @@ pub(super) struct AddArguments {
     /// Name of the tenant
     name: String,
 
-    /// Next hop that the cluster sends the tenant's traffic to
-    #[arg(long, value_name = "ADDRESS")]
-    gw_ip: Ipv4Addr,
-
-    /// Address that its traffic leaves with; may be given more than once
-    #[arg(long, value_name = "ADDRESS", required = true, num_args = 1..)]
-    egress_ip: Vec<Ipv4Addr>,
-
-    /// Source network that it may use; may be given more than once [default: the cluster's pod networks]
-    #[arg(long, value_name = "CIDR", num_args = 1..)]
-    pod_cidr: Vec<Ipv4Net>,
+    #[command(flatten)]
+    addresses: AddressArguments,
 
     /// Hardware address of the next hop [default: 02:53 and the four bytes of --gw-ip]
     #[arg(long, value_name = "MAC")]
@@ -56,6 +47,22 @@ pub(super) struct AddArguments {
     /// Print the daemon's answer as JSON
     #[arg(long)]
     json: bool,
+}
+
+/// Where a tenant's traffic comes from and what it leaves with.
+#[derive(Debug, Args)]
+pub(super) struct AddressArguments {
+    /// Next hop that the cluster sends the tenant's traffic to
+    #[arg(long, value_name = "ADDRESS")]
+    gw_ip: Ipv4Addr,
+
+    /// Address that its traffic leaves with; may be given more than once
+    #[arg(long, value_name = "ADDRESS", required = true, num_args = 1..)]
+    egress_ip: Vec<Ipv4Addr>,
+
+    /// Source network that it may use; may be given more than once [default: the cluster's pod networks]
+    #[arg(long, value_name = "CIDR", num_args = 1..)]
+    pod_cidr: Vec<Ipv4Net>,
 }
 
 #[derive(Debug, Args)]
@@ -89,7 +96,7 @@ enum MappingArgument {
     /// One outside port may serve several destinations
     #[default]
     AddressAndPortDependent,
-    /// One outside port for each inside port, whatever the destination
+    /// One outside port for each inside port, whatever the destination (not available yet)
     EndpointIndependent,
 }
 
@@ -116,19 +123,30 @@ impl Command {
 impl AddArguments {
     async fn execute(self, client: &Client) -> anyhow::Result<()> {
         let tenant = Tenant {
-            name: self.name,
-            gateway_ip: self.gw_ip,
             gateway_mac: self.mac,
-            egress_ips: self.egress_ip,
-            sources: Sources { pod_cidrs: self.pod_cidr },
             mapping: self.mapping.into(),
-            limits: Limits::default(),
+            ..self.addresses.into_tenant(self.name)
         };
         let view = put_tenant(client, &tenant).await?;
         if self.json {
             return Ok(output::print_json(&view)?);
         }
         Ok(output::print(&format!("tenant {} added\n{}", view.tenant.name, describe(&view)))?)
+    }
+}
+
+impl AddressArguments {
+    /// Returns the tenant that has nothing else to it.
+    pub(super) fn into_tenant(self, name: String) -> Tenant {
+        Tenant {
+            name,
+            gateway_ip: self.gw_ip,
+            gateway_mac: None,
+            egress_ips: self.egress_ip,
+            sources: Sources { pod_cidrs: self.pod_cidr },
+            mapping: Mapping::default(),
+            limits: Limits::default(),
+        }
     }
 }
 
