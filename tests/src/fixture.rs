@@ -13,6 +13,8 @@ use control::demo::server::{self, Server};
 use control::demo::topology::{BLUE, Host, INSIDE, OUTSIDE, PODS, Pod, RED, SERVER};
 use control::demo::{Lab, LabOptions, missing_privilege};
 
+use crate::stream::{Stream, Summary};
+
 /// Time that a program in a pod may take.
 pub const LIMIT: Duration = Duration::from_secs(30);
 
@@ -137,6 +139,16 @@ impl Fixture {
             ensure!(*seen.ip() == pod.tenant.egress, "pod {} is seen as {seen}", pod.address);
         }
         Ok(())
+    }
+
+    /// Ends a pod's stream; fails if a datagram did not come back.
+    ///
+    /// # Errors
+    /// Then, with the gateway's status.
+    pub fn finish_without_loss(&self, pod: &Pod, stream: Stream) -> Result<Summary> {
+        let summary = stream.finish();
+        ensure!(summary.missing.is_empty(), "pod {}: {summary:?}, {}", pod.address, self.gateway.status()?);
+        Ok(summary)
     }
 
     /// Returns how many packets the gateway dropped for a reason, by its name in the status.
