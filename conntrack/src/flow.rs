@@ -15,32 +15,74 @@ pub enum Direction {
     Inbound,
 }
 
-/// A protocol that is translated by port, or by query identifier.
+/// A protocol that is translated: by port, by query identifier, or by address alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[repr(u8)]
 pub enum Protocol {
     /// ICMP queries (RFC 5508 section 3): the identifier stands for the port of the pod's side.
-    Icmp = 1,
+    Icmp,
     /// TCP.
-    Tcp = 6,
+    Tcp,
     /// UDP.
-    Udp = 17,
+    Udp,
+    /// A protocol without ports that the translator knows: all ports are 0, so one pod at a time talks to one address
+    /// through one egress address.
+    Portless(Portless),
+}
+
+/// A protocol that is translated by address alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Portless {
+    /// IPv4 in IPv4 (RFC 2003).
+    IpIp = 4,
+    /// Generic routing encapsulation (RFC 2784).
+    Gre = 47,
+    /// IPsec payload (RFC 4303).
+    Esp = 50,
+    /// SCTP (RFC 9260). Its checksum does not cover addresses.
+    Sctp = 132,
+    /// UDP-Lite (RFC 3828).
+    UdpLite = 136,
 }
 
 impl Protocol {
-    /// Returns the protocol with this IANA number, if it is one that is translated by port.
+    /// Returns the protocol with this IANA number, if it is one that is translated.
     pub fn from_number(number: u8) -> Option<Self> {
         match number {
             1 => Some(Self::Icmp),
+            4 => Some(Self::Portless(Portless::IpIp)),
             6 => Some(Self::Tcp),
             17 => Some(Self::Udp),
+            47 => Some(Self::Portless(Portless::Gre)),
+            50 => Some(Self::Portless(Portless::Esp)),
+            132 => Some(Self::Portless(Portless::Sctp)),
+            136 => Some(Self::Portless(Portless::UdpLite)),
             _ => None,
+        }
+    }
+
+    /// Returns the protocol's name, as lists of sessions spell it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Icmp => "icmp",
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Portless(Portless::IpIp) => "ipip",
+            Self::Portless(Portless::Gre) => "gre",
+            Self::Portless(Portless::Esp) => "esp",
+            Self::Portless(Portless::Sctp) => "sctp",
+            Self::Portless(Portless::UdpLite) => "udplite",
         }
     }
 
     /// Returns the IANA protocol number.
     pub fn number(self) -> u8 {
-        self as u8
+        match self {
+            Self::Icmp => 1,
+            Self::Tcp => 6,
+            Self::Udp => 17,
+            Self::Portless(protocol) => protocol as u8,
+        }
     }
 }
 

@@ -18,6 +18,7 @@
 //! - [`index`]: open-addressing index from keys to slab entries
 //! - [`crowd`]: which ports are taken towards the few destinations that nearly all sessions go to
 //! - [`expiry`]: intrusive lists, one per timeout class, oldest first
+//! - [`policy`]: what a tenant's sessions may do
 //! - [`pairing`]: which egress address, and which worker, an inside address belongs to
 //! - [`ports`]: which outside port a new session gets
 //! - [`tcp`]: the TCP state machine of RFC 7857 section 2
@@ -31,6 +32,7 @@ pub mod expiry;
 pub mod flow;
 pub mod index;
 pub mod pairing;
+pub mod policy;
 pub mod ports;
 pub mod session;
 pub mod table;
@@ -38,13 +40,14 @@ pub mod tcp;
 pub mod time;
 
 pub use checksum::ChecksumDelta;
-pub use flow::{Direction, FiveTuple, Key, Protocol, TenantId};
+pub use flow::{Direction, FiveTuple, Key, Portless, Protocol, TenantId};
 pub use pairing::{owner_of_inside, pair_egress};
+pub use policy::{Filtering, Mapping, Policy, Quota};
 pub use ports::PortShare;
 pub use session::{Rewrite, Session, SessionId};
 pub use table::{Admission, Conntrack, Refusal, Revision};
-pub use tcp::{TcpFlags, TcpState};
-pub use time::{Tick, TimeoutClass, Timeouts};
+pub use tcp::{TcpFlags, TcpSegment, TcpState};
+pub use time::{PortTimeout, Tick, TimeoutClass, Timeouts};
 
 /// Number of a configuration snapshot; a newer snapshot has a greater number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -154,7 +154,7 @@ impl Session {
     pub fn tcp_state(&self) -> Option<TcpState> {
         match self.protocol {
             Protocol::Tcp => Some(self.tcp),
-            Protocol::Udp | Protocol::Icmp => None,
+            Protocol::Udp | Protocol::Icmp | Protocol::Portless(_) => None,
         }
     }
 }

@@ -167,7 +167,7 @@ impl Conntrack {
     pub fn touch(&mut self, id: SessionId, direction: Direction, flags: TcpFlags, now: Tick) {
         let session = &mut self.sessions[id.0 as usize];
         let class = match session.protocol {
-            Protocol::Udp | Protocol::Icmp => session.class,
+            Protocol::Udp | Protocol::Icmp | Protocol::Portless(_) => session.class,
             Protocol::Tcp => {
                 let next = session.tcp.next(direction, flags);
                 if next == session.tcp && !next.is_refreshed() {
@@ -295,7 +295,7 @@ fn prepare(admission: &Admission, outside_port: u16, now: Tick) -> Session {
     let header_delta = ChecksumDelta::default().replace_address(tuple.source, outside);
     let base = match tuple.protocol {
         Protocol::Tcp | Protocol::Udp => header_delta,
-        Protocol::Icmp => ChecksumDelta::default(),
+        Protocol::Icmp | Protocol::Portless(_) => ChecksumDelta::default(),
     };
     Session {
         inside: tuple.source,
@@ -309,7 +309,7 @@ fn prepare(admission: &Admission, outside_port: u16, now: Tick) -> Session {
         tcp: TcpState::Opening,
         class: match tuple.protocol {
             Protocol::Tcp => TcpState::Opening.class(),
-            Protocol::Udp => TimeoutClass::Udp,
+            Protocol::Udp | Protocol::Portless(_) => TimeoutClass::Udp,
             Protocol::Icmp => TimeoutClass::IcmpQuery,
         },
         is_live: true,

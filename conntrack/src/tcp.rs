@@ -36,6 +36,17 @@ impl TcpFlags {
     }
 }
 
+/// What one TCP segment says to a translator.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TcpSegment {
+    /// Flags.
+    pub flags: TcpFlags,
+    /// Sequence number.
+    pub sequence: u32,
+    /// Acknowledgement number; means something when ACK is set.
+    pub acknowledgement: u32,
+}
+
 /// State of one TCP connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::flow::Protocol;
+
 /// A moment, in tenths of a second since the worker started; wraps after 13 years.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Tick(u32);
@@ -56,6 +58,20 @@ impl TimeoutClass {
         [Self::TcpEstablished, Self::TcpOpening, Self::TcpClosing, Self::Udp, Self::IcmpQuery];
 }
 
+/// A timeout of its own for sessions towards one port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PortTimeout {
+    /// TCP, where it stands for `tcp_established`, or UDP.
+    pub protocol: Protocol,
+    /// The port of the other end.
+    pub port: u16,
+    /// The timeout.
+    pub timeout: Duration,
+}
+
+/// Ports that can have a timeout of their own.
+pub const PORT_TIMEOUTS: usize = 8;
+
 /// How long a session may be idle before it is removed, by class.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
@@ -69,6 +85,11 @@ pub struct Timeouts {
     pub udp: Duration,
     /// ICMP query: 60 s, the least that RFC 5508 REQ-2 allows.
     pub icmp_query: Duration,
+    /// Ports that have a timeout of their own (RFC 4787 REQ-5a).
+    pub ports: [Option<PortTimeout>; PORT_TIMEOUTS],
+    /// Whether packets to a pod give a UDP session new time, as those from the pod do (RFC 4787 REQ-6, RFC 7857
+    /// section 7).
+    pub inbound_refreshes: bool,
 }
 
 impl Default for Timeouts {
@@ -79,6 +100,8 @@ impl Default for Timeouts {
             tcp_closing: Duration::from_secs(240),
             udp: Duration::from_secs(300),
             icmp_query: Duration::from_secs(60),
+            ports: [None; PORT_TIMEOUTS],
+            inbound_refreshes: true,
         }
     }
 }

@@ -72,7 +72,7 @@ impl Model {
         };
         let dying = closed(session.tcp) || session.tcp == ModelTcp::Reset;
         let idle = match (protocol_of(flow), session.tcp) {
-            (Protocol::Udp, _) => 3000,
+            (Protocol::Udp | Protocol::Portless(_), _) => 3000,
             (Protocol::Icmp, _) => 600,
             (Protocol::Tcp, ModelTcp::Open { .. }) if !dying => 74400,
             (Protocol::Tcp, _) => 2400,

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
-use conntrack::{Epoch, Timeouts};
-use fastpath::snapshot::{LinkSpec, NeighbourSpec, RouteSpec, Side, SnapshotSpec, TenantSpec};
+use conntrack::{Epoch, Policy, Timeouts};
+use fastpath::snapshot::{LinkSpec, NeighbourSpec, RouteSpec, Side, SnapshotSpec, TcpPolicy, TenantSpec};
 use ipnet::Ipv4Net;
 
 use crate::config::ReturnRoute;
@@ -45,6 +45,7 @@ pub fn compile(
         routes: kernel_routes(facts, &constants.interfaces),
         neighbours: neighbours(facts, &constants.interfaces),
         timeouts: constants.timeouts,
+        tcp: TcpPolicy::default(),
     })
 }
 
@@ -92,6 +93,8 @@ fn tenant_spec(entry: &Entry, cluster: &[Ipv4Net]) -> TenantSpec {
         gateway_address: entry.tenant.gateway_ip,
         egress_addresses: entry.tenant.egress_ips.clone(),
         sources: if own.is_empty() { cluster.to_vec() } else { own.clone() },
+        policy: Policy::default(),
+        mss_clamp: 0,
     }
 }
 

@@ -13,9 +13,21 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use crate::dataplane::{NeighbourRequest, SessionReport};
 use crate::io::Frame;
 use crate::snapshot::{Side, Snapshot};
+use crate::verdict::Errand;
 
 /// Frames that may wait to be taken over by one worker.
 const HANDED_FRAMES: usize = 1024;
+
+/// A frame that one worker hands over to another.
+#[derive(Debug)]
+pub struct HandedFrame {
+    /// Side that it came from.
+    pub side: Side,
+    /// The frame.
+    pub frame: Frame,
+    /// What is to be done with it.
+    pub errand: Errand,
+}
 
 /// A question to a worker, answered over some turns.
 #[derive(Debug)]
@@ -32,7 +44,7 @@ pub struct ListSessions {
 #[derive(Debug)]
 pub struct Mailbox {
     snapshot: ArrayQueue<Arc<Snapshot>>,
-    handed: ArrayQueue<(Side, Frame)>,
+    handed: ArrayQueue<HandedFrame>,
     questions: ArrayQueue<ListSessions>,
     wake: EventFd,
     is_asleep: AtomicBool,
@@ -65,8 +77,8 @@ impl Mailbox {
     ///
     /// # Errors
     /// Gives the frame back when too many wait already.
-    pub fn hand_over(&self, side: Side, frame: Frame) -> Result<(), Frame> {
-        self.handed.push((side, frame)).map_err(|(_, frame)| frame)?;
+    pub fn hand_over(&self, handed: HandedFrame) -> Result<(), HandedFrame> {
+        self.handed.push(handed)?;
         self.wake_up();
         Ok(())
     }
@@ -89,8 +101,8 @@ impl Mailbox {
         self.snapshot.pop()
     }
 
-    /// Takes a frame that was handed over, and the side that it came from.
-    pub fn take_frame(&self) -> Option<(Side, Frame)> {
+    /// Takes a frame that was handed over.
+    pub fn take_frame(&self) -> Option<HandedFrame> {
         self.handed.pop()
     }
 

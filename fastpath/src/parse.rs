@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 
 use conntrack::checksum::checksum;
-use conntrack::{FiveTuple, Protocol, TcpFlags};
+use conntrack::{FiveTuple, Protocol, TcpFlags, TcpSegment};
 use etherparse::{Ethernet2HeaderSlice, IpFragOffset, Ipv4HeaderSlice};
 use macaddr::MacAddr6;
 
@@ -67,6 +67,8 @@ pub struct Flow {
     pub segment: Segment,
     /// Offset of the transport header in the frame.
     pub at: usize,
+    /// Whether the ports, or the query identifier, of the tuple stand there and can be rewritten.
+    pub has_ports: bool,
     /// Offset of the transport checksum in the frame; none when there is none to update.
     pub checksum_at: Option<usize>,
 }
@@ -75,7 +77,7 @@ pub struct Flow {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Segment {
     /// A TCP segment.
-    Tcp(TcpFlags),
+    Tcp(TcpSegment),
     /// A UDP datagram.
     Udp,
     /// An ICMP query.
@@ -137,6 +139,7 @@ fn parse_transport(frame: &[u8], ip: &IpHeader, protocol: u8) -> Result<Transpor
         Protocol::Tcp => parse_tcp(frame, ip).map(Transport::Flow),
         Protocol::Udp => parse_udp(frame, ip).map(Transport::Flow),
         Protocol::Icmp => parse_icmp(frame, ip),
+        Protocol::Portless(_) => Err(DropReason::UnsupportedProtocol),
     }
 }
 
@@ -148,7 +151,12 @@ fn parse_tcp(frame: &[u8], ip: &IpHeader) -> Result<Flow, DropReason> {
         return Err(DropReason::Malformed);
     }
     let tuple = read_ports(frame, ip, Protocol::Tcp);
-    Ok(Flow { tuple, segment: Segment::Tcp(TcpFlags(segment[13])), at, checksum_at: Some(at + 16) })
+    let segment = TcpSegment {
+        flags: TcpFlags(segment[13]),
+        sequence: read_u32(segment, 4),
+        acknowledgement: read_u32(segment, 8),
+    };
+    Ok(Flow { tuple, segment: Segment::Tcp(segment), at, has_ports: true, checksum_at: Some(at + 16) })
 }
 
 fn parse_udp(frame: &[u8], ip: &IpHeader) -> Result<Flow, DropReason> {
@@ -160,7 +168,8 @@ fn parse_udp(frame: &[u8], ip: &IpHeader) -> Result<Flow, DropReason> {
     }
     // A zero checksum means that there is none (RFC 768) and stays zero.
     let checksum_at = (read_u16(datagram, 6) != 0).then_some(at + 6);
-    Ok(Flow { tuple: read_ports(frame, ip, Protocol::Udp), segment: Segment::Udp, at, checksum_at })
+    let tuple = read_ports(frame, ip, Protocol::Udp);
+    Ok(Flow { tuple, segment: Segment::Udp, at, has_ports: true, checksum_at })
 }
 
 fn parse_icmp(frame: &[u8], ip: &IpHeader) -> Result<Transport, DropReason> {
@@ -195,20 +204,23 @@ fn parse_quoted(frame: &[u8], icmp_at: usize) -> Result<QuotedPacket, DropReason
     let flow = match protocol {
         Protocol::Tcp => Flow {
             tuple: read_ports(frame, &ip, protocol),
-            segment: Segment::Tcp(TcpFlags::default()),
+            segment: Segment::Tcp(TcpSegment::default()),
             at,
+            has_ports: true,
             checksum_at: (transport.len() >= 18).then_some(at + 16),
         },
         Protocol::Udp => Flow {
             tuple: read_ports(frame, &ip, protocol),
             segment: Segment::Udp,
             at,
+            has_ports: true,
             checksum_at: (read_u16(transport, 6) != 0).then_some(at + 6),
         },
         Protocol::Icmp => match icmp_kind(transport[0]) {
             IcmpKind::Query(segment) => read_query(frame, &ip, segment),
             IcmpKind::Error | IcmpKind::Unsupported => return Err(DropReason::UnsupportedIcmp),
         },
+        Protocol::Portless(_) => return Err(DropReason::UnsupportedProtocol),
     };
     Ok(QuotedPacket { ip, flow, icmp_at })
 }
@@ -227,7 +239,7 @@ fn read_query(frame: &[u8], ip: &IpHeader, segment: Segment) -> Flow {
         destination_port,
         protocol: Protocol::Icmp,
     };
-    Flow { tuple, segment, at, checksum_at: Some(at + 2) }
+    Flow { tuple, segment, at, has_ports: true, checksum_at: Some(at + 2) }
 }
 
 fn read_ports(frame: &[u8], ip: &IpHeader, protocol: Protocol) -> FiveTuple {
@@ -264,6 +276,14 @@ fn icmp_kind(number: u8) -> IcmpKind {
 /// When it is not inside `bytes`; [`parse`] has checked the fields that it names.
 pub fn read_u16(bytes: &[u8], at: usize) -> u16 {
     u16::from_be_bytes([bytes[at], bytes[at + 1]])
+}
+
+/// Reads a big-endian double word.
+///
+/// # Panics
+/// When it is not inside `bytes`; [`parse`] has checked the fields that it names.
+pub fn read_u32(bytes: &[u8], at: usize) -> u32 {
+    u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
 
 #[cfg(test)]

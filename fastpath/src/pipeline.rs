@@ -12,7 +12,7 @@ use crate::reject::{AnswerLimit, answer_to, write_answer};
 use crate::rewrite::{rewrite_error, rewrite_flow, write_macs};
 use crate::snapshot::{Side, Snapshot};
 use crate::track::{Forwarding, Tracker, owner_of};
-use crate::verdict::{DropReason, Verdict};
+use crate::verdict::{DropReason, Errand, Verdict};
 
 /// What the pipeline reads and changes beside the frame: all of it belongs to one worker.
 #[derive(Debug)]
@@ -66,7 +66,7 @@ impl Engine {
         };
         let verdict = match verdict {
             Verdict::Reject(reason) => self.answer(frame, side, &packet, (reason, tenant), now),
-            Verdict::Forward(_) | Verdict::HandOver(_) | Verdict::Wait(_) | Verdict::Drop(_) => verdict,
+            Verdict::Forward(_) | Verdict::HandOver(..) | Verdict::Wait(_) | Verdict::Drop(_) => verdict,
         };
         Outcome { verdict, tenant }
     }
@@ -92,7 +92,7 @@ impl Engine {
         };
         let owner = owner_of(self.share, class, &wire);
         if owner != self.share.worker() {
-            return Verdict::HandOver(owner);
+            return Verdict::HandOver(owner, Errand::Process);
         }
         let side = Side::ahead(class.direction);
         let (snapshot, counters) = (&*self.snapshot, &*self.counters);

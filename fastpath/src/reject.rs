@@ -9,7 +9,7 @@ use conntrack::{TcpFlags, Tick};
 
 use crate::classify::is_martian;
 use crate::io::Frame;
-use crate::parse::{ETHERNET_BYTES, ICMP_HEADER_BYTES, Packet, Segment, Transport, read_u16};
+use crate::parse::{ETHERNET_BYTES, ICMP_HEADER_BYTES, Packet, Segment, Transport, read_u16, read_u32};
 use crate::rewrite::write_u16;
 use crate::verdict::DropReason;
 
@@ -77,8 +77,8 @@ pub fn answer_to(packet: &Packet, reason: DropReason, mtu: u16) -> Option<Answer
     }
     match (icmp_error(reason, mtu), flow.segment) {
         (Some(error), _) => Some(Answer::Error(error)),
-        (None, Segment::Tcp(flags)) if flags.has(TcpFlags::RST) => None,
-        (None, Segment::Tcp(flags)) => Some(Answer::Reset(flow.at, flags)),
+        (None, Segment::Tcp(segment)) if segment.flags.has(TcpFlags::RST) => None,
+        (None, Segment::Tcp(segment)) => Some(Answer::Reset(flow.at, segment.flags)),
         (None, Segment::Udp | Segment::Query | Segment::Reply) => Some(Answer::Error(PROHIBITED)),
     }
 }
@@ -101,10 +101,22 @@ fn icmp_error(reason: DropReason, mtu: u16) -> Option<IcmpError> {
         DropReason::TooBig => Some(IcmpError { kind: 3, code: 4, mtu }),
         DropReason::NoRoute => Some(IcmpError { kind: 3, code: 0, mtu: 0 }),
         DropReason::NeighbourUnresolved => Some(IcmpError { kind: 3, code: 1, mtu: 0 }),
+        DropReason::NoPort
+        | DropReason::SessionsFull
+        | DropReason::TenantSessionLimit
+        | DropReason::TenantPortLimit
+        | DropReason::TenantRateLimit
+        | DropReason::PodSessionLimit
+        | DropReason::PodPortLimit
+        | DropReason::PodRateLimit => Some(PROHIBITED),
         DropReason::Malformed
         | DropReason::NotIpv4
         | DropReason::BadChecksum
         | DropReason::Fragment
+        | DropReason::FragmentOverlap
+        | DropReason::FragmentIncomplete
+        | DropReason::FragmentLimit
+        | DropReason::AmbiguousProtocol
         | DropReason::UnsupportedProtocol
         | DropReason::UnsupportedIcmp
         | DropReason::Leak
@@ -114,8 +126,6 @@ fn icmp_error(reason: DropReason, mtu: u16) -> Option<IcmpError> {
         | DropReason::Hairpin
         | DropReason::MisaddressedError
         | DropReason::NoSession
-        | DropReason::NoPort
-        | DropReason::SessionsFull
         | DropReason::TxRingFull
         | DropReason::HandOverFull
         | DropReason::WorkerPanic => None,
@@ -186,8 +196,4 @@ fn write_ip(bytes: &mut [u8], total: usize, protocol: u8, source: Ipv4Addr, dest
     header[16..20].copy_from_slice(&destination.octets());
     let header_checksum = checksum(0, header);
     header[10..12].copy_from_slice(&header_checksum.to_be_bytes());
-}
-
-fn read_u32(bytes: &[u8], at: usize) -> u32 {
-    u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }

@@ -15,7 +15,9 @@ pub fn rewrite_flow(frame: &mut [u8], ip: &IpHeader, flow: &Flow, rewrite: &Rewr
         Direction::Inbound => End::Destination,
     };
     write_address(frame, ip, at, rewrite.address);
-    write_u16(frame, port_at(flow, at), rewrite.port);
+    if flow.has_ports {
+        write_u16(frame, port_at(flow, at), rewrite.port);
+    }
     if let Some(checksum_at) = flow.checksum_at {
         update_transport_checksum(frame, flow.tuple.protocol, checksum_at, rewrite.transport_delta);
     }
@@ -33,7 +35,9 @@ pub fn rewrite_error(frame: &mut [u8], outer: &IpHeader, quoted: &QuotedPacket, 
     };
     let QuotedPacket { ip, flow, icmp_at } = quoted;
     write_address(frame, ip, inner_end, rewrite.address);
-    write_u16(frame, port_at(flow, inner_end), rewrite.port);
+    if flow.has_ports {
+        write_u16(frame, port_at(flow, inner_end), rewrite.port);
+    }
     let inner = rewrite.header_delta.apply(read_u16(frame, ip.at + 10));
     write_u16(frame, ip.at + 10, inner);
     if let Some(checksum_at) = flow.checksum_at {
@@ -63,12 +67,12 @@ enum End {
     Destination,
 }
 
-/// Returns where the port of one end is. An ICMP query has one identifier for both.
+/// Returns where the port of one end is, if there are ports. An ICMP query has one identifier for both.
 fn port_at(flow: &Flow, end: End) -> usize {
     match (flow.tuple.protocol, end) {
         (Protocol::Icmp, _) => flow.at + 4,
-        (Protocol::Tcp | Protocol::Udp, End::Source) => flow.at,
-        (Protocol::Tcp | Protocol::Udp, End::Destination) => flow.at + 2,
+        (Protocol::Tcp | Protocol::Udp | Protocol::Portless(_), End::Source) => flow.at,
+        (Protocol::Tcp | Protocol::Udp | Protocol::Portless(_), End::Destination) => flow.at + 2,
     }
 }
 
@@ -94,7 +98,7 @@ fn update_transport_checksum(frame: &mut [u8], protocol: Protocol, at: usize, de
     let written = match (protocol, updated) {
         // A UDP checksum that comes out as zero is sent as all ones (RFC 768).
         (Protocol::Udp, 0) => 0xffff,
-        (Protocol::Udp | Protocol::Tcp | Protocol::Icmp, updated) => updated,
+        (Protocol::Udp | Protocol::Tcp | Protocol::Icmp | Protocol::Portless(_), updated) => updated,
     };
     write_u16(frame, at, written);
 }

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::net::Ipv4Addr;
 
 use ahash::RandomState;
-use conntrack::{Direction, Epoch, TenantId, Timeouts};
+use conntrack::{Direction, Epoch, Policy, TenantId, Timeouts};
 use ipnet::Ipv4Net;
 use macaddr::MacAddr6;
 use prefix_trie::PrefixMap;
@@ -81,6 +81,39 @@ pub struct TenantSpec {
     pub egress_addresses: Vec<Ipv4Addr>,
     /// Source addresses that it may use.
     pub sources: Vec<Ipv4Net>,
+    /// What its sessions may do.
+    pub policy: Policy,
+    /// Greatest TCP segment that its connections may agree on, in bytes; 0: as the ends like (RFC 9293 section 3.7.1).
+    pub mss_clamp: u16,
+}
+
+/// What becomes of TCP segments that belong to no session.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TcpPolicy {
+    /// A segment from a pod that does not open a connection.
+    pub mid_stream: MidStream,
+    /// A SYN from outside that nobody has asked for.
+    pub unsolicited_syn: UnsolicitedSyn,
+}
+
+/// What a pod hears about a segment in the middle of a connection that the gateway does not know.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MidStream {
+    /// A RST, so that it connects again at once.
+    #[default]
+    Reset,
+    /// Nothing.
+    Drop,
+}
+
+/// What the world hears about a SYN that nobody asked for (RFC 5382 REQ-4).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum UnsolicitedSyn {
+    /// Nothing.
+    #[default]
+    Drop,
+    /// ICMP port unreachable after 6 seconds, unless the pod has opened the connection until then.
+    Unreachable,
 }
 
 /// A route of the kernel's table that leaves by one of the two interfaces.
@@ -126,6 +159,8 @@ pub struct SnapshotSpec {
     pub neighbours: Vec<NeighbourSpec>,
     /// Session timeouts.
     pub timeouts: Timeouts,
+    /// What becomes of TCP segments that belong to no session.
+    pub tcp: TcpPolicy,
 }
 
 /// Index of a resolved neighbour in one snapshot. Means nothing under another epoch.

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use conntrack::{
     Admission, Conntrack, Direction, FiveTuple, Key, PortShare, Refusal, Revision, Rewrite, SessionId,
-    TcpFlags, Tick, owner_of_inside, pair_egress,
+    TcpSegment, Tick, owner_of_inside, pair_egress,
 };
 
 use crate::classify::Class;
@@ -55,11 +55,11 @@ impl Tracker<'_> {
         };
         let rewrite = self.conntrack.session(id).rewrite(class.direction);
         let neighbour = self.neighbour_of(&rewrite, &flow.tuple)?;
-        let flags = match flow.segment {
-            Segment::Tcp(flags) => flags,
-            Segment::Udp | Segment::Query | Segment::Reply => TcpFlags::default(),
+        let segment = match flow.segment {
+            Segment::Tcp(segment) => segment,
+            Segment::Udp | Segment::Query | Segment::Reply => TcpSegment::default(),
         };
-        self.conntrack.touch(id, class.direction, flags, self.now);
+        self.conntrack.touch(id, class.direction, segment.flags, self.now);
         Ok(Forwarding { rewrite, neighbour })
     }
 
@@ -108,7 +108,7 @@ impl Tracker<'_> {
     fn admit_flow(&mut self, class: Class, flow: &Flow) -> Result<SessionId, Verdict> {
         let may_open = class.direction == Direction::Outbound
             && match flow.segment {
-                Segment::Tcp(flags) => flags.opens(),
+                Segment::Tcp(segment) => segment.flags.opens(),
                 Segment::Udp | Segment::Query => true,
                 Segment::Reply => false,
             };

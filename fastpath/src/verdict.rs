@@ -3,6 +3,13 @@
 use crate::dataplane::NeighbourRequest;
 use crate::snapshot::Side;
 
+/// What a worker shall do with a frame that another hands over to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Errand {
+    /// Process it: it belongs to the worker.
+    Process,
+}
+
 /// What the pipeline decided about one frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -12,7 +19,7 @@ pub enum Verdict {
     /// packet that it held is dropped for the reason.
     Reject(DropReason),
     /// The frame is untouched and belongs to another worker.
-    HandOver(u16),
+    HandOver(u16, Errand),
     /// The frame is untouched and waits until a neighbour is resolved.
     Wait(NeighbourRequest),
     /// The frame is dropped.
@@ -70,6 +77,14 @@ drop_reasons! {
     BadChecksum = "bad_checksum",
     /// The packet is a fragment; fragments are not translated yet.
     Fragment = "fragment",
+    /// The fragment overlaps another of its datagram (RFC 1858), or is of a datagram where that happened.
+    FragmentOverlap = "fragment_overlap",
+    /// The first fragment of the datagram did not come in time.
+    FragmentIncomplete = "fragment_incomplete",
+    /// Too many fragments wait for the first of their datagram, or the datagram has too many.
+    FragmentLimit = "fragment_limit",
+    /// Another pod talks to the same address in the same protocol, which has no ports to tell them apart.
+    AmbiguousProtocol = "ambiguous_protocol",
     /// The transport protocol is not one that is translated.
     UnsupportedProtocol = "unsupported_protocol",
     /// The ICMP type is neither a query nor an error that is translated.
@@ -92,10 +107,22 @@ drop_reasons! {
     TooBig = "too_big",
     /// No session belongs to the packet, and it may not open one.
     NoSession = "no_session",
-    /// Every port that the worker may hand out of the pod's egress address is taken towards this destination (RFC 4787 REQ-3: never overload).
+    /// Every port of the pod's egress address is taken towards this destination (RFC 4787 REQ-3: never overload).
     NoPort = "no_port",
     /// The session table is full.
     SessionsFull = "sessions_full",
+    /// The tenant has as many sessions as it may.
+    TenantSessionLimit = "tenant_session_limit",
+    /// The tenant has as many outside ports as it may.
+    TenantPortLimit = "tenant_port_limit",
+    /// The tenant has opened as many sessions in this second as it may.
+    TenantRateLimit = "tenant_rate_limit",
+    /// The pod has as many sessions as it may.
+    PodSessionLimit = "pod_session_limit",
+    /// The pod has as many outside ports as it may.
+    PodPortLimit = "pod_port_limit",
+    /// The pod has opened as many sessions in this second as it may.
+    PodRateLimit = "pod_rate_limit",
     /// No route leads to the destination by the outgoing interface.
     NoRoute = "no_route",
     /// The next hop did not resolve in time, or too many frames were waiting for it.

@@ -17,11 +17,11 @@ use crate::announce::{Announcement, new_announcements, write_announcement};
 use crate::counters::WorkerCounters;
 use crate::io::{Frame, FrameIo, FramePool};
 use crate::listing::Listing;
-use crate::mailbox::{Mailbox, RequestQueue};
+use crate::mailbox::{HandedFrame, Mailbox, RequestQueue};
 use crate::pipeline::{Engine, Outcome};
 use crate::reject::AnswerLimit;
 use crate::snapshot::{Side, Snapshot};
-use crate::verdict::{DropReason, Verdict};
+use crate::verdict::{DropReason, Errand, Verdict};
 use crate::waiting::{WaitingFrame, WaitingRoom};
 
 /// Frames taken from one source in one turn.
@@ -226,7 +226,7 @@ impl<I: FrameIo> Worker<I> {
     fn serve_handed(&mut self, now: Tick) -> usize {
         let mut found = 0;
         while found < BATCH_FRAMES
-            && let Some((side, frame)) = self.mailbox().take_frame()
+            && let Some(HandedFrame { side, frame, errand: Errand::Process }) = self.mailbox().take_frame()
         {
             self.batch.push_back(frame);
             self.process_batch(Arrival { side, port: 0 }, now);
@@ -274,10 +274,13 @@ impl<I: FrameIo> Worker<I> {
                     self.parts.pool.put(frame);
                 }
             }
-            Verdict::HandOver(worker) => {
-                match self.parts.mailboxes[usize::from(worker)].hand_over(arrival.side, frame) {
+            Verdict::HandOver(worker, errand) => {
+                let handed = HandedFrame { side: arrival.side, frame, errand };
+                match self.parts.mailboxes[usize::from(worker)].hand_over(handed) {
                     Ok(()) => self.parts.engine.counters.handed_over.add(1),
-                    Err(frame) => self.drop_frame(frame, outcome, DropReason::HandOverFull),
+                    Err(HandedFrame { frame, .. }) => {
+                        self.drop_frame(frame, outcome, DropReason::HandOverFull);
+                    }
                 }
             }
             Verdict::Wait(next_hop) => match self.waiting.keep(frame, arrival.side, next_hop, tenant, now) {

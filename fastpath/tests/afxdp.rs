@@ -7,12 +7,12 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use common::Namespace;
-use conntrack::{Epoch, TenantId, Timeouts};
+use conntrack::{Epoch, Policy, TenantId, Timeouts};
 use etherparse::PacketBuilder;
 use fastpath::dataplane::AttachPreference;
 use fastpath::io::xsk::XskPort;
 use fastpath::io::{FrameArea, FrameIo, FramePool};
-use fastpath::snapshot::{LinkSpec, Side, Snapshot, SnapshotSpec, TenantSpec};
+use fastpath::snapshot::{LinkSpec, Side, Snapshot, SnapshotSpec, TcpPolicy, TenantSpec};
 use fastpath::steer::Steering;
 use macaddr::MacAddr6;
 use nix::net::if_::if_nametoindex;
@@ -33,12 +33,15 @@ fn snapshot() -> Snapshot {
             gateway_address: [192, 168, 99, 13].into(),
             egress_addresses: vec![EGRESS.into()],
             sources: Vec::new(),
+            policy: Policy::default(),
+            mss_clamp: 0,
         }],
         pod_cidrs: Vec::new(),
         own_addresses: Vec::new(),
         routes: Vec::new(),
         neighbours: Vec::new(),
         timeouts: Timeouts::default(),
+        tcp: TcpPolicy::default(),
     })
 }
 

@@ -15,12 +15,12 @@ use std::time::{Duration, Instant};
 
 use common::Namespace;
 
-use conntrack::{Epoch, TenantId, Timeouts};
+use conntrack::{Epoch, Policy, TenantId, Timeouts};
 use etherparse::{EtherType, IpFragOffset, IpNumber, Ipv4Header, PacketBuilder, VlanId};
 use fastpath::dataplane::{AttachMode, AttachPreference, detach};
 use fastpath::io::FrameArea;
 use fastpath::io::xsk::XskPort;
-use fastpath::snapshot::{LinkSpec, Side, Snapshot, SnapshotSpec, TenantSpec};
+use fastpath::snapshot::{LinkSpec, Side, Snapshot, SnapshotSpec, TcpPolicy, TenantSpec};
 use fastpath::steer::Steering;
 use macaddr::MacAddr6;
 use nix::net::if_::if_nametoindex;
@@ -50,6 +50,7 @@ fn spec(epoch: u32, tenants: Vec<TenantSpec>) -> SnapshotSpec {
         routes: Vec::new(),
         neighbours: Vec::new(),
         timeouts: Timeouts::default(),
+        tcp: TcpPolicy::default(),
     }
 }
 
@@ -60,6 +61,8 @@ fn blue() -> TenantSpec {
         gateway_address: BLUE_GATEWAY.into(),
         egress_addresses: vec![EGRESS.into()],
         sources: vec!["10.132.0.0/14".parse().unwrap()],
+        policy: Policy::default(),
+        mss_clamp: 0,
     }
 }
 

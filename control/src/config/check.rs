@@ -141,6 +141,7 @@ fn check_timeouts(file: &file::Timeouts) -> Result<Timeouts, ConfigError> {
         tcp_closing: bounded("tcp_closing", file.tcp_closing, default.tcp_closing, minutes(4), rfc5382)?,
         udp: bounded("udp", file.udp, default.udp, minutes(2), "RFC 4787 REQ-5")?,
         icmp_query: bounded("icmp_query", file.icmp_query, default.icmp_query, minutes(1), "RFC 5508 REQ-2")?,
+        ..default
     })
 }
 

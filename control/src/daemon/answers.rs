@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use conntrack::{Protocol, TenantId};
+use conntrack::TenantId;
 use fastpath::dataplane::{AttachMode, Report, SessionReport, SteerReport, TenantReport, WorkerReport};
 use fastpath::snapshot::{RouteSpec, Side};
 use tokio::task::block_in_place;
@@ -182,14 +182,9 @@ fn worker_status(report: WorkerReport) -> WorkerStatus {
 }
 
 fn session_view(session: &SessionReport, tenant: &str) -> SessionView {
-    let protocol = match session.inside.protocol {
-        Protocol::Icmp => "icmp",
-        Protocol::Tcp => "tcp",
-        Protocol::Udp => "udp",
-    };
     SessionView {
         tenant: tenant.to_owned(),
-        protocol: protocol.to_owned(),
+        protocol: session.inside.protocol.name().to_owned(),
         inside_address: session.inside.source,
         inside_port: session.inside.source_port,
         outside_address: session.outside.0,

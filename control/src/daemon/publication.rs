@@ -49,7 +49,7 @@ impl Publication {
 #[cfg(test)]
 mod tests {
     use conntrack::Timeouts;
-    use fastpath::snapshot::LinkSpec;
+    use fastpath::snapshot::{LinkSpec, TcpPolicy};
 
     use super::*;
 
@@ -85,6 +85,7 @@ mod tests {
             routes: Vec::new(),
             neighbours: Vec::new(),
             timeouts: Timeouts::default(),
+            tcp: TcpPolicy::default(),
         }
     }
 }

@@ -5,11 +5,11 @@ pub(crate) mod rig;
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use conntrack::checksum::checksum;
-use conntrack::{Epoch, TcpFlags, TenantId, Timeouts};
+use conntrack::{Epoch, Policy, TcpFlags, TenantId, Timeouts};
 use etherparse::PacketBuilder;
 use macaddr::MacAddr6;
 
-use crate::snapshot::{LinkSpec, NeighbourSpec, RouteSpec, Side, SnapshotSpec, TenantSpec};
+use crate::snapshot::{LinkSpec, NeighbourSpec, RouteSpec, Side, SnapshotSpec, TcpPolicy, TenantSpec};
 
 pub(crate) const NODE_MAC: MacAddr6 = MacAddr6::new(2, 0, 0, 0, 0, 0x21);
 pub(crate) const ROUTER_MAC: MacAddr6 = MacAddr6::new(2, 0, 0, 0, 0, 0x01);
@@ -33,6 +33,8 @@ pub(crate) fn gateway() -> Gateway {
         gateway_address: Ipv4Addr::new(192, 168, 99, host),
         egress_addresses: vec![Ipv4Addr::new(192, 168, 55, 100 + host)],
         sources: vec![net("10.132.0.0/14")],
+        policy: Policy::default(),
+        mss_clamp: 0,
     };
     let route = |side, prefix, gateway: Option<&str>| RouteSpec {
         side,
@@ -59,6 +61,7 @@ pub(crate) fn gateway() -> Gateway {
             neighbour(Side::Outside, "192.168.55.13", SERVER_MAC),
         ],
         timeouts: Timeouts::default(),
+        tcp: TcpPolicy::default(),
     })
 }
 
