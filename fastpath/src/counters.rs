@@ -1,11 +1,12 @@
 //! What one worker counts. One writer, any number of readers, no locked instruction.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use conntrack::TenantId;
 
 use crate::dataplane::TenantReport;
-use crate::snapshot::Side;
+use crate::snapshot::{Side, Snapshot};
 use crate::verdict::DropReason;
 
 /// A counter that one thread writes.
@@ -29,7 +30,23 @@ impl Counter {
     }
 }
 
-/// Counters of one tenant at one worker, in a cache line of their own.
+/// Dropped packets, by reason.
+#[derive(Debug)]
+struct DropCounters([Counter; DropReason::ALL.len()]);
+
+impl Default for DropCounters {
+    fn default() -> Self {
+        Self(std::array::from_fn(|_| Counter::default()))
+    }
+}
+
+impl DropCounters {
+    fn of(&self, reason: DropReason) -> &Counter {
+        &self.0[reason.index()]
+    }
+}
+
+/// Counters of one tenant at one worker, in cache lines of their own.
 #[derive(Debug, Default)]
 #[repr(align(64))]
 pub struct TenantCounters {
@@ -37,8 +54,8 @@ pub struct TenantCounters {
     outbound_bytes: Counter,
     inbound_packets: Counter,
     inbound_bytes: Counter,
-    dropped_packets: Counter,
     sessions: Counter,
+    drops: DropCounters,
 }
 
 impl TenantCounters {
@@ -53,8 +70,8 @@ impl TenantCounters {
     }
 
     /// Counts a dropped packet.
-    pub fn dropped(&self) {
-        self.dropped_packets.add(1);
+    pub fn dropped(&self, reason: DropReason) {
+        self.drops.of(reason).add(1);
     }
 
     /// Counts a session that began.
@@ -72,15 +89,15 @@ impl TenantCounters {
         self.sessions.set(0);
     }
 
-    /// Returns the counts.
-    pub fn report(&self) -> TenantReport {
-        TenantReport {
-            outbound_packets: self.outbound_packets.get(),
-            outbound_bytes: self.outbound_bytes.get(),
-            inbound_packets: self.inbound_packets.get(),
-            inbound_bytes: self.inbound_bytes.get(),
-            dropped_packets: self.dropped_packets.get(),
-            sessions: self.sessions.get(),
+    /// Adds the counts to a report that begins empty and may hold those of other workers.
+    pub fn add_to(&self, report: &mut TenantReport) {
+        report.outbound_packets += self.outbound_packets.get();
+        report.outbound_bytes += self.outbound_bytes.get();
+        report.inbound_packets += self.inbound_packets.get();
+        report.inbound_bytes += self.inbound_bytes.get();
+        report.sessions += self.sessions.get();
+        for reason in DropReason::ALL {
+            report.add_drops(*reason, self.drops.of(*reason).get());
         }
     }
 }
@@ -98,8 +115,11 @@ pub struct QueueCounters {
 /// Everything that one worker counts.
 #[derive(Debug)]
 pub struct WorkerCounters {
-    drops: Vec<Counter>,
-    tenants: Vec<TenantCounters>,
+    drops: DropCounters,
+    /// By slot; made when the tenant first comes in a snapshot, and never freed.
+    tenants: Vec<OnceLock<Box<TenantCounters>>>,
+    /// Stands in for tenants that came in no snapshot; nobody reads it.
+    unknown: TenantCounters,
     /// Queues, in the order of the worker's ports.
     pub queues: Vec<QueueCounters>,
     /// Sessions in the table.
@@ -116,8 +136,9 @@ impl WorkerCounters {
     /// Makes the counters of a worker with `queues` ports, all zero.
     pub fn new(queues: usize) -> Self {
         Self {
-            drops: DropReason::ALL.iter().map(|_| Counter::default()).collect(),
-            tenants: (0..=u16::MAX).map(|_| TenantCounters::default()).collect(),
+            drops: DropCounters::default(),
+            tenants: (0..=u16::MAX).map(|_| OnceLock::new()).collect(),
+            unknown: TenantCounters::default(),
             queues: (0..queues).map(|_| QueueCounters::default()).collect(),
             sessions: Counter::default(),
             epoch: Counter::default(),
@@ -126,27 +147,41 @@ impl WorkerCounters {
         }
     }
 
-    /// Returns the counters of a tenant.
+    /// Notes that a snapshot is in use, and makes counters for those of its tenants that have none.
+    pub fn adopt(&self, snapshot: &Snapshot) {
+        for tenant in &snapshot.spec().tenants {
+            self.tenants[usize::from(tenant.id.0)].get_or_init(Box::default);
+        }
+        self.epoch.set(u64::from(snapshot.epoch().0));
+    }
+
+    /// Returns the counters of a tenant. Those of a tenant that was in no snapshot are never reported.
     pub fn tenant(&self, id: TenantId) -> &TenantCounters {
-        &self.tenants[usize::from(id.0)]
+        self.tenants[usize::from(id.0)].get().map_or(&self.unknown, |tenant| tenant)
+    }
+
+    /// Returns the counters of every tenant that ever was in a snapshot, by slot.
+    pub fn tenants(&self) -> impl Iterator<Item = (TenantId, &TenantCounters)> {
+        let slots = (0..=u16::MAX).map(TenantId).zip(&self.tenants);
+        slots.filter_map(|(id, tenant)| Some((id, &**tenant.get()?)))
     }
 
     /// Counts a dropped packet, under its tenant too if that is known.
     pub fn dropped(&self, reason: DropReason, tenant: Option<TenantId>) {
-        self.drops[reason.index()].add(1);
+        self.drops.of(reason).add(1);
         if let Some(tenant) = tenant {
-            self.tenant(tenant).dropped();
+            self.tenant(tenant).dropped(reason);
         }
     }
 
     /// Returns how many packets were dropped for a reason.
     pub fn drops(&self, reason: DropReason) -> u64 {
-        self.drops[reason.index()].get()
+        self.drops.of(reason).get()
     }
 
     /// Forgets the sessions of all tenants.
     pub fn sessions_lost(&self) {
-        for tenant in &self.tenants {
+        for (_, tenant) in self.tenants() {
             tenant.sessions_lost();
         }
     }

@@ -1,6 +1,6 @@
 //! The data plane as the control side holds it: start, publish, report, stop.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -180,7 +180,6 @@ pub struct DataPlane {
     workers: Vec<WorkerHandle>,
     retired: Receiver<Arc<Snapshot>>,
     requests: Arc<RequestQueue>,
-    current: Arc<Snapshot>,
     applied: Epoch,
     session_capacity: u32,
 }
@@ -217,7 +216,6 @@ impl DataPlane {
             retired: started.retired,
             requests: started.requests,
             applied: first.epoch(),
-            current: first,
             session_capacity: options.session_capacity,
         })
     }
@@ -238,7 +236,6 @@ impl DataPlane {
         for worker in &self.workers {
             worker.mailbox.put_snapshot(Arc::clone(&next));
         }
-        self.current = Arc::clone(&next);
         self.await_adoption(next.epoch())?;
         self.applied = next.epoch();
         for steering in &mut self.steering {
@@ -272,7 +269,7 @@ impl DataPlane {
                 .collect(),
             steering,
             drops: DropReason::ALL.iter().map(|reason| (*reason, sum(reason))).collect(),
-            tenants: (0..=u16::MAX).map(TenantId).filter_map(|id| self.report_tenant(id)).collect(),
+            tenants: self.report_tenants(),
         })
     }
 
@@ -346,19 +343,12 @@ impl DataPlane {
         }
     }
 
-    fn report_tenant(&self, id: TenantId) -> Option<(TenantId, TenantReport)> {
-        let mut total = TenantReport::default();
-        for worker in &self.workers {
-            let report = worker.counters.tenant(id).report();
-            total.outbound_packets += report.outbound_packets;
-            total.outbound_bytes += report.outbound_bytes;
-            total.inbound_packets += report.inbound_packets;
-            total.inbound_bytes += report.inbound_bytes;
-            total.dropped_packets += report.dropped_packets;
-            total.sessions += report.sessions;
+    fn report_tenants(&self) -> Vec<(TenantId, TenantReport)> {
+        let mut tenants: BTreeMap<TenantId, TenantReport> = BTreeMap::new();
+        for (id, counters) in self.workers.iter().flat_map(|worker| worker.counters.tenants()) {
+            counters.add_to(tenants.entry(id).or_default());
         }
-        let is_known = total != TenantReport::default() || self.current.tenant(id).is_some();
-        is_known.then_some((id, total))
+        tenants.into_iter().collect()
     }
 }
 

@@ -17,7 +17,7 @@ pub enum AttachMode {
 }
 
 /// Packets and bytes of one tenant since the data plane started, and its sessions now.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TenantReport {
     /// Packets forwarded from pods.
     pub outbound_packets: u64,
@@ -29,8 +29,24 @@ pub struct TenantReport {
     pub inbound_bytes: u64,
     /// Packets dropped, whatever the reason.
     pub dropped_packets: u64,
+    /// Packets dropped, by reason, in the order of [`DropReason::ALL`]; only reasons that there were.
+    pub drops: Vec<(DropReason, u64)>,
     /// Sessions in the tables now.
     pub sessions: u64,
+}
+
+impl TenantReport {
+    /// Adds drops for a reason, with all others and among those of the reason.
+    pub fn add_drops(&mut self, reason: DropReason, packets: u64) {
+        if packets == 0 {
+            return;
+        }
+        self.dropped_packets += packets;
+        match self.drops.binary_search_by_key(&reason, |(reason, _)| *reason) {
+            Ok(place) => self.drops[place].1 += packets,
+            Err(place) => self.drops.insert(place, (reason, packets)),
+        }
+    }
 }
 
 /// One queue of one interface, as its socket's statistics tell.

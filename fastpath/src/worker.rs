@@ -106,7 +106,7 @@ impl<I: FrameIo> Worker<I> {
             parts,
         };
         worker.announcements.extend(worker.to_announce(None));
-        worker.parts.engine.counters.epoch.set(u64::from(worker.parts.engine.snapshot.epoch().0));
+        worker.parts.engine.counters.adopt(&worker.parts.engine.snapshot);
         for port in &mut worker.parts.ports {
             port.io.refill(&mut worker.parts.pool);
         }
@@ -198,7 +198,7 @@ impl<I: FrameIo> Worker<I> {
         let Some(next) = self.mailbox().take_snapshot() else { return };
         let previous = std::mem::replace(&mut self.parts.engine.snapshot, next);
         self.announcements.extend(self.to_announce(Some(&previous)));
-        self.parts.engine.counters.epoch.set(u64::from(self.parts.engine.snapshot.epoch().0));
+        self.parts.engine.counters.adopt(&self.parts.engine.snapshot);
         // Nobody listens while the control side ends.
         let _ = self.parts.retired.try_send(previous);
         self.untried = self.waiting.len();

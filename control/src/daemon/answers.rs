@@ -114,8 +114,9 @@ impl Gateway {
             inbound_packets,
             inbound_bytes,
             dropped_packets,
+            drops: _,
             sessions,
-        } = counted.map(|(_, counted)| *counted).unwrap_or_default();
+        } = counted.map(|(_, counted)| counted.clone()).unwrap_or_default();
         let own = &entry.tenant.sources.pod_cidrs;
         TenantView {
             source: entry.source,

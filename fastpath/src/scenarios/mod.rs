@@ -3,9 +3,11 @@
 //! - [`forwarding`]: what passes is translated, both ways
 //! - [`refusing`]: what may not pass is refused, counted, and leaves nothing behind
 //! - [`changing`]: neighbours and policies change while packets come
+//! - [`counting`]: what is counted, and for whom
 //! - [`workers`]: several workers, listings, panics, and frames of every kind at once
 
 mod changing;
+mod counting;
 mod forwarding;
 mod refusing;
 mod workers;

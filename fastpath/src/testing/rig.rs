@@ -144,7 +144,17 @@ impl Rig {
 
     /// Returns blue's counts at the first worker.
     pub(crate) fn blue(&self) -> TenantReport {
-        self.workers[0].counters().tenant(BLUE).report()
+        let mut report = TenantReport::default();
+        self.workers[0].counters().tenant(BLUE).add_to(&mut report);
+        report
+    }
+
+    /// Returns the counts of all tenants at all workers, added up.
+    pub(crate) fn all_tenants(&self) -> TenantReport {
+        let mut report = TenantReport::default();
+        let tenants = self.workers.iter().flat_map(|worker| worker.counters().tenants());
+        tenants.for_each(|(_, counters)| counters.add_to(&mut report));
+        report
     }
 
     pub(crate) fn accepted(&self) -> u64 {
@@ -162,13 +172,7 @@ impl Drop for Rig {
         let handed: usize = self.mailboxes.iter().map(|mailbox| mailbox.frames_waiting()).sum();
         let total = self.workers.len() * FRAMES_PER_WORKER;
         assert_eq!(owned + handed + self.commons.len(), total, "every frame is owned in exactly one place");
-        let counted: u64 = self
-            .workers
-            .iter()
-            .flat_map(|worker| {
-                (0..=u16::MAX).map(|id| worker.counters().tenant(conntrack::TenantId(id)).report().sessions)
-            })
-            .sum();
+        let counted = self.all_tenants().sessions;
         assert_eq!(counted, u64::from(self.sessions()), "tenants' sessions add up");
     }
 }
