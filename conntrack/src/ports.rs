@@ -80,6 +80,9 @@ pub fn port_at(random: u64, class: &RangeInclusive<u16>) -> u16 {
 /// The outside ports that stand for ports 0 to 1023 (RFC 6335 section 6).
 pub const SYSTEM_PORTS: RangeInclusive<u16> = 1..=1023;
 
+/// The one number that stands for the port in protocols without ports.
+pub const NO_PORTS: RangeInclusive<u16> = 0..=0;
+
 /// Returns the ports that stand for an inside port: 0–1023 is 1–1023 and 1024–65535 is itself (RFC 4787
 /// REQ-3a); query identifiers have one class, and protocols without ports have the one number 0.
 pub fn class_of(protocol: Protocol, inside_port: u16) -> RangeInclusive<u16> {
@@ -87,7 +90,7 @@ pub fn class_of(protocol: Protocol, inside_port: u16) -> RangeInclusive<u16> {
         Protocol::Tcp | Protocol::Udp if inside_port < 1024 => SYSTEM_PORTS,
         Protocol::Tcp | Protocol::Udp => 1024..=65535,
         Protocol::Icmp => 0..=65535,
-        Protocol::Portless(_) => 0..=0,
+        Protocol::Portless(_) => NO_PORTS,
     }
 }
 

@@ -11,9 +11,9 @@ use crate::Epoch;
 use crate::checksum::ChecksumDelta;
 use crate::crowd::{Crowds, Destination, Taken};
 use crate::expiry::{ExpiryLists, NIL};
-use crate::flow::{Direction, FiveTuple, Key, Protocol, TenantId};
+use crate::flow::{Direction, FiveTuple, Key, Portless, Protocol, TenantId};
 use crate::index::{Index, Place};
-use crate::ports::{PortShare, SYSTEM_PORTS, class_of, port_at};
+use crate::ports::{NO_PORTS, PortShare, SYSTEM_PORTS, class_of, port_at};
 use crate::session::{Session, SessionId};
 use crate::tcp::{TcpFlags, TcpState};
 use crate::time::{Tick, TimeoutClass, Timeouts};
@@ -263,7 +263,7 @@ impl Conntrack {
         if let Some(port) = share.probe(random, &class, is_free) {
             return Ok(port);
         }
-        if class == SYSTEM_PORTS {
+        if class == SYSTEM_PORTS || class == NO_PORTS {
             return class.into_iter().find(|port| share.owns(*port) && is_free(*port)).ok_or(Refusal::NoPort);
         }
         self.crowds.watch(destination, |port| match (share.owns(port), is_free(port)) {
@@ -294,7 +294,7 @@ fn prepare(admission: &Admission, outside_port: u16, now: Tick) -> Session {
     let Admission { tenant, tuple, outside, revision } = *admission;
     let header_delta = ChecksumDelta::default().replace_address(tuple.source, outside);
     let base = match tuple.protocol {
-        Protocol::Tcp | Protocol::Udp => header_delta,
+        Protocol::Tcp | Protocol::Udp | Protocol::Portless(Portless::UdpLite) => header_delta,
         Protocol::Icmp | Protocol::Portless(_) => ChecksumDelta::default(),
     };
     Session {

@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 
 use conntrack::checksum::checksum;
-use conntrack::{FiveTuple, Protocol, TcpFlags, TcpSegment};
+use conntrack::{FiveTuple, Portless, Protocol, TcpFlags, TcpSegment};
 use etherparse::{Ethernet2HeaderSlice, IpFragOffset, Ipv4HeaderSlice};
 use macaddr::MacAddr6;
 
@@ -84,6 +84,8 @@ pub enum Segment {
     Query,
     /// An answer to an ICMP query.
     Reply,
+    /// A packet of a protocol without ports; what it means is the ends' own business.
+    Opaque,
 }
 
 /// The beginning of a packet inside an ICMP error.
@@ -139,7 +141,7 @@ fn parse_transport(frame: &[u8], ip: &IpHeader, protocol: u8) -> Result<Transpor
         Protocol::Tcp => parse_tcp(frame, ip).map(Transport::Flow),
         Protocol::Udp => parse_udp(frame, ip).map(Transport::Flow),
         Protocol::Icmp => parse_icmp(frame, ip),
-        Protocol::Portless(_) => Err(DropReason::UnsupportedProtocol),
+        Protocol::Portless(protocol) => parse_portless(frame, ip, protocol).map(Transport::Flow),
     }
 }
 
@@ -170,6 +172,27 @@ fn parse_udp(frame: &[u8], ip: &IpHeader) -> Result<Flow, DropReason> {
     let checksum_at = (read_u16(datagram, 6) != 0).then_some(at + 6);
     let tuple = read_ports(frame, ip, Protocol::Udp);
     Ok(Flow { tuple, segment: Segment::Udp, at, has_ports: true, checksum_at })
+}
+
+fn parse_portless(frame: &[u8], ip: &IpHeader, protocol: Portless) -> Result<Flow, DropReason> {
+    let header_bytes = match protocol {
+        Portless::IpIp => 20,
+        Portless::Gre => 4,
+        Portless::Esp | Portless::UdpLite => 8,
+        Portless::Sctp => 12,
+    };
+    let packet = frame
+        .get(ip.payload_at..)
+        .filter(|packet| packet.len() >= header_bytes)
+        .ok_or(DropReason::Malformed)?;
+    if protocol == Portless::UdpLite {
+        // The checksum covers so many bytes, the header at least, or all (RFC 3828 section 3.1).
+        let covered = usize::from(read_u16(packet, 4));
+        if covered != 0 && !(8..=packet.len()).contains(&covered) {
+            return Err(DropReason::Malformed);
+        }
+    }
+    Ok(read_portless(frame, ip, protocol))
 }
 
 fn parse_icmp(frame: &[u8], ip: &IpHeader) -> Result<Transport, DropReason> {
@@ -220,7 +243,7 @@ fn parse_quoted(frame: &[u8], icmp_at: usize) -> Result<QuotedPacket, DropReason
             IcmpKind::Query(segment) => read_query(frame, &ip, segment),
             IcmpKind::Error | IcmpKind::Unsupported => return Err(DropReason::UnsupportedIcmp),
         },
-        Protocol::Portless(_) => return Err(DropReason::UnsupportedProtocol),
+        Protocol::Portless(protocol) => read_portless(frame, &ip, protocol),
     };
     Ok(QuotedPacket { ip, flow, icmp_at })
 }
@@ -228,28 +251,31 @@ fn parse_quoted(frame: &[u8], icmp_at: usize) -> Result<QuotedPacket, DropReason
 fn read_query(frame: &[u8], ip: &IpHeader, segment: Segment) -> Flow {
     let at = ip.payload_at;
     let identifier = read_u16(frame, at + 4);
-    let (source_port, destination_port) = match segment {
-        Segment::Reply => (0, identifier),
-        Segment::Query | Segment::Tcp(_) | Segment::Udp => (identifier, 0),
+    let ports = match segment {
+        Segment::Reply => [0, identifier],
+        Segment::Query | Segment::Tcp(_) | Segment::Udp | Segment::Opaque => [identifier, 0],
     };
-    let tuple = FiveTuple {
-        source: ip.source,
-        destination: ip.destination,
-        source_port,
-        destination_port,
-        protocol: Protocol::Icmp,
-    };
+    let tuple = tuple_of(ip, Protocol::Icmp, ports);
     Flow { tuple, segment, at, has_ports: true, checksum_at: Some(at + 2) }
 }
 
+fn read_portless(frame: &[u8], ip: &IpHeader, protocol: Portless) -> Flow {
+    let at = ip.payload_at;
+    let checksum_at = match protocol {
+        // Zero is not allowed (RFC 3828 section 3.1) and stays what it is, for the receiver to refuse.
+        Portless::UdpLite => (read_u16(frame, at + 6) != 0).then_some(at + 6),
+        Portless::IpIp | Portless::Gre | Portless::Esp | Portless::Sctp => None,
+    };
+    let tuple = tuple_of(ip, Protocol::Portless(protocol), [0, 0]);
+    Flow { tuple, segment: Segment::Opaque, at, has_ports: false, checksum_at }
+}
+
 fn read_ports(frame: &[u8], ip: &IpHeader, protocol: Protocol) -> FiveTuple {
-    FiveTuple {
-        source: ip.source,
-        destination: ip.destination,
-        source_port: read_u16(frame, ip.payload_at),
-        destination_port: read_u16(frame, ip.payload_at + 2),
-        protocol,
-    }
+    tuple_of(ip, protocol, [read_u16(frame, ip.payload_at), read_u16(frame, ip.payload_at + 2)])
+}
+
+fn tuple_of(ip: &IpHeader, protocol: Protocol, [source_port, destination_port]: [u16; 2]) -> FiveTuple {
+    FiveTuple { source: ip.source, destination: ip.destination, source_port, destination_port, protocol }
 }
 
 enum IcmpKind {
@@ -292,7 +318,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::testing::{corrupt, icmp_error_about, tcp_frame, udp_frame};
+    use crate::testing::{corrupt, icmp_error_about, raw_frame, tcp_frame, udp_frame};
 
     #[test]
     fn a_udp_frame_is_read_and_its_padding_is_not_part_of_it() {
@@ -343,6 +369,7 @@ mod tests {
     fn broken_frames_are_dropped_for_their_reason() {
         let whole = udp_frame("10.132.0.5:40000", "192.168.55.13:53", b"0123456789");
         let error = icmp_error_about("192.168.55.1", &whole, 3, 28);
+        let raw = |protocol, payload: &[u8]| raw_frame("10.132.0.5", "192.168.55.13", protocol, payload);
         let cases: &[(&str, Vec<u8>, DropReason)] = &[
             ("runt", whole[..13].to_vec(), DropReason::Malformed),
             ("cut in the IP header", whole[..30].to_vec(), DropReason::Malformed),
@@ -352,6 +379,14 @@ mod tests {
             ("version 5", corrupt(&whole, &[(14, 0x55)]), DropReason::Malformed),
             ("header checksum", corrupt(&whole, &[(24, whole[24] ^ 1)]), DropReason::BadChecksum),
             ("UDP length", corrupt(&whole, &[(39, 255)]), DropReason::Malformed),
+            ("IPIP", raw(4, &[0; 19]), DropReason::Malformed),
+            ("GRE", raw(47, &[0; 3]), DropReason::Malformed),
+            ("ESP", raw(50, &[0; 7]), DropReason::Malformed),
+            ("SCTP", raw(132, &[0; 11]), DropReason::Malformed),
+            ("UDP-Lite", raw(136, &[0; 7]), DropReason::Malformed),
+            ("UDP-Lite coverage", raw(136, &[0, 1, 0, 2, 0, 13, 1, 1, 0, 0, 0, 0]), DropReason::Malformed),
+            ("UDP-Lite header", raw(136, &[0, 1, 0, 2, 0, 7, 1, 1, 0, 0, 0, 0]), DropReason::Malformed),
+            ("OSPF", raw(89, &[0; 40]), DropReason::UnsupportedProtocol),
             ("error checksum", corrupt(&error, &[(38, error[38] ^ 1)]), DropReason::BadChecksum),
         ];
         for (name, frame, reason) in cases {
@@ -368,7 +403,7 @@ mod tests {
                 bytes[21] = 0;
                 let total = u16::try_from(bytes.len() - 14).unwrap();
                 bytes[16..18].copy_from_slice(&total.to_be_bytes());
-                bytes[23] = [1, 6, 17][usize::from(bytes[23] % 3)];
+                bytes[23] = [1, 4, 6, 17, 47, 50, 132, 136][usize::from(bytes[23] % 8)];
                 bytes[24..26].fill(0);
                 let sum = checksum(0, &bytes[14..34]);
                 bytes[24..26].copy_from_slice(&sum.to_be_bytes());
@@ -379,7 +414,8 @@ mod tests {
                     Transport::Flow(flow) => flow,
                     Transport::Error(quoted) => quoted.flow,
                 };
-                prop_assert!(flow.at + 8 <= packet.frame_bytes);
+                let least = if flow.has_ports { 8 } else { 4 };
+                prop_assert!(flow.at + least <= packet.frame_bytes);
                 prop_assert!(flow.checksum_at.is_none_or(|at| at + 2 <= packet.frame_bytes));
             }
         }

@@ -79,7 +79,9 @@ pub fn answer_to(packet: &Packet, reason: DropReason, mtu: u16) -> Option<Answer
         (Some(error), _) => Some(Answer::Error(error)),
         (None, Segment::Tcp(segment)) if segment.flags.has(TcpFlags::RST) => None,
         (None, Segment::Tcp(segment)) => Some(Answer::Reset(flow.at, segment.flags)),
-        (None, Segment::Udp | Segment::Query | Segment::Reply) => Some(Answer::Error(PROHIBITED)),
+        (None, Segment::Udp | Segment::Query | Segment::Reply | Segment::Opaque) => {
+            Some(Answer::Error(PROHIBITED))
+        }
     }
 }
 
@@ -102,6 +104,7 @@ fn icmp_error(reason: DropReason, mtu: u16) -> Option<IcmpError> {
         DropReason::NoRoute => Some(IcmpError { kind: 3, code: 0, mtu: 0 }),
         DropReason::NeighbourUnresolved => Some(IcmpError { kind: 3, code: 1, mtu: 0 }),
         DropReason::NoPort
+        | DropReason::AmbiguousProtocol
         | DropReason::SessionsFull
         | DropReason::TenantSessionLimit
         | DropReason::TenantPortLimit
@@ -116,7 +119,6 @@ fn icmp_error(reason: DropReason, mtu: u16) -> Option<IcmpError> {
         | DropReason::FragmentOverlap
         | DropReason::FragmentIncomplete
         | DropReason::FragmentLimit
-        | DropReason::AmbiguousProtocol
         | DropReason::UnsupportedProtocol
         | DropReason::UnsupportedIcmp
         | DropReason::Leak

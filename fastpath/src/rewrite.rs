@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 
 use conntrack::checksum::checksum;
-use conntrack::{ChecksumDelta, Direction, Protocol, Rewrite};
+use conntrack::{ChecksumDelta, Direction, Portless, Protocol, Rewrite};
 use macaddr::MacAddr6;
 
 use crate::parse::{Flow, IpHeader, QuotedPacket, read_u16};
@@ -96,8 +96,8 @@ fn decrement_ttl(frame: &mut [u8], ip: &IpHeader, delta: ChecksumDelta) {
 fn update_transport_checksum(frame: &mut [u8], protocol: Protocol, at: usize, delta: ChecksumDelta) {
     let updated = delta.apply(read_u16(frame, at));
     let written = match (protocol, updated) {
-        // A UDP checksum that comes out as zero is sent as all ones (RFC 768).
-        (Protocol::Udp, 0) => 0xffff,
+        // A UDP checksum that comes out as zero is sent as all ones (RFC 768, RFC 3828 section 3.1).
+        (Protocol::Udp | Protocol::Portless(Portless::UdpLite), 0) => 0xffff,
         (Protocol::Udp | Protocol::Tcp | Protocol::Icmp | Protocol::Portless(_), updated) => updated,
     };
     write_u16(frame, at, written);

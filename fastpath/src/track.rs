@@ -3,8 +3,8 @@
 use std::net::Ipv4Addr;
 
 use conntrack::{
-    Admission, Conntrack, Direction, FiveTuple, Key, PortShare, Refusal, Revision, Rewrite, SessionId,
-    TcpSegment, Tick, owner_of_inside, pair_egress,
+    Admission, Conntrack, Direction, FiveTuple, Key, PortShare, Protocol, Refusal, Revision, Rewrite,
+    SessionId, TcpSegment, Tick, owner_of_inside, pair_egress,
 };
 
 use crate::classify::Class;
@@ -57,7 +57,7 @@ impl Tracker<'_> {
         let neighbour = self.neighbour_of(&rewrite, &flow.tuple)?;
         let segment = match flow.segment {
             Segment::Tcp(segment) => segment,
-            Segment::Udp | Segment::Query | Segment::Reply => TcpSegment::default(),
+            Segment::Udp | Segment::Query | Segment::Reply | Segment::Opaque => TcpSegment::default(),
         };
         self.conntrack.touch(id, class.direction, segment.flags, self.now);
         Ok(Forwarding { rewrite, neighbour })
@@ -109,7 +109,7 @@ impl Tracker<'_> {
         let may_open = class.direction == Direction::Outbound
             && match flow.segment {
                 Segment::Tcp(segment) => segment.flags.opens(),
-                Segment::Udp | Segment::Query => true,
+                Segment::Udp | Segment::Query | Segment::Opaque => true,
                 Segment::Reply => false,
             };
         if !may_open {
@@ -121,9 +121,12 @@ impl Tracker<'_> {
         let revision = self.revision(&flow.tuple);
         self.neighbour(revision.next_hops[0], Side::Outside, flow.tuple.destination)?;
         let admission = Admission { tenant: class.tenant, tuple: flow.tuple, outside, revision };
-        let id = self.conntrack.admit(&admission, self.now).map_err(|refusal| match refusal {
-            Refusal::NoPort => Verdict::Reject(DropReason::NoPort),
-            Refusal::SessionsFull => Verdict::Reject(DropReason::SessionsFull),
+        let id = self.conntrack.admit(&admission, self.now).map_err(|refusal| {
+            Verdict::Reject(match (refusal, flow.tuple.protocol) {
+                (Refusal::NoPort, Protocol::Portless(_)) => DropReason::AmbiguousProtocol,
+                (Refusal::NoPort, Protocol::Tcp | Protocol::Udp | Protocol::Icmp) => DropReason::NoPort,
+                (Refusal::SessionsFull, _) => DropReason::SessionsFull,
+            })
         })?;
         self.counters.tenant(class.tenant).session_began();
         Ok(id)
@@ -169,7 +172,7 @@ impl Tracker<'_> {
 /// Tells whether a packet of an existing session is one that goes this way: queries out, replies in.
 fn is_expected(direction: Direction, segment: Segment) -> bool {
     match (direction, segment) {
-        (_, Segment::Tcp(_) | Segment::Udp) => true,
+        (_, Segment::Tcp(_) | Segment::Udp | Segment::Opaque) => true,
         (Direction::Outbound, Segment::Query) | (Direction::Inbound, Segment::Reply) => true,
         (Direction::Outbound, Segment::Reply) | (Direction::Inbound, Segment::Query) => false,
     }

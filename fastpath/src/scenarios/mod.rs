@@ -4,11 +4,13 @@
 //! - [`refusing`]: what may not pass is refused, counted, and leaves nothing behind
 //! - [`changing`]: neighbours and policies change while packets come
 //! - [`counting`]: what is counted, and for whom
+//! - [`portless`]: protocols without ports are translated by address
 //! - [`workers`]: several workers, listings, panics, and frames of every kind at once
 
 mod changing;
 mod counting;
 mod forwarding;
+mod portless;
 mod refusing;
 mod workers;
 

@@ -10,7 +10,7 @@ use super::{EGRESS, SYN_ACK, answer, ends, leave, only};
 use crate::io::sim::Faults;
 use crate::snapshot::Side::{self, Inside, Outside};
 use crate::testing::rig::{Rig, check_checksums, check_source};
-use crate::testing::{echo_frame, gateway, icmp_error_about, tcp_frame, udp_frame};
+use crate::testing::{echo_frame, gateway, icmp_error_about, raw_frame, tcp_frame, udp_frame};
 use crate::verdict::DropReason;
 
 #[test]
@@ -113,7 +113,7 @@ fn any_frame() -> impl Strategy<Value = AnyFrame> {
         Just(TcpFlags(0x11)),
         Just(TcpFlags::RST)
     ];
-    let frame = (0u8..6, 0u8..4, 0u8..3, flags, any::<bool>()).prop_map(|(kind, host, port, flags, big)| {
+    let frame = (0u8..7, 0u8..4, 0u8..3, flags, any::<bool>()).prop_map(|(kind, host, port, flags, big)| {
         let pod = format!("10.132.0.{host}:{}", 40000 + u16::from(port));
         let payload = vec![0; if big { 1400 } else { 3 }];
         let egress = format!("192.168.55.113:{}", 1024 + u16::from(host) * 64);
@@ -123,6 +123,15 @@ fn any_frame() -> impl Strategy<Value = AnyFrame> {
             2 => (Inside, echo_frame(&format!("10.132.0.{host}"), "192.168.55.13", port.into(), false)),
             3 => (Outside, udp_frame("192.168.55.13:53", &egress, &payload)),
             4 => (Outside, tcp_frame("192.168.55.13:80", &egress, flags)),
+            5 => (
+                Inside,
+                raw_frame(
+                    &format!("10.132.0.{host}"),
+                    "192.168.55.13",
+                    47,
+                    &[&[0; 4][..], &payload].concat(),
+                ),
+            ),
             _ => (
                 Outside,
                 icmp_error_about("192.168.55.1", &udp_frame(&egress, "192.168.55.13:53", &payload), 3, 8),

@@ -148,6 +148,16 @@ pub(crate) fn echo_frame(source: &str, destination: &str, identifier: u16, is_re
     frame
 }
 
+/// Returns a frame of any protocol to blue's MAC.
+pub(crate) fn raw_frame(source: &str, destination: &str, protocol: u8, payload: &[u8]) -> Vec<u8> {
+    let (source, destination): (Ipv4Addr, Ipv4Addr) = (source.parse().unwrap(), destination.parse().unwrap());
+    let mut frame = Vec::new();
+    builder(SocketAddrV4::new(source, 0), SocketAddrV4::new(destination, 0))
+        .write(&mut frame, etherparse::IpNumber(protocol), payload)
+        .unwrap();
+    frame
+}
+
 /// Returns an ICMP error of `kind` that quotes `transport_bytes` of a frame's transport layer, from `sender`
 /// to the source of what it quotes.
 pub(crate) fn icmp_error_about(sender: &str, about: &[u8], kind: u8, transport_bytes: usize) -> Vec<u8> {

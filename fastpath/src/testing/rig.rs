@@ -14,6 +14,7 @@ use crate::dataplane::{NeighbourRequest, TenantReport};
 use crate::io::sim::{Faults, SimPort, Wire};
 use crate::io::{Frame, FrameArea, FramePool};
 use crate::mailbox::{Mailbox, RequestQueue};
+use crate::parse::read_u16;
 use crate::pipeline::Engine;
 use crate::snapshot::{Side, Snapshot, SnapshotSpec};
 use crate::verdict::DropReason;
@@ -208,6 +209,16 @@ pub(crate) fn check_checksums(frame: &[u8]) {
         6 => assert_eq!(checksum(pseudo_header, transport), 0, "TCP checksum"),
         17 if transport[6..8] != [0, 0] => assert_eq!(checksum(pseudo_header, transport), 0, "UDP checksum"),
         17 => {}
+        136 => {
+            assert_ne!(transport[6..8], [0, 0], "UDP-Lite always has a checksum");
+            let covered = match read_u16(transport, 4) {
+                0 => transport.len(),
+                covered => covered.into(),
+            };
+            assert_eq!(checksum(pseudo_header, &transport[..covered]), 0, "UDP-Lite checksum");
+        }
+        // Nothing in these depends on addresses.
+        4 | 47 | 50 | 132 => {}
         other => panic!("protocol {other} was sent"),
     }
 }
