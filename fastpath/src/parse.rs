@@ -209,9 +209,15 @@ fn parse_icmp(frame: &[u8], ip: &IpHeader) -> Result<Transport, DropReason> {
 }
 
 /// Reads the packet that an ICMP error quotes: its IPv4 header and at least 8 bytes more (RFC 792). Its
-/// transport checksum is not validated (RFC 5508 REQ-3), nor need it be there.
+/// transport checksum is not validated (RFC 5508 REQ-3), nor need it be there. Padding and extensions behind it
+/// (RFC 4884) are no part of it.
 fn parse_quoted(frame: &[u8], icmp_at: usize) -> Result<QuotedPacket, DropReason> {
     let at = icmp_at + ICMP_HEADER_BYTES;
+    // The length attribute, in 32-bit words; zero when there are no extensions (RFC 4884 section 4).
+    let frame = match frame[icmp_at + 5] {
+        0 => frame,
+        words => frame.get(..at + usize::from(words) * 4).ok_or(DropReason::Malformed)?,
+    };
     let header = Ipv4HeaderSlice::from_slice(&frame[at..]).map_err(|_| DropReason::Malformed)?;
     let ip = read_ip(&header, at);
     if checksum(0, header.slice()) != 0 {
@@ -220,6 +226,7 @@ fn parse_quoted(frame: &[u8], icmp_at: usize) -> Result<QuotedPacket, DropReason
     if header.fragments_offset() != IpFragOffset::ZERO {
         return Err(DropReason::Fragment);
     }
+    let frame = &frame[..frame.len().min(at + usize::from(ip.total_bytes))];
     let transport =
         frame.get(ip.payload_at..).filter(|bytes| bytes.len() >= 8).ok_or(DropReason::Malformed)?;
     let protocol = Protocol::from_number(header.protocol().0).ok_or(DropReason::UnsupportedProtocol)?;

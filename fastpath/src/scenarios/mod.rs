@@ -1,5 +1,6 @@
 //! The whole pipeline on simulated wires: what goes in, what comes out, and that nothing is lost between.
 //!
+//! - [`extensions`]: ICMP errors with extensions, and with little of the packet that they are about
 //! - [`forwarding`]: what passes is translated, both ways
 //! - [`refusing`]: what may not pass is refused, counted, and leaves nothing behind
 //! - [`changing`]: neighbours and policies change while packets come
@@ -9,6 +10,7 @@
 
 mod changing;
 mod counting;
+mod extensions;
 mod forwarding;
 mod portless;
 mod refusing;
