@@ -12,6 +12,7 @@
 //! - [`mod@classify`]: which tenant, which direction, or why not
 //! - [`track`]: the session of a packet and its prepared rewrite
 //! - [`rewrite`]: writes a rewrite into a packet
+//! - [`mss`]: lowers the greatest segment that the ends of a connection announce
 //! - [`reject`]: answers to packets that are refused
 //! - [`verdict`]: what becomes of a frame, and every reason to drop one
 //!
@@ -37,6 +38,7 @@ pub mod io;
 mod launch;
 pub mod listing;
 pub mod mailbox;
+pub mod mss;
 pub mod parse;
 pub mod pipeline;
 pub mod reject;

@@ -7,6 +7,7 @@ use conntrack::{Conntrack, Direction, Key, PortShare, TenantId, Tick};
 use crate::classify::{Class, classify, tenant_of_broken};
 use crate::counters::WorkerCounters;
 use crate::io::Frame;
+use crate::mss::{announces_mss, clamp_mss};
 use crate::parse::{Packet, Transport, parse};
 use crate::reject::{AnswerLimit, answer_to, write_answer};
 use crate::rewrite::{rewrite_error, rewrite_flow, write_macs};
@@ -112,7 +113,16 @@ impl Engine {
         };
         let bytes = frame.bytes_mut();
         match &packet.transport {
-            Transport::Flow(flow) => rewrite_flow(bytes, &packet.ip, flow, &rewrite),
+            Transport::Flow(flow) => {
+                rewrite_flow(bytes, &packet.ip, flow, &rewrite);
+                if announces_mss(flow) {
+                    clamp_mss(
+                        bytes,
+                        flow,
+                        snapshot.tenant(class.tenant).map_or(0, |tenant| tenant.mss_clamp),
+                    );
+                }
+            }
             Transport::Error(quoted) => rewrite_error(bytes, &packet.ip, quoted, &rewrite),
         }
         write_macs(bytes, snapshot.neighbour(neighbour).mac, snapshot.source_mac(side, class.tenant));

@@ -5,6 +5,7 @@
 //! - [`refusing`]: what may not pass is refused, counted, and leaves nothing behind
 //! - [`changing`]: neighbours and policies change while packets come
 //! - [`counting`]: what is counted, and for whom
+//! - [`handshake`]: what a gateway may change in a SYN, and what it says to those that nobody asked for
 //! - [`portless`]: protocols without ports are translated by address
 //! - [`workers`]: several workers, listings, panics, and frames of every kind at once
 
@@ -12,6 +13,7 @@ mod changing;
 mod counting;
 mod extensions;
 mod forwarding;
+mod handshake;
 mod portless;
 mod refusing;
 mod workers;

@@ -114,9 +114,22 @@ pub(crate) fn udp_frame(source: &str, destination: &str, payload: &[u8]) -> Vec<
 
 /// Returns a TCP frame to blue's MAC, with sequence number 1000 and acknowledgement number 2000.
 pub(crate) fn tcp_frame(source: &str, destination: &str, flags: TcpFlags) -> Vec<u8> {
+    tcp_frame_with_options(source, destination, flags, &[])
+}
+
+/// Returns a TCP frame like [`tcp_frame`], with these options.
+pub(crate) fn tcp_frame_with_options(
+    source: &str,
+    destination: &str,
+    flags: TcpFlags,
+    options: &[u8],
+) -> Vec<u8> {
     let (source, destination): (SocketAddrV4, SocketAddrV4) =
         (source.parse().unwrap(), destination.parse().unwrap());
-    let mut step = builder(source, destination).tcp(source.port(), destination.port(), 1000, 64000);
+    let mut step = builder(source, destination)
+        .tcp(source.port(), destination.port(), 1000, 64000)
+        .options_raw(options)
+        .unwrap();
     if flags.has(TcpFlags::SYN) {
         step = step.syn();
     }
