@@ -18,7 +18,7 @@
 //!
 //! Around it:
 //! - [`snapshot`]: the immutable configuration that workers read
-//! - [`waiting`]: frames whose next hop is not resolved yet
+//! - [`waiting`]: frames that wait for something, their next hop for one
 //! - [`announce`]: gratuitous ARP
 //! - [`mailbox`]: what reaches a worker from outside
 //! - [`listing`]: lists sessions, a piece each turn

@@ -1,36 +1,41 @@
-//! Frames that wait until their next hop is resolved: few of them, and not for long.
+//! Frames that wait for something: few of them, and not for long.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use conntrack::{TenantId, Tick};
 
-use crate::dataplane::NeighbourRequest;
 use crate::io::Frame;
 use crate::snapshot::Side;
 
-/// Frames that may wait at one worker.
-const CAPACITY: usize = 512;
+/// How many frames may wait at one worker, and how long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WaitingRules {
+    /// Frames in all.
+    pub in_all: usize,
+    /// Frames of one tenant, so that none takes all places.
+    pub of_tenant: usize,
+    /// Frames that wait for the same.
+    pub for_same: usize,
+    /// How long a frame waits.
+    pub patience: Duration,
+}
 
-/// Frames that may wait for one neighbour, about as many as Linux keeps (`unres_qlen_bytes`).
-const PER_NEIGHBOUR: usize = 100;
-
-/// Frames of one tenant that may wait, so that none takes all places.
-const PER_TENANT: usize = 256;
-
-/// How long a frame waits: the kernel asks three times, a second apart.
-const PATIENCE: Duration = Duration::from_secs(3);
+/// Rules for frames whose next hop is not resolved: for one about as many as Linux keeps (`unres_qlen_bytes`), and as
+/// long as the kernel asks, three times, a second apart.
+pub const FOR_NEIGHBOURS: WaitingRules =
+    WaitingRules { in_all: 512, of_tenant: 256, for_same: 100, patience: Duration::from_secs(3) };
 
 /// A frame as it came in, and what it waits for.
 #[derive(Debug)]
-pub struct WaitingFrame {
+pub struct WaitingFrame<T> {
     /// The frame.
     pub frame: Frame,
     /// Side that it came from.
     pub arrival: Side,
-    /// The neighbour that it waits for.
-    pub next_hop: NeighbourRequest,
-    /// Whether the neighbour was asked for on behalf of this frame.
+    /// What it waits for.
+    pub awaited: T,
+    /// Whether that was asked for on behalf of this frame.
     pub has_asked: bool,
     /// Tenant that it belongs to.
     pub tenant: Option<TenantId>,
@@ -40,59 +45,60 @@ pub struct WaitingFrame {
 
 /// The frames that wait at one worker, oldest first.
 #[derive(Debug)]
-pub struct WaitingRoom {
-    frames: VecDeque<WaitingFrame>,
+pub struct WaitingRoom<T> {
+    frames: VecDeque<WaitingFrame<T>>,
+    rules: WaitingRules,
 }
 
-impl Default for WaitingRoom {
-    fn default() -> Self {
-        Self { frames: VecDeque::with_capacity(CAPACITY) }
+impl<T: PartialEq> WaitingRoom<T> {
+    /// Makes an empty room with a place for every frame that may wait.
+    pub fn new(rules: WaitingRules) -> Self {
+        Self { frames: VecDeque::with_capacity(rules.in_all), rules }
     }
-}
 
-impl WaitingRoom {
-    /// Keeps a frame until its next hop is resolved; returns it if the neighbour must be asked for, because
-    /// nobody has done so.
+    /// Keeps a frame until what it waits for happens; returns it if that must be asked for, because nobody has
+    /// done so.
     ///
     /// # Errors
-    /// Gives the frame back when too many wait: for this neighbour, of this tenant, or in all.
+    /// Gives the frame back when too many wait: for the same, of this tenant, or in all.
     pub fn keep(
         &mut self,
         frame: Frame,
         arrival: Side,
-        next_hop: NeighbourRequest,
+        awaited: T,
         tenant: Option<TenantId>,
         now: Tick,
-    ) -> Result<Option<&mut WaitingFrame>, Frame> {
-        let (mut ahead, mut of_tenant, mut is_asked) = (0, 0, false);
+    ) -> Result<Option<&mut WaitingFrame<T>>, Frame> {
+        let (mut for_same, mut of_tenant, mut is_asked) = (0, 0, false);
         for other in &self.frames {
             of_tenant += usize::from(other.tenant == tenant);
-            if other.next_hop == next_hop {
-                ahead += 1;
+            if other.awaited == awaited {
+                for_same += 1;
                 is_asked |= other.has_asked;
             }
         }
-        if ahead >= PER_NEIGHBOUR || of_tenant >= PER_TENANT || self.frames.len() == CAPACITY {
+        let rules = self.rules;
+        if for_same >= rules.for_same || of_tenant >= rules.of_tenant || self.frames.len() >= rules.in_all {
             return Err(frame);
         }
-        let deadline = now.after(PATIENCE);
-        self.frames.push_back(WaitingFrame { frame, arrival, next_hop, has_asked: false, tenant, deadline });
+        let deadline = now.after(rules.patience);
+        self.frames.push_back(WaitingFrame { frame, arrival, awaited, has_asked: false, tenant, deadline });
         Ok(self.frames.back_mut().filter(|_| !is_asked))
     }
 
     /// Takes the oldest frame if its time is over.
-    pub fn take_overdue(&mut self, now: Tick) -> Option<WaitingFrame> {
+    pub fn take_overdue(&mut self, now: Tick) -> Option<WaitingFrame<T>> {
         let is_overdue = self.frames.front().is_some_and(|first| now.reached(first.deadline));
         is_overdue.then(|| self.frames.pop_front()).flatten()
     }
 
     /// Takes the oldest frame.
-    pub fn take_oldest(&mut self) -> Option<WaitingFrame> {
+    pub fn take_oldest(&mut self) -> Option<WaitingFrame<T>> {
         self.frames.pop_front()
     }
 
     /// Lets a frame wait on, with the deadline that it had, behind all others.
-    pub fn put_back(&mut self, waiting: WaitingFrame) {
+    pub fn put_back(&mut self, waiting: WaitingFrame<T>) {
         self.frames.push_back(waiting);
     }
 

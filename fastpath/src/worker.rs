@@ -15,6 +15,7 @@ use crossbeam::queue::ArrayQueue;
 
 use crate::announce::{Announcement, new_announcements, write_announcement};
 use crate::counters::WorkerCounters;
+use crate::dataplane::NeighbourRequest;
 use crate::io::{Frame, FrameIo, FramePool};
 use crate::listing::Listing;
 use crate::mailbox::{HandedFrame, Mailbox, RequestQueue};
@@ -22,7 +23,7 @@ use crate::pipeline::{Engine, Outcome};
 use crate::reject::AnswerLimit;
 use crate::snapshot::{Side, Snapshot};
 use crate::verdict::{DropReason, Errand, Verdict};
-use crate::waiting::{WaitingFrame, WaitingRoom};
+use crate::waiting::{FOR_NEIGHBOURS, WaitingFrame, WaitingRoom};
 
 /// Frames taken from one source in one turn.
 const BATCH_FRAMES: usize = 64;
@@ -65,7 +66,7 @@ pub struct WorkerParts<I> {
 #[derive(Debug)]
 pub struct Worker<I> {
     parts: WorkerParts<I>,
-    waiting: WaitingRoom,
+    waiting: WaitingRoom<NeighbourRequest>,
     batch: VecDeque<Frame>,
     announcements: VecDeque<Announcement>,
     listing: Option<Listing>,
@@ -93,7 +94,7 @@ impl<I: FrameIo> Worker<I> {
         let tx_ports = Side::BOTH
             .map(|side| (0..parts.ports.len()).filter(|index| parts.ports[*index].side == side).collect());
         let mut worker = Self {
-            waiting: WaitingRoom::default(),
+            waiting: WaitingRoom::new(FOR_NEIGHBOURS),
             batch: VecDeque::with_capacity(BATCH_FRAMES),
             announcements: VecDeque::new(),
             listing: None,
@@ -315,7 +316,7 @@ impl<I: FrameIo> Worker<I> {
                 self.in_hand(waiting, |engine, frame, side| engine.process(frame, side, now));
             if let Verdict::Wait(next_hop) = outcome.verdict {
                 let has_asked = waiting.has_asked && self.parts.requests.ask(next_hop);
-                self.waiting.put_back(WaitingFrame { next_hop, has_asked, ..waiting });
+                self.waiting.put_back(WaitingFrame { awaited: next_hop, has_asked, ..waiting });
             } else {
                 self.settle(waiting.frame, outcome, Arrival { side: waiting.arrival, port: 0 }, now);
             }
@@ -334,11 +335,11 @@ impl<I: FrameIo> Worker<I> {
     }
 
     /// Works on a frame that waited while it is in the batch, where [`Worker::recover`] finds it.
-    fn in_hand(
+    fn in_hand<T>(
         &mut self,
-        waiting: WaitingFrame,
+        waiting: WaitingFrame<T>,
         work: impl FnOnce(&mut Engine, &mut Frame, Side) -> Outcome,
-    ) -> (Outcome, WaitingFrame) {
+    ) -> (Outcome, WaitingFrame<T>) {
         let WaitingFrame { frame, arrival, .. } = waiting;
         self.batch.push_back(frame);
         let frame = self.batch.back_mut().expect("it was put there");
