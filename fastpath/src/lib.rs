@@ -11,6 +11,7 @@
 //! - [`mod@parse`]: bytes to offsets and addresses; every length is checked here
 //! - [`mod@classify`]: which tenant, which direction, or why not
 //! - [`track`]: the session of a packet and its prepared rewrite
+//! - [`stray`]: packets that belong to no session and may not open one
 //! - [`rewrite`]: writes a rewrite into a packet
 //! - [`mss`]: lowers the greatest segment that the ends of a connection announce
 //! - [`reject`]: answers to packets that are refused
@@ -49,6 +50,7 @@ pub mod runner;
 mod scenarios;
 pub mod snapshot;
 pub mod steer;
+pub mod stray;
 #[cfg(test)]
 mod testing;
 pub mod track;

@@ -12,6 +12,7 @@ use crate::counters::WorkerCounters;
 use crate::dataplane::NeighbourRequest;
 use crate::parse::{Flow, QuotedPacket, Segment};
 use crate::snapshot::{NeighbourId, NextHop, Side, Snapshot};
+use crate::stray::refuse_stray;
 use crate::verdict::{DropReason, Verdict};
 
 /// Next hop of a session whose neighbour is not resolved.
@@ -113,7 +114,7 @@ impl Tracker<'_> {
                 Segment::Reply => false,
             };
         if !may_open {
-            return Err(Verdict::refuse(Side::ahead(class.direction).other(), DropReason::NoSession));
+            return Err(refuse_stray(self.snapshot.spec().tcp, class, flow));
         }
         let tenant = self.snapshot.tenant(class.tenant).ok_or(Verdict::Drop(DropReason::UnknownTenant))?;
         let outside = pair_egress(flow.tuple.source, &tenant.egress_addresses)

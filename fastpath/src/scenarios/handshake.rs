@@ -1,4 +1,4 @@
-//! What a gateway may change in a SYN, and what it says to those that nobody asked for.
+//! What a gateway changes in a SYN.
 
 use conntrack::TcpFlags;
 

@@ -5,8 +5,9 @@
 //! - [`refusing`]: what may not pass is refused, counted, and leaves nothing behind
 //! - [`changing`]: neighbours and policies change while packets come
 //! - [`counting`]: what is counted, and for whom
-//! - [`handshake`]: what a gateway may change in a SYN, and what it says to those that nobody asked for
+//! - [`handshake`]: what a gateway changes in a SYN
 //! - [`portless`]: protocols without ports are translated by address
+//! - [`stray`]: packets that belong to no session and may not open one
 //! - [`workers`]: several workers, listings, panics, and frames of every kind at once
 
 mod changing;
@@ -16,6 +17,7 @@ mod forwarding;
 mod handshake;
 mod portless;
 mod refusing;
+mod stray;
 mod workers;
 
 use std::net::Ipv4Addr;
