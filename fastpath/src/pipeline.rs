@@ -67,7 +67,11 @@ impl Engine {
         };
         let verdict = match verdict {
             Verdict::Reject(reason) => self.answer(frame, side, &packet, (reason, tenant), now),
-            Verdict::Forward(_) | Verdict::HandOver(..) | Verdict::Wait(_) | Verdict::Drop(_) => verdict,
+            Verdict::Forward(_)
+            | Verdict::HandOver(..)
+            | Verdict::Wait(_)
+            | Verdict::HoldSyn(_)
+            | Verdict::Drop(_) => verdict,
         };
         Outcome { verdict, tenant }
     }

@@ -9,7 +9,7 @@ use conntrack::{TcpFlags, Tick};
 
 use crate::classify::is_martian;
 use crate::io::Frame;
-use crate::parse::{ETHERNET_BYTES, ICMP_HEADER_BYTES, Packet, Segment, Transport, read_u16, read_u32};
+use crate::parse::{ETHERNET_BYTES, Flow, ICMP_HEADER_BYTES, Packet, Segment, Transport, read_u16, read_u32};
 use crate::rewrite::write_u16;
 use crate::verdict::DropReason;
 
@@ -69,12 +69,7 @@ pub enum Answer {
 /// Returns how a packet that is refused for a reason is answered, if at all. `mtu` is that of the link that it was
 /// too big for.
 pub fn answer_to(packet: &Packet, reason: DropReason, mtu: u16) -> Option<Answer> {
-    // RFC 1122 section 3.2.2: never an error about an error, a RST about a RST, or anything to a group.
-    let Transport::Flow(flow) = packet.transport else { return None };
-    let is_group_mac = packet.destination_mac.as_bytes()[0] & 1 == 1;
-    if is_group_mac || is_martian(packet.ip.source) || is_martian(packet.ip.destination) {
-        return None;
-    }
+    let flow = answerable_flow(packet)?;
     match (icmp_error(reason, mtu), flow.segment) {
         (Some(error), _) => Some(Answer::Error(error)),
         (None, Segment::Tcp(segment)) if segment.flags.has(TcpFlags::RST) => None,
@@ -83,6 +78,22 @@ pub fn answer_to(packet: &Packet, reason: DropReason, mtu: u16) -> Option<Answer
             Some(Answer::Error(PROHIBITED))
         }
     }
+}
+
+/// Returns the answer to a packet from outside that nobody asked for, if there is one: port unreachable (RFC 5382
+/// REQ-4).
+pub fn answer_unasked(packet: &Packet) -> Option<Answer> {
+    let unreachable = IcmpError { kind: 3, code: 3, mtu: 0 };
+    answerable_flow(packet).map(|_| Answer::Error(unreachable))
+}
+
+/// Returns the flow of a packet that may be answered: never an error about an error, or anything to a group (RFC
+/// 1122 section 3.2.2).
+fn answerable_flow(packet: &Packet) -> Option<Flow> {
+    let Transport::Flow(flow) = packet.transport else { return None };
+    let is_group_mac = packet.destination_mac.as_bytes()[0] & 1 == 1;
+    let is_martian = is_martian(packet.ip.source) || is_martian(packet.ip.destination);
+    (!is_group_mac && !is_martian).then_some(flow)
 }
 
 /// Writes the answer to a packet into its frame. An ICMP error comes from `speaker`.

@@ -1,5 +1,7 @@
 //! What becomes of a frame.
 
+use conntrack::Key;
+
 use crate::dataplane::NeighbourRequest;
 use crate::snapshot::Side;
 
@@ -22,6 +24,9 @@ pub enum Verdict {
     HandOver(u16, Errand),
     /// The frame is untouched and waits until a neighbour is resolved.
     Wait(NeighbourRequest),
+    /// The frame is untouched, a SYN from outside that nobody asked for, and is kept until it is known whether the
+    /// pod opens the connection that packets with this key belong to (RFC 5382 REQ-4).
+    HoldSyn(Key),
     /// The frame is dropped.
     Drop(DropReason),
 }

@@ -2,14 +2,14 @@
 //!
 //! ```text
 //! adopt snapshot → questions → handed-over frames → each port: receive → pipeline → settle
-//!   → waiting frames → announcements → flush, complete, refill → expire → publish
+//!   → waiting frames → held SYNs → announcements → flush, complete, refill → expire → publish
 //! ```
 
 use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use conntrack::{Conntrack, Tick};
+use conntrack::{Conntrack, Key, Tick};
 use crossbeam::channel::Sender;
 use crossbeam::queue::ArrayQueue;
 
@@ -22,6 +22,7 @@ use crate::mailbox::{HandedFrame, Mailbox, RequestQueue};
 use crate::pipeline::{Engine, Outcome};
 use crate::reject::AnswerLimit;
 use crate::snapshot::{Side, Snapshot};
+use crate::stray::{FOR_OPENING, release_syn};
 use crate::verdict::{DropReason, Errand, Verdict};
 use crate::waiting::{FOR_NEIGHBOURS, WaitingFrame, WaitingRoom};
 
@@ -67,6 +68,7 @@ pub struct WorkerParts<I> {
 pub struct Worker<I> {
     parts: WorkerParts<I>,
     waiting: WaitingRoom<NeighbourRequest>,
+    held_syns: WaitingRoom<Key>,
     batch: VecDeque<Frame>,
     announcements: VecDeque<Announcement>,
     listing: Option<Listing>,
@@ -95,6 +97,7 @@ impl<I: FrameIo> Worker<I> {
             .map(|side| (0..parts.ports.len()).filter(|index| parts.ports[*index].side == side).collect());
         let mut worker = Self {
             waiting: WaitingRoom::new(FOR_NEIGHBOURS),
+            held_syns: WaitingRoom::new(FOR_OPENING),
             batch: VecDeque::with_capacity(BATCH_FRAMES),
             announcements: VecDeque::new(),
             listing: None,
@@ -125,6 +128,7 @@ impl<I: FrameIo> Worker<I> {
             found += self.serve_port(port, now);
         }
         self.give_up_waiting(now);
+        self.release_syns(now);
         self.announce();
         self.turn_rings();
         self.expire(now);
@@ -169,7 +173,8 @@ impl<I: FrameIo> Worker<I> {
     /// Returns how many frames the worker, its ports and its pool own.
     pub fn frames_owned(&self) -> usize {
         let in_ports: usize = self.parts.ports.iter().map(|port| port.io.frames_owned()).sum();
-        self.parts.pool.len() + self.batch.len() + self.waiting.len() + in_ports
+        let kept = self.batch.len() + self.waiting.len() + self.held_syns.len();
+        self.parts.pool.len() + kept + in_ports
     }
 
     /// Makes the worker panic with the next frame in hand.
@@ -289,6 +294,11 @@ impl<I: FrameIo> Worker<I> {
                 Ok(None) => {}
                 Err(frame) => self.drop_frame(frame, outcome, DropReason::NeighbourUnresolved),
             },
+            Verdict::HoldSyn(key) => {
+                if let Err(frame) = self.held_syns.keep(frame, arrival.side, key, tenant, now) {
+                    self.drop_frame(frame, outcome, DropReason::NoSession);
+                }
+            }
             Verdict::Drop(reason) => self.drop_frame(frame, outcome, reason),
         }
     }
@@ -330,6 +340,18 @@ impl<I: FrameIo> Worker<I> {
             let (outcome, waiting) =
                 self.in_hand(waiting, |engine, frame, side| engine.give_up(frame, side, now));
             self.settle(waiting.frame, outcome, Arrival { side: waiting.arrival, port: 0 }, now);
+        }
+        self.has_more = true;
+    }
+
+    /// Decides about some SYNs that were held long enough.
+    fn release_syns(&mut self, now: Tick) {
+        for _ in 0..GIVEN_UP_PER_TURN {
+            let Some(held) = self.held_syns.take_overdue(now) else { return };
+            let (key, tenant) = (held.awaited, held.tenant);
+            let (outcome, held) =
+                self.in_hand(held, |engine, frame, _| release_syn(engine, frame, &key, tenant, now));
+            self.settle(held.frame, outcome, Arrival { side: held.arrival, port: 0 }, now);
         }
         self.has_more = true;
     }

@@ -112,6 +112,17 @@ impl Rig {
         self.take(leaves_by)
     }
 
+    /// Sends a frame in at the first worker, which panics with it in hand and recovers.
+    pub(crate) fn fail_at(&mut self, side: Side, frame: &[u8]) {
+        self.inject(0, side, frame);
+        let (worker, now) = (&mut self.workers[0], self.now);
+        worker.fail_at_next_frame();
+        let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| worker.turn(now)));
+        assert!(panic.is_err(), "the worker was asked to panic");
+        worker.recover(now);
+        self.run();
+    }
+
     /// Takes what left on a side, at any worker.
     pub(crate) fn take(&self, side: Side) -> Vec<Vec<u8>> {
         self.wires.iter().flat_map(|wires| std::iter::from_fn(|| wires[side.index()].take())).collect()
