@@ -210,3 +210,36 @@ fn write_ip(bytes: &mut [u8], total: usize, protocol: u8, source: Ipv4Addr, dest
     let header_checksum = checksum(0, header);
     header[10..12].copy_from_slice(&header_checksum.to_be_bytes());
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::parse::parse;
+    use crate::testing::{tcp_frame, udp_frame};
+
+    #[test]
+    fn whatever_there_is_no_room_for_is_prohibited_tcp_or_not() {
+        let frames = [
+            tcp_frame("10.132.0.5:40000", "192.168.55.13:80", TcpFlags::SYN),
+            udp_frame("10.132.0.5:40000", "192.168.55.13:53", b"x"),
+        ];
+        let reasons = [
+            DropReason::NoPort,
+            DropReason::AmbiguousProtocol,
+            DropReason::SessionsFull,
+            DropReason::TenantSessionLimit,
+            DropReason::TenantPortLimit,
+            DropReason::TenantRateLimit,
+            DropReason::PodSessionLimit,
+            DropReason::PodPortLimit,
+            DropReason::PodRateLimit,
+        ];
+        for packet in frames.map(|frame| parse(&frame).unwrap()) {
+            for reason in reasons {
+                let answer = answer_to(&packet, reason, 1500);
+                let prohibited = IcmpError { kind: 3, code: 13, mtu: 0 };
+                assert_eq!(answer, Some(Answer::Error(prohibited)), "{}", reason.name());
+            }
+        }
+    }
+}

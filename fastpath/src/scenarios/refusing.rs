@@ -118,6 +118,27 @@ fn a_full_table_refuses_new_sessions_and_keeps_the_old() {
 }
 
 #[test]
+fn lack_of_room_is_told_with_an_error_and_not_a_reset() {
+    // 1,023 outside ports stand for the inside ports below 1024, and one session fills a table for one.
+    for (reason, sessions, room) in [(DropReason::NoPort, 2000, 1023), (DropReason::SessionsFull, 1, 1)] {
+        let mut rig = Rig::with_room_for(sessions, gateway().spec());
+        let syn =
+            |pod: &str, port: u32| tcp_frame(&format!("{pod}:{port}"), "192.168.55.13:80", TcpFlags::SYN);
+        for port in 1..=room {
+            leave(&mut rig, &syn(POD, port));
+        }
+        let refused = syn("10.132.0.6", 1);
+        let error = only(rig.send(Inside, &refused, Inside));
+        check_sent(Inside, &error, &[]);
+        assert_eq!((error[34], error[35]), (3, 13), "{}", reason.name());
+        assert_eq!(error[42..], refused[14..], "about the SYN");
+        assert_eq!(rig.blue().drops, [(reason, 1)]);
+        assert_eq!(rig.sessions(), room, "and none is ended to make room");
+        leave(&mut rig, &syn(POD, 1));
+    }
+}
+
+#[test]
 fn a_full_tx_ring_is_a_counted_drop() {
     let mut rig = Rig::new(gateway().spec());
     let open = |rig: &mut Rig, port: u32| {

@@ -24,6 +24,7 @@ use super::BLUE;
 
 const FRAMES_PER_WORKER: usize = 640;
 const RING: usize = 64;
+const SESSIONS: u32 = 256;
 
 /// Some workers, each with a wire on both sides.
 pub(crate) struct Rig {
@@ -45,6 +46,15 @@ impl Rig {
 
     /// Makes `workers` workers on wires with faults.
     pub(crate) fn with(spec: SnapshotSpec, workers: u16, faults: Faults, seed: u64) -> Self {
+        Self::build(spec, workers, SESSIONS, faults, seed)
+    }
+
+    /// Makes one worker that can hold so many sessions, on wires without faults.
+    pub(crate) fn with_room_for(sessions: u32, spec: SnapshotSpec) -> Self {
+        Self::build(spec, 1, sessions, Faults::default(), 1)
+    }
+
+    fn build(spec: SnapshotSpec, workers: u16, sessions: u32, faults: Faults, seed: u64) -> Self {
         let count = usize::from(workers);
         let total = count * FRAMES_PER_WORKER;
         let (area, mut frames) = FrameArea::allocate(total).unwrap();
@@ -61,7 +71,7 @@ impl Rig {
             (0..FRAMES_PER_WORKER).for_each(|_| pool.put(frames.take().unwrap()));
             let ports = Side::BOTH.map(|side| Port { side, io: SimPort::new(&wires[side.index()], RING) });
             let share = PortShare::new(number, workers);
-            let conntrack = Conntrack::new(256, share, [7; 32]);
+            let conntrack = Conntrack::new(sessions, share, [7; 32]);
             let counters = Arc::new(WorkerCounters::new(2));
             Worker::new(WorkerParts {
                 engine: Engine::new(share, Arc::clone(&snapshot), conntrack, counters, Tick::default()),
