@@ -126,7 +126,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_options_keep_their_length_and_a_right_checksum(words in prop::collection::vec(any::<[u8; 4]>(), 0..10)) {
+        fn any_options_keep_their_length_and_a_right_checksum(
+            words in prop::collection::vec(any::<[u8; 4]>(), 0..10),
+        ) {
             let options = words.concat();
             prop_assert_eq!(clamped(&options).len(), options.len());
         }
