@@ -1,10 +1,7 @@
-//! Intrusive lists of sessions, one per timeout class, least recently seen first.
+//! Intrusive lists of entries, one per timeout class, least recently seen first.
 
-use crate::session::{Session, SessionId};
+use crate::slab::{Entry, NIL};
 use crate::time::TimeoutClass;
-
-/// No session.
-pub(crate) const NIL: u32 = u32::MAX;
 
 #[derive(Clone, Copy, Debug)]
 struct List {
@@ -12,7 +9,7 @@ struct List {
     tail: u32,
 }
 
-/// The lists. The links are in the sessions.
+/// The lists. The links are in the entries.
 #[derive(Debug)]
 pub struct ExpiryLists {
     lists: [List; TimeoutClass::ALL.len()],
@@ -25,35 +22,35 @@ impl Default for ExpiryLists {
 }
 
 impl ExpiryLists {
-    /// Returns the session of a class that was seen least recently.
-    pub fn oldest(&self, class: TimeoutClass) -> Option<SessionId> {
-        let head = self.lists[class as usize].head;
-        (head != NIL).then_some(SessionId(head))
+    /// Returns the entry of a class that was seen least recently.
+    pub(crate) fn oldest(&self, class: TimeoutClass) -> Option<u32> {
+        let head = self.lists[class.index()].head;
+        (head != NIL).then_some(head)
     }
 
-    /// Appends a session that is in no list to the list of its class.
-    pub fn append(&mut self, sessions: &mut [Session], id: SessionId) {
-        let list = &mut self.lists[sessions[id.0 as usize].class as usize];
-        sessions[id.0 as usize].previous = list.tail;
-        sessions[id.0 as usize].next = NIL;
+    /// Appends an entry that is in no list to the list of a class.
+    pub(crate) fn append(&mut self, entries: &mut [Entry], id: u32, class: TimeoutClass) {
+        let list = &mut self.lists[class.index()];
+        entries[id as usize].previous = list.tail;
+        entries[id as usize].next = NIL;
         match list.tail {
-            NIL => list.head = id.0,
-            tail => sessions[tail as usize].next = id.0,
+            NIL => list.head = id,
+            tail => entries[tail as usize].next = id,
         }
-        list.tail = id.0;
+        list.tail = id;
     }
 
-    /// Takes a session out of the list of its class.
-    pub fn unlink(&mut self, sessions: &mut [Session], id: SessionId) {
-        let Session { class, previous, next, .. } = sessions[id.0 as usize];
-        let list = &mut self.lists[class as usize];
+    /// Takes an entry out of the list of a class, which it is in.
+    pub(crate) fn unlink(&mut self, entries: &mut [Entry], id: u32, class: TimeoutClass) {
+        let Entry { previous, next, .. } = entries[id as usize];
+        let list = &mut self.lists[class.index()];
         match previous {
             NIL => list.head = next,
-            previous => sessions[previous as usize].next = next,
+            previous => entries[previous as usize].next = next,
         }
         match next {
             NIL => list.tail = previous,
-            next => sessions[next as usize].previous = previous,
+            next => entries[next as usize].previous = previous,
         }
     }
 }

@@ -105,6 +105,11 @@ pub struct FiveTuple {
 }
 
 impl FiveTuple {
+    /// Returns the tuple of packets to no destination in particular.
+    pub(crate) fn towards_anybody(self) -> Self {
+        Self { destination: Ipv4Addr::UNSPECIFIED, destination_port: 0, ..self }
+    }
+
     /// Returns the tuple of a packet that answers this one.
     pub fn reversed(self) -> Self {
         Self {
@@ -115,6 +120,16 @@ impl FiveTuple {
             protocol: self.protocol,
         }
     }
+}
+
+/// What a key stands for, so that equal addresses and ports never make equal keys of different things.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Scope {
+    Session,
+    Mapping,
+    Peer,
+    Pod,
 }
 
 /// What a session is found by: tenant, direction and five-tuple in 16 bytes, compared as two words.
@@ -129,16 +144,23 @@ const _: () = assert!(size_of::<Key>() == 16);
 impl Key {
     /// Returns the key of a packet of `tenant` that goes in `direction` and reads `tuple` on the wire.
     pub fn new(tenant: TenantId, direction: Direction, tuple: &FiveTuple) -> Self {
+        Self::scoped(Scope::Session, tenant, direction, tuple)
+    }
+
+    /// Returns the key of something that is no session; what does not matter is zero in `tuple`.
+    pub(crate) fn scoped(scope: Scope, tenant: TenantId, direction: Direction, tuple: &FiveTuple) -> Self {
         let direction = match direction {
             Direction::Outbound => 0,
             Direction::Inbound => 1,
         };
+        let scope = (scope as u64) << 1;
         Self {
             addresses: u64::from(tuple.source.to_bits()) << 32 | u64::from(tuple.destination.to_bits()),
             rest: u64::from(tuple.source_port) << 48
                 | u64::from(tuple.destination_port) << 32
                 | u64::from(tenant.0) << 16
                 | u64::from(tuple.protocol.number()) << 8
+                | scope
                 | direction,
         }
     }

@@ -1,14 +1,13 @@
 //! Open-addressing index from keys to slab entries: linear probing, backward-shift deletion, no tombstones.
 
 use crate::flow::Direction;
-use crate::session::SessionId;
 
-/// Where a key's session is: its slab entry, and which of its two keys it is.
+/// Where a key leads: to an entry, by one of its two keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
-    /// Slab entry.
-    pub session: SessionId,
-    /// Which key of the session.
+    /// Entry of the table.
+    pub entry: u32,
+    /// Which key of the entry.
     pub direction: Direction,
 }
 
@@ -21,7 +20,7 @@ pub struct Index {
 }
 
 impl Index {
-    /// Makes an index that both keys of `sessions` sessions fill to two thirds at most.
+    /// Makes an index that both keys of `sessions` entries fill to two thirds at most.
     pub fn new(sessions: u32) -> Self {
         let slots = (sessions as usize * 3).next_power_of_two();
         Self { slots: vec![0; slots], mask: slots - 1 }
@@ -89,7 +88,7 @@ fn encode(hash: u32, place: Place) -> u64 {
         Direction::Outbound => 0,
         Direction::Inbound => 1,
     };
-    u64::from(hash) << 32 | (u64::from(place.session.0) * 2 + direction + 1)
+    u64::from(hash) << 32 | (u64::from(place.entry) * 2 + direction + 1)
 }
 
 fn hash_of(slot: u64) -> u32 {
@@ -100,7 +99,7 @@ fn hash_of(slot: u64) -> u32 {
 fn place_of(slot: u64) -> Place {
     let code = (slot & u64::from(u32::MAX)) - 1;
     let direction = if code & 1 == 0 { Direction::Outbound } else { Direction::Inbound };
-    Place { session: SessionId((code >> 1) as u32), direction }
+    Place { entry: (code >> 1) as u32, direction }
 }
 
 #[cfg(test)]
@@ -119,7 +118,7 @@ mod tests {
             let mut index = Index::new(32);
             let mut model = HashMap::new();
             for (insert, session) in operations {
-                let place = Place { session: SessionId(session), direction: Direction::Inbound };
+                let place = Place { entry: session, direction: Direction::Inbound };
                 if insert && !model.contains_key(&session) && model.len() < 64 {
                     index.insert(hash_for(session), place);
                     model.insert(session, place);
@@ -127,7 +126,7 @@ mod tests {
                     index.remove(hash_for(session), place);
                 }
                 for session in 0..48 {
-                    let found = index.find(hash_for(session), |place| place.session.0 == session);
+                    let found = index.find(hash_for(session), |place| place.entry == session);
                     prop_assert_eq!(found, model.get(&session).copied());
                 }
             }

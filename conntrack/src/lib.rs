@@ -12,40 +12,62 @@
 //! No I/O, no clock, no threads: time ([`Tick`]), seeds and policy are arguments, so that every rule is
 //! tested with a fake clock.
 //!
+//! One table for each worker:
+//! - [`table`]: the sessions: find, touch, remove, expire
+//! - [`admit`]: makes sessions: pairing, quota, mapping, port
+//! - `mapping`: endpoint-independent mappings
+//! - `choose`: the outside port of a new session
+//! - [`lending`]: ports that workers lend to each other
+//! - `slab`, `anchor`: the table's entries: sessions, and what several of them have in common
+//! - [`index`]: open-addressing index from keys to entries
+//! - [`expiry`]: intrusive lists, one per timeout class, oldest first
+//! - [`crowd`]: which ports are taken towards the few destinations that nearly all sessions go to
+//!
+//! What the workers share:
+//! - [`blocks`]: who owns which block of outside ports
+//! - [`shared`]: these for all egress addresses, and how much of its quota each tenant uses
+//!
+//! Words and rules:
 //! - [`flow`]: five-tuples, directions and the 16-byte lookup key
 //! - [`session`]: one session and the rewrite that it prepares for each direction
-//! - [`table`]: all sessions of one worker: find, admit, touch, expire
-//! - [`index`]: open-addressing index from keys to slab entries
-//! - [`crowd`]: which ports are taken towards the few destinations that nearly all sessions go to
-//! - [`expiry`]: intrusive lists, one per timeout class, oldest first
 //! - [`policy`]: what a tenant's sessions may do
 //! - [`pairing`]: which egress address, and which worker, an inside address belongs to
-//! - [`ports`]: which outside port a new session gets
+//! - [`ports`]: which outside ports may stand for an inside port
 //! - [`tcp`]: the TCP state machine of RFC 7857 section 2
 //! - [`time`]: ticks and the timeouts of RFC 4787, 5382 and 5508
 //! - [`checksum`]: incremental checksum arithmetic of RFC 1624
 #![forbid(unsafe_code)]
 
+pub mod admit;
+mod anchor;
+pub mod blocks;
 pub mod checksum;
+mod choose;
 pub mod crowd;
 pub mod expiry;
 pub mod flow;
 pub mod index;
+pub mod lending;
+mod mapping;
 pub mod pairing;
 pub mod policy;
 pub mod ports;
 pub mod session;
+pub mod shared;
+mod slab;
 pub mod table;
 pub mod tcp;
 pub mod time;
 
+pub use admit::Admission;
 pub use checksum::ChecksumDelta;
 pub use flow::{Direction, FiveTuple, Key, Portless, Protocol, TenantId};
+pub use lending::{Loan, LoanRequest, Return};
 pub use pairing::{owner_of_inside, pair_egress};
 pub use policy::{Filtering, Mapping, Policy, Quota};
-pub use ports::PortShare;
 pub use session::{Rewrite, Session, SessionId};
-pub use table::{Admission, Conntrack, Refusal, Revision};
+pub use shared::{Shared, SharedBook};
+pub use table::{Conntrack, Found, Refusal, Revision, WorkerSlot};
 pub use tcp::{TcpFlags, TcpSegment, TcpState};
 pub use time::{PortTimeout, Tick, TimeoutClass, Timeouts};
 

@@ -1,75 +1,8 @@
-//! Which outside port a new session gets.
-//!
-//! Ports are shared between workers in blocks of 64, so that the owner of a reply is known from its
-//! destination port alone.
+//! Which outside ports may stand for an inside port.
 
 use std::ops::RangeInclusive;
 
 use crate::flow::Protocol;
-use crate::pairing::mix;
-
-/// Ports in one block.
-pub const BLOCK_PORTS: u16 = 64;
-
-/// The part of the outside ports that one worker may hand out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PortShare {
-    worker: u16,
-    workers: u16,
-}
-
-impl PortShare {
-    /// Returns the share of one worker out of `workers`.
-    ///
-    /// # Panics
-    /// When `worker` is not less than `workers`.
-    pub fn new(worker: u16, workers: u16) -> Self {
-        assert!(worker < workers, "worker {worker} of {workers}");
-        Self { worker, workers }
-    }
-
-    /// Returns the worker whose share this is.
-    pub fn worker(self) -> u16 {
-        self.worker
-    }
-
-    /// Returns the number of workers that share the ports.
-    pub fn workers(self) -> u16 {
-        self.workers
-    }
-
-    /// Returns the worker that owns a port.
-    pub fn owner(self, port: u16) -> u16 {
-        port / BLOCK_PORTS % self.workers
-    }
-
-    /// Tells whether a port is of this share.
-    pub fn owns(self, port: u16) -> bool {
-        self.owner(port) == self.worker
-    }
-
-    /// Returns how many ports are of this share.
-    pub fn ports(self) -> u32 {
-        (0..=u16::MAX).map(|port| u32::from(self.owns(port))).sum()
-    }
-
-    /// Returns a free port out of [`PROBES`] random ones of this share; none when all of those are taken.
-    ///
-    /// Which ones, `random` decides (RFC 6056 section 3.3).
-    pub fn probe(
-        self,
-        random: u64,
-        class: &RangeInclusive<u16>,
-        is_free: impl Fn(u16) -> bool,
-    ) -> Option<u16> {
-        let ports = (0..2 * u64::from(PROBES) * u64::from(self.workers))
-            .map(|probe| port_at(mix(random.wrapping_add(probe)), class));
-        ports.filter(|port| self.owns(*port)).take(PROBES as usize).find(|port| is_free(*port))
-    }
-}
-
-/// Random ports that are tried before all are looked at.
-pub const PROBES: u32 = 64;
 
 /// Returns the port of a class that a random number stands for.
 pub fn port_at(random: u64, class: &RangeInclusive<u16>) -> u16 {
@@ -96,36 +29,15 @@ pub fn class_of(protocol: Protocol, inside_port: u16) -> RangeInclusive<u16> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashSet;
-
     use super::*;
 
     #[test]
-    fn probes_stay_in_the_class_and_in_the_share() {
-        let share = PortShare::new(1, 3);
+    fn a_port_keeps_its_class() {
+        assert_eq!(class_of(Protocol::Udp, 53), 1..=1023);
+        assert_eq!(class_of(Protocol::Tcp, 1024), 1024..=65535);
+        assert_eq!(class_of(Protocol::Icmp, 7), 0..=65535);
         for random in (0..2000u64).map(|seed| seed.wrapping_mul(0x9e37_79b9_7f4a_7c15)) {
-            for (protocol, inside) in [(Protocol::Udp, 53), (Protocol::Tcp, 40000), (Protocol::Icmp, 7)] {
-                let class = class_of(protocol, inside);
-                let port = share.probe(random, &class, |_| true).unwrap();
-                assert!(class.contains(&port) && share.owner(port) == 1, "{port}");
-            }
+            assert!(SYSTEM_PORTS.contains(&port_at(random, &SYSTEM_PORTS)));
         }
-    }
-
-    #[test]
-    fn probes_spread_over_the_class() {
-        let class = class_of(Protocol::Tcp, 40000);
-        let draw = |seed: u64| {
-            PortShare::new(0, 1).probe(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15), &class, |_| true).unwrap()
-        };
-        let ports: HashSet<_> = (0..1000).map(draw).collect();
-        assert!(ports.len() > 980, "{} of 1000 draws differ", ports.len());
-    }
-
-    #[test]
-    fn every_port_is_owned_by_one_worker() {
-        let owned =
-            |worker| (0..=u16::MAX).filter(move |port| PortShare::new(worker, 3).owner(*port) == worker);
-        assert_eq!((0..3).map(|worker| owned(worker).count()).sum::<usize>(), 65_536);
     }
 }

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use crate::Epoch;
 use crate::checksum::ChecksumDelta;
 use crate::flow::{Direction, FiveTuple, Key, Protocol, TenantId};
-use crate::tcp::TcpState;
+use crate::tcp::{Expected, TcpState};
 use crate::time::{Tick, TimeoutClass};
 
 /// A session, by its slab entry.
@@ -14,7 +14,6 @@ pub struct SessionId(pub u32);
 
 /// Both directions of one translated flow.
 #[derive(Clone, Debug)]
-#[repr(align(64))]
 pub struct Session {
     pub(crate) inside: Ipv4Addr,
     pub(crate) remote: Ipv4Addr,
@@ -26,21 +25,32 @@ pub struct Session {
     pub(crate) protocol: Protocol,
     pub(crate) tcp: TcpState,
     pub(crate) class: TimeoutClass,
-    pub(crate) is_live: bool,
+    pub(crate) port: PortHolder,
+    /// Whether its mapping has a [`crate::anchor::Role::Peer`] for its other end.
+    pub(crate) has_peer: bool,
     /// Change of the IPv4 header checksum when outbound.
     pub(crate) header_delta: ChecksumDelta,
     /// Change of the transport checksum when outbound.
     pub(crate) transport_delta: ChecksumDelta,
     pub(crate) epoch: Epoch,
     pub(crate) last_seen: Tick,
-    /// Neighbours in the expiry list, or the free list.
-    pub(crate) previous: u32,
-    pub(crate) next: u32,
     /// Where outbound and inbound packets go next, in the caller's terms.
     pub(crate) next_hops: [u32; 2],
+    /// Sequence numbers that the two ends of a TCP connection expect.
+    pub(crate) expected: Expected,
 }
 
-const _: () = assert!(size_of::<Session>() == 64);
+/// Who holds the outside port of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum PortHolder {
+    /// The session.
+    Session,
+    /// The session, and it has it from another worker.
+    Lender,
+    /// The endpoint-independent mapping that the session is of.
+    Mapping,
+}
 
 /// What is written into a packet of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,29 +70,6 @@ pub struct Rewrite {
 }
 
 impl Session {
-    pub(crate) fn empty(next_free: u32) -> Self {
-        Self {
-            inside: Ipv4Addr::UNSPECIFIED,
-            remote: Ipv4Addr::UNSPECIFIED,
-            outside: Ipv4Addr::UNSPECIFIED,
-            inside_port: 0,
-            remote_port: 0,
-            outside_port: 0,
-            tenant: TenantId(0),
-            protocol: Protocol::Udp,
-            tcp: TcpState::Opening,
-            class: TimeoutClass::Udp,
-            is_live: false,
-            header_delta: ChecksumDelta::default(),
-            transport_delta: ChecksumDelta::default(),
-            epoch: Epoch(0),
-            last_seen: Tick::default(),
-            previous: 0,
-            next: next_free,
-            next_hops: [0; 2],
-        }
-    }
-
     /// Returns the tenant.
     pub fn tenant(&self) -> TenantId {
         self.tenant

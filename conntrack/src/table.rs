@@ -1,6 +1,7 @@
 //! All sessions of one worker.
 
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
 use ahash::RandomState;
 use rand::rngs::StdRng;
@@ -8,27 +9,26 @@ use rand::{RngExt, SeedableRng};
 use thiserror::Error;
 
 use crate::Epoch;
-use crate::checksum::ChecksumDelta;
-use crate::crowd::{Crowds, Destination, Taken};
-use crate::expiry::{ExpiryLists, NIL};
-use crate::flow::{Direction, FiveTuple, Key, Portless, Protocol, TenantId};
+use crate::anchor::{Role, peer_key, pod_key};
+use crate::choose::CROWDED_PORTS;
+use crate::crowd::Crowds;
+use crate::expiry::ExpiryLists;
+use crate::flow::{Direction, Key};
 use crate::index::{Index, Place};
-use crate::ports::{NO_PORTS, PortShare, SYSTEM_PORTS, class_of, port_at};
-use crate::session::{Session, SessionId};
-use crate::tcp::{TcpFlags, TcpState};
+use crate::lending::Return;
+use crate::session::{PortHolder, Session, SessionId};
+use crate::shared::Shared;
+use crate::slab::{Kind, Slab};
+use crate::tcp::TcpSegment;
 use crate::time::{Tick, TimeoutClass, Timeouts};
 
-/// A session that shall be made for an outbound packet.
-#[derive(Clone, Copy, Debug)]
-pub struct Admission {
-    /// Tenant of the packet.
-    pub tenant: TenantId,
-    /// The packet's tuple as it came from the pod.
-    pub tuple: FiveTuple,
-    /// Egress address that shall stand for the pod.
-    pub outside: Ipv4Addr,
-    /// What the session is checked under, and where its packets go.
-    pub revision: Revision,
+/// One worker out of those that share the egress addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WorkerSlot {
+    /// Number of the worker, from 0.
+    pub worker: u16,
+    /// Number of workers.
+    pub workers: u16,
 }
 
 /// What a check of a session under a snapshot found.
@@ -46,52 +46,117 @@ pub enum Refusal {
     /// The table is full; live sessions are never removed to make room (RFC 6888 REQ-11).
     #[error("the session table is full")]
     SessionsFull,
-    /// Every port of the egress address that this worker may hand out is taken towards this destination.
+    /// Every port of the egress address is taken towards this destination.
     #[error("every outside port is taken towards this destination")]
     NoPort,
+    /// This worker has no port to give, but another may: `ask` is the first to be asked (see [`crate::lending`]).
+    #[error("another worker may have an outside port")]
+    PortElsewhere {
+        /// The worker to ask.
+        ask: u16,
+        /// Egress address of the pod.
+        outside: Ipv4Addr,
+    },
+    /// The tenant has as many sessions as it may.
+    #[error("the tenant has as many sessions as it may")]
+    TenantSessions,
+    /// The tenant has as many outside ports as it may.
+    #[error("the tenant has as many outside ports as it may")]
+    TenantPorts,
+    /// The tenant has begun as many sessions in this second as it may.
+    #[error("the tenant has begun as many sessions in this second as it may")]
+    TenantRate,
+    /// The pod has as many sessions as it may.
+    #[error("the pod has as many sessions as it may")]
+    PodSessions,
+    /// The pod has as many outside ports as it may.
+    #[error("the pod has as many outside ports as it may")]
+    PodPorts,
+    /// The pod has begun as many sessions in this second as it may.
+    #[error("the pod has begun as many sessions in this second as it may")]
+    PodRate,
+}
+
+/// What a key leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// A session of this worker.
+    Session(SessionId),
+    /// A port that is lent to this worker, which has the session.
+    Lent(u16),
 }
 
 /// The session table. All memory is taken by [`Conntrack::new`].
+///
+/// Besides sessions, which take an entry each, pods that have sessions take one, and so do endpoint-independent
+/// mappings, and the addresses that they have sent to where filtering is address-dependent.
 #[derive(Debug)]
 pub struct Conntrack {
-    sessions: Vec<Session>,
-    first_free: u32,
-    live: u32,
-    index: Index,
-    expiry: ExpiryLists,
-    ports: PortShare,
-    crowds: Crowds,
-    hasher: RandomState,
-    rng: StdRng,
-    is_changing: bool,
+    pub(crate) slab: Slab,
+    pub(crate) live: u32,
+    /// Entries that stand for all destinations of a port: mappings, and mappings that are lent.
+    pub(crate) mappings: u32,
+    pub(crate) index: Index,
+    pub(crate) expiry: ExpiryLists,
+    pub(crate) slot: WorkerSlot,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) crowds: Crowds,
+    pub(crate) returns: Vec<Return>,
+    pub(crate) hasher: RandomState,
+    pub(crate) rng: StdRng,
+    pub(crate) is_changing: bool,
 }
 
 impl Conntrack {
-    /// Makes a table for `capacity` sessions that hands out the ports of `ports`. `seed` decides hashing and
-    /// the choice of ports.
-    pub fn new(capacity: u32, ports: PortShare, seed: [u8; 32]) -> Self {
+    /// Makes a table of `capacity` entries for one worker. `seed` decides hashing and the choice of ports.
+    pub fn new(capacity: u32, slot: WorkerSlot, shared: Arc<Shared>, seed: [u8; 32]) -> Self {
         let capacity = capacity.clamp(1, u32::MAX / 4);
         let mut rng = StdRng::from_seed(seed);
         let hasher = RandomState::with_seeds(rng.random(), rng.random(), rng.random(), rng.random());
-        let sessions =
-            (0..capacity).map(|id| Session::empty(if id + 1 < capacity { id + 1 } else { NIL })).collect();
         Self {
-            sessions,
-            first_free: 0,
+            slab: Slab::new(capacity),
             live: 0,
+            mappings: 0,
             index: Index::new(capacity),
             expiry: ExpiryLists::default(),
-            ports,
-            crowds: Crowds::new(capacity, ports.ports(), hasher.clone()),
+            slot,
+            shared,
+            crowds: Crowds::new(capacity, CROWDED_PORTS, hasher.clone()),
+            returns: Vec::with_capacity(1024),
             hasher,
             rng,
             is_changing: false,
         }
     }
 
-    /// Forgets all sessions; hashing and ports are drawn anew.
+    /// Takes what workers share under a new snapshot.
+    pub fn adopt(&mut self, shared: Arc<Shared>) {
+        self.shared = shared;
+    }
+
+    /// Forgets all sessions and returns their ports; hashing and ports are drawn anew. The other workers must be told
+    /// ([`Conntrack::forget_worker`]).
     pub fn forget_all(&mut self) {
-        *self = Self::new(self.capacity(), self.ports, self.rng.random());
+        for (_, entry) in self.slab.range(0, self.capacity()) {
+            match &entry.kind {
+                Kind::Session(session) => {
+                    let own_ports = u32::from(session.port != PortHolder::Mapping);
+                    self.shared.tenant(session.tenant).end(own_ports);
+                }
+                Kind::Anchor(anchor) => match anchor.role {
+                    Role::Mapping { .. } => self.shared.tenant(anchor.tenant).end_port(),
+                    Role::Pod | Role::Peer | Role::LentPort { .. } | Role::LentMapping { .. } => {}
+                },
+                Kind::Free => {}
+            }
+        }
+        self.shared.give_back_all(self.slot.worker);
+        *self = Self::new(self.capacity(), self.slot, Arc::clone(&self.shared), self.rng.random());
+    }
+
+    /// Returns the worker whose table it is.
+    pub fn slot(&self) -> WorkerSlot {
+        self.slot
     }
 
     /// Returns the number of live sessions.
@@ -104,16 +169,20 @@ impl Conntrack {
         self.live == 0
     }
 
-    /// Returns the number of sessions that fit.
+    /// Returns the number of entries that fit.
     pub fn capacity(&self) -> u32 {
-        // The length came from a u32 in `new`.
-        u32::try_from(self.sessions.len()).expect("the capacity is a u32")
+        self.slab.capacity()
     }
 
-    /// Returns the memory taken for sessions, their index and port bitmaps, in bytes.
+    /// Returns the number of free entries.
+    pub fn room(&self) -> u32 {
+        self.slab.room()
+    }
+
+    /// Returns the memory taken for entries, their index and port bitmaps, in bytes.
     pub fn memory_bytes(&self) -> usize {
-        let sessions = self.sessions.len() * size_of::<Session>();
-        sessions + self.index.memory_bytes() + self.crowds.memory_bytes()
+        let entries = self.slab.capacity() as usize * size_of::<crate::slab::Entry>();
+        entries + self.index.memory_bytes() + self.crowds.memory_bytes()
     }
 
     /// Tells whether a change was begun and not finished: after a panic the table is then of no use.
@@ -121,76 +190,73 @@ impl Conntrack {
         self.is_changing
     }
 
-    /// Returns the session that a key belongs to.
-    pub fn find(&self, key: &Key) -> Option<SessionId> {
-        find(&self.index, &self.sessions, &self.hasher, key)
+    /// Returns what a key of a packet leads to.
+    pub fn find(&self, key: &Key) -> Option<Found> {
+        let id = self.find_entry(key)?;
+        match &self.slab.entry(id).kind {
+            Kind::Session(_) => Some(Found::Session(SessionId(id))),
+            Kind::Anchor(anchor) => match anchor.role {
+                Role::LentPort { borrower } | Role::LentMapping { borrower } => Some(Found::Lent(borrower)),
+                Role::Pod | Role::Mapping { .. } | Role::Peer => None,
+            },
+            Kind::Free => None,
+        }
     }
 
     /// Returns a session.
-    pub fn session(&self, id: SessionId) -> &Session {
-        &self.sessions[id.0 as usize]
-    }
-
-    /// Returns live sessions, starting at slab entry `from`, out of the next `span` entries.
-    pub fn scan(&self, from: u32, span: u32) -> impl Iterator<Item = &Session> {
-        let from = from.min(self.capacity()) as usize;
-        let to = from.saturating_add(span as usize).min(self.sessions.len());
-        self.sessions[from..to].iter().filter(|session| session.is_live)
-    }
-
-    /// Makes a session for the first packet of a flow that has none. TCP starts as opening.
     ///
-    /// # Errors
-    /// When there is no room, or no port.
-    #[cold]
-    pub fn admit(&mut self, admission: &Admission, now: Tick) -> Result<SessionId, Refusal> {
-        if self.first_free == NIL {
-            return Err(Refusal::SessionsFull);
-        }
-        let outside_port = self.choose_port(admission)?;
-        let id = SessionId(self.first_free);
-        let session = prepare(admission, outside_port, now);
-        let keys = [session.key(Direction::Outbound), session.key(Direction::Inbound)];
-        self.is_changing = true;
-        self.first_free = self.sessions[id.0 as usize].next;
-        self.sessions[id.0 as usize] = session;
-        self.live += 1;
-        self.index.insert(self.hash(&keys[0]), Place { session: id, direction: Direction::Outbound });
-        self.index.insert(self.hash(&keys[1]), Place { session: id, direction: Direction::Inbound });
-        self.expiry.append(&mut self.sessions, id);
-        self.count_port(id, Crowds::take);
-        self.is_changing = false;
-        Ok(id)
+    /// # Panics
+    /// When it has ended.
+    pub fn session(&self, id: SessionId) -> &Session {
+        self.slab.session(id)
+    }
+
+    /// Returns live sessions, starting at entry `from`, out of the next `span` entries.
+    pub fn scan(&self, from: u32, span: u32) -> impl Iterator<Item = &Session> {
+        self.slab.range(from, span).filter_map(|(_, entry)| match &entry.kind {
+            Kind::Session(session) => Some(session),
+            Kind::Free | Kind::Anchor(_) => None,
+        })
     }
 
     /// Notes a packet of a session: moves its TCP state on and gives it new time where the state allows.
-    pub fn touch(&mut self, id: SessionId, direction: Direction, flags: TcpFlags, now: Tick) {
-        let session = &mut self.sessions[id.0 as usize];
-        let class = match session.protocol {
-            Protocol::Udp | Protocol::Icmp | Protocol::Portless(_) => session.class,
-            Protocol::Tcp => {
-                let next = session.tcp.next(direction, flags);
-                if next == session.tcp && !next.is_refreshed() {
+    pub fn touch(
+        &mut self,
+        id: SessionId,
+        direction: Direction,
+        segment: &TcpSegment,
+        now: Tick,
+        timeouts: &Timeouts,
+    ) {
+        let session = self.slab.session_mut(id);
+        let mut class = session.class;
+        match session.protocol {
+            crate::Protocol::Tcp => {
+                let next = session.tcp.advance(&mut session.expected, direction, segment);
+                if next != session.tcp {
+                    session.tcp = next;
+                    class = timeouts.class_of(session.protocol, next, session.remote_port);
+                } else if !next.is_refreshed() {
                     return;
                 }
-                session.tcp = next;
-                next.class()
             }
-        };
+            crate::Protocol::Udp if direction == Direction::Inbound && !timeouts.inbound_refreshes => return,
+            crate::Protocol::Udp | crate::Protocol::Icmp | crate::Protocol::Portless(_) => {}
+        }
         if session.last_seen == now && session.class == class {
             return;
         }
+        let before = std::mem::replace(&mut session.class, class);
+        session.last_seen = now;
         self.is_changing = true;
-        self.expiry.unlink(&mut self.sessions, id);
-        self.sessions[id.0 as usize].last_seen = now;
-        self.sessions[id.0 as usize].class = class;
-        self.expiry.append(&mut self.sessions, id);
+        self.expiry.unlink(self.slab.entries_mut(), id.0, before);
+        self.expiry.append(self.slab.entries_mut(), id.0, class);
         self.is_changing = false;
     }
 
     /// Notes that a session was checked under a snapshot.
     pub fn revise(&mut self, id: SessionId, revision: Revision) {
-        let session = &mut self.sessions[id.0 as usize];
+        let session = self.slab.session_mut(id);
         session.epoch = revision.epoch;
         session.next_hops = revision.next_hops;
     }
@@ -198,19 +264,30 @@ impl Conntrack {
     /// Ends a session and frees its port.
     ///
     /// # Panics
-    /// When it is not live.
-    pub fn remove(&mut self, id: SessionId) {
-        assert!(self.session(id).is_live, "a session ends once");
+    /// When it has ended.
+    pub fn remove(&mut self, id: SessionId, now: Tick) {
+        let session = self.slab.session(id).clone();
         self.is_changing = true;
-        for direction in [Direction::Outbound, Direction::Inbound] {
-            let hash = self.hash(&self.session(id).key(direction));
-            self.index.remove(hash, Place { session: id, direction });
-        }
-        self.expiry.unlink(&mut self.sessions, id);
-        self.count_port(id, Crowds::give_back);
-        self.sessions[id.0 as usize] = Session::empty(self.first_free);
-        self.first_free = id.0;
+        self.expiry.unlink(self.slab.entries_mut(), id.0, session.class);
+        self.drop_entry(id.0);
         self.live -= 1;
+        let own_ports = match session.port {
+            PortHolder::Session => {
+                self.free_port(session.tenant, &session.outside_tuple());
+                1
+            }
+            PortHolder::Lender => {
+                self.return_port(session.tenant, session.outside_tuple(), false);
+                1
+            }
+            PortHolder::Mapping => 0,
+        };
+        self.shared.tenant(session.tenant).end(own_ports);
+        if session.has_peer {
+            self.leave_peer(&session);
+        }
+        let has_left_port = own_ports == 1 || self.leave_mapping(&session, now);
+        self.leave_pod(&session, u32::from(has_left_port));
         self.is_changing = false;
     }
 
@@ -226,52 +303,83 @@ impl Conntrack {
         for class in TimeoutClass::ALL {
             while ended < bound
                 && let Some(id) = self.expiry.oldest(class)
-                && now.reached(self.session(id).last_seen.after(timeouts.of(class)))
+                && now.reached(self.last_seen(id).after(timeouts.of(class)))
             {
-                on_end(self.session(id));
-                self.remove(id);
+                if class == TimeoutClass::Resting {
+                    self.end_rest(id);
+                } else {
+                    on_end(self.slab.session(SessionId(id)));
+                    self.remove(SessionId(id), now);
+                }
                 ended += 1;
             }
         }
         ended
     }
 
-    fn count_port(&mut self, id: SessionId, count: fn(&mut Crowds, &Destination, u16)) {
-        if !self.crowds.is_empty() {
-            let (tenant, tuple) = (self.session(id).tenant, self.session(id).outside_tuple());
-            count(&mut self.crowds, &Destination::of(tenant, &tuple), tuple.source_port);
+    fn last_seen(&self, id: u32) -> Tick {
+        match &self.slab.entry(id).kind {
+            Kind::Session(session) => session.last_seen,
+            Kind::Anchor(anchor) => anchor.tally.freed,
+            Kind::Free => unreachable!("a free entry is in no expiry list"),
         }
     }
 
-    /// Returns a random port that is free towards the destination; an error only when there is none.
-    fn choose_port(&mut self, admission: &Admission) -> Result<u16, Refusal> {
-        let Admission { tenant, tuple, outside, .. } = *admission;
-        let outside_tuple = FiveTuple { source: outside, ..tuple };
-        let destination = Destination::of(tenant, &outside_tuple);
-        let class = class_of(tuple.protocol, tuple.source_port);
-        let random = self.rng.random();
-        let (start, share) = (port_at(random, &class), self.ports);
-        if let Some(found) = self.crowds.free_port(&destination, &class, start) {
-            return found.ok_or(Refusal::NoPort);
+    /// Counts a session out of its pod, which is forgotten with the last.
+    fn leave_pod(&mut self, session: &Session, ports: u32) {
+        let id = self.find_entry(&pod_key(session.tenant, session.inside)).expect("a session has its pod");
+        let pod = self.slab.anchor_mut(id);
+        pod.sessions -= 1;
+        pod.tally.ports = pod.tally.ports.saturating_sub(ports);
+        if pod.sessions == 0 {
+            self.drop_entry(id);
         }
-        let (index, sessions, hasher) = (&self.index, &self.sessions, &self.hasher);
-        let is_free = |port| {
-            let outside_tuple = FiveTuple { source_port: port, ..outside_tuple };
-            let key = Key::new(tenant, Direction::Inbound, &outside_tuple.reversed());
-            find(index, sessions, hasher, &key).is_none()
-        };
-        if let Some(port) = share.probe(random, &class, is_free) {
-            return Ok(port);
+    }
+
+    fn leave_peer(&mut self, session: &Session) {
+        let key = peer_key(session.tenant, &session.outside_tuple());
+        let id = self.find_entry(&key).expect("a session with a peer has it");
+        let peer = self.slab.anchor_mut(id);
+        peer.sessions -= 1;
+        if peer.sessions == 0 {
+            self.drop_entry(id);
         }
-        if class == SYSTEM_PORTS || class == NO_PORTS {
-            return class.into_iter().find(|port| share.owns(*port) && is_free(*port)).ok_or(Refusal::NoPort);
+    }
+
+    /// Returns the entry under a key.
+    pub(crate) fn find_entry(&self, key: &Key) -> Option<u32> {
+        self.lookup().find(key)
+    }
+
+    /// Returns the part of the table that finds entries.
+    pub(crate) fn lookup(&self) -> Lookup<'_> {
+        Lookup { slab: &self.slab, index: &self.index, hasher: &self.hasher }
+    }
+
+    /// Puts something into the table, under its keys.
+    pub(crate) fn put_entry(&mut self, kind: Kind) -> u32 {
+        let entry = self.slab.insert(kind);
+        for direction in [Direction::Outbound, Direction::Inbound] {
+            if let Some(key) = self.slab.entry(entry).key(direction) {
+                self.index.insert(self.hash(&key), Place { entry, direction });
+            }
         }
-        self.crowds.watch(destination, |port| match (share.owns(port), is_free(port)) {
-            (false, _) => Taken::ByOthers,
-            (true, true) => Taken::No,
-            (true, false) => Taken::BySession,
-        });
-        self.crowds.free_port(&destination, &class, start).flatten().ok_or(Refusal::NoPort)
+        entry
+    }
+
+    /// Takes an entry out of the table.
+    pub(crate) fn drop_entry(&mut self, entry: u32) {
+        for direction in [Direction::Outbound, Direction::Inbound] {
+            self.drop_key(entry, direction);
+        }
+        self.slab.remove(entry);
+    }
+
+    /// Takes one key of an entry out of the index.
+    pub(crate) fn drop_key(&mut self, entry: u32, direction: Direction) {
+        if let Some(key) = self.slab.entry(entry).key(direction) {
+            self.index.remove(self.hash(&key), Place { entry, direction });
+        }
     }
 
     fn hash(&self, key: &Key) -> u32 {
@@ -279,46 +387,24 @@ impl Conntrack {
     }
 }
 
-fn find(index: &Index, sessions: &[Session], hasher: &RandomState, key: &Key) -> Option<SessionId> {
-    let is_match = |place: Place| sessions[place.session.0 as usize].key(place.direction) == *key;
-    Some(index.find(hash(hasher, key), is_match)?.session)
+/// What finds entries, while the rest of the table is changed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Lookup<'a> {
+    pub(crate) slab: &'a Slab,
+    pub(crate) index: &'a Index,
+    pub(crate) hasher: &'a RandomState,
+}
+
+impl Lookup<'_> {
+    /// Returns the entry under a key.
+    pub(crate) fn find(self, key: &Key) -> Option<u32> {
+        let is_match = |place: Place| self.slab.entry(place.entry).key(place.direction) == Some(*key);
+        Some(self.index.find(hash(self.hasher, key), is_match)?.entry)
+    }
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "both halves of the hash are folded into one")]
 fn hash(hasher: &RandomState, key: &Key) -> u32 {
     let hash = hasher.hash_one(key);
     (hash ^ (hash >> 32)) as u32
-}
-
-fn prepare(admission: &Admission, outside_port: u16, now: Tick) -> Session {
-    let Admission { tenant, tuple, outside, revision } = *admission;
-    let header_delta = ChecksumDelta::default().replace_address(tuple.source, outside);
-    let base = match tuple.protocol {
-        Protocol::Tcp | Protocol::Udp | Protocol::Portless(Portless::UdpLite) => header_delta,
-        Protocol::Icmp | Protocol::Portless(_) => ChecksumDelta::default(),
-    };
-    Session {
-        inside: tuple.source,
-        remote: tuple.destination,
-        outside,
-        inside_port: tuple.source_port,
-        remote_port: tuple.destination_port,
-        outside_port,
-        tenant,
-        protocol: tuple.protocol,
-        tcp: TcpState::Opening,
-        class: match tuple.protocol {
-            Protocol::Tcp => TcpState::Opening.class(),
-            Protocol::Udp | Protocol::Portless(_) => TimeoutClass::Udp,
-            Protocol::Icmp => TimeoutClass::IcmpQuery,
-        },
-        is_live: true,
-        header_delta,
-        transport_delta: base.replace(tuple.source_port, outside_port),
-        epoch: revision.epoch,
-        last_seen: now,
-        previous: NIL,
-        next: NIL,
-        next_hops: revision.next_hops,
-    }
 }

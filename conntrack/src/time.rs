@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
+use thiserror::Error;
+
 use crate::flow::Protocol;
+use crate::tcp::TcpState;
 
 /// A moment, in tenths of a second since the worker started; wraps after 13 years.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -38,7 +41,6 @@ impl Tick {
 
 /// Which timeout applies to a session in its present state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[repr(u8)]
 pub enum TimeoutClass {
     /// A TCP connection whose handshake completed.
     TcpEstablished,
@@ -50,12 +52,65 @@ pub enum TimeoutClass {
     Udp,
     /// An ICMP query and its replies.
     IcmpQuery,
+    /// No session: an outside port that was freed and rests before another session gets it.
+    Resting,
+    /// Established TCP, or UDP, towards a port that has a timeout of its own.
+    Port(PortSlot),
 }
+
+const _: () = assert!(size_of::<TimeoutClass>() == 1);
 
 impl TimeoutClass {
     /// Every class.
-    pub const ALL: [Self; 5] =
-        [Self::TcpEstablished, Self::TcpOpening, Self::TcpClosing, Self::Udp, Self::IcmpQuery];
+    pub const ALL: [Self; 6 + PORT_TIMEOUTS] = [
+        Self::TcpEstablished,
+        Self::TcpOpening,
+        Self::TcpClosing,
+        Self::Udp,
+        Self::IcmpQuery,
+        Self::Resting,
+        Self::Port(PortSlot::P0),
+        Self::Port(PortSlot::P1),
+        Self::Port(PortSlot::P2),
+        Self::Port(PortSlot::P3),
+        Self::Port(PortSlot::P4),
+        Self::Port(PortSlot::P5),
+        Self::Port(PortSlot::P6),
+        Self::Port(PortSlot::P7),
+    ];
+
+    /// Returns its place in [`TimeoutClass::ALL`].
+    pub fn index(self) -> usize {
+        match self {
+            Self::TcpEstablished => 0,
+            Self::TcpOpening => 1,
+            Self::TcpClosing => 2,
+            Self::Udp => 3,
+            Self::IcmpQuery => 4,
+            Self::Resting => 5,
+            Self::Port(slot) => 6 + slot as usize,
+        }
+    }
+}
+
+/// A place in [`Timeouts::ports`]; as an enum, it lets [`TimeoutClass`] fit in one byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+#[expect(missing_docs, reason = "they are numbers")]
+pub enum PortSlot {
+    P0,
+    P1,
+    P2,
+    P3,
+    P4,
+    P5,
+    P6,
+    P7,
+}
+
+impl PortSlot {
+    const ALL: [Self; PORT_TIMEOUTS] =
+        [Self::P0, Self::P1, Self::P2, Self::P3, Self::P4, Self::P5, Self::P6, Self::P7];
 }
 
 /// A timeout of its own for sessions towards one port.
@@ -69,8 +124,56 @@ pub struct PortTimeout {
     pub timeout: Duration,
 }
 
+impl PortTimeout {
+    /// Checks that the port may have this timeout.
+    ///
+    /// # Errors
+    /// When it is shorter than RFC 5382 REQ-5 (TCP) or RFC 4787 REQ-5 (UDP) allow, or the protocol has no ports.
+    pub fn check(&self) -> Result<(), TimeoutRefusal> {
+        let Self { protocol, port, timeout } = *self;
+        let (least, rule) = match protocol {
+            Protocol::Tcp => (LEAST_TCP_ESTABLISHED, "RFC 5382 REQ-5"),
+            Protocol::Udp if port < 1024 => (Duration::from_secs(1), "RFC 4787 REQ-5a"),
+            Protocol::Udp => (Duration::from_secs(120), "RFC 4787 REQ-5, ports from 1024 on"),
+            Protocol::Icmp | Protocol::Portless(_) => return Err(TimeoutRefusal::NoPorts { protocol }),
+        };
+        if timeout < least {
+            return Err(TimeoutRefusal::TooShort { protocol, port, timeout, least, rule });
+        }
+        Ok(())
+    }
+}
+
+/// Why a port may not have a timeout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum TimeoutRefusal {
+    /// An RFC asks for more.
+    #[error("{timeout:?} for {} port {port} is less than {least:?} ({rule})", .protocol.name())]
+    TooShort {
+        /// Protocol.
+        protocol: Protocol,
+        /// Port.
+        port: u16,
+        /// Timeout that was asked for.
+        timeout: Duration,
+        /// Least that is allowed.
+        least: Duration,
+        /// Who says so.
+        rule: &'static str,
+    },
+    /// Sessions of the protocol are not told apart by the other end's port.
+    #[error("{} has no timeout by port; tcp and udp have", .protocol.name())]
+    NoPorts {
+        /// Protocol.
+        protocol: Protocol,
+    },
+}
+
 /// Ports that can have a timeout of their own.
 pub const PORT_TIMEOUTS: usize = 8;
+
+/// 2 h 4 min.
+const LEAST_TCP_ESTABLISHED: Duration = Duration::from_secs(7440);
 
 /// How long a session may be idle before it is removed, by class.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,7 +188,10 @@ pub struct Timeouts {
     pub udp: Duration,
     /// ICMP query: 60 s, the least that RFC 5508 REQ-2 allows.
     pub icmp_query: Duration,
-    /// Ports that have a timeout of their own (RFC 4787 REQ-5a).
+    /// How long a freed outside port rests: 2 min, the least that RFC 6888 REQ-8 recommends.
+    pub port_rest: Duration,
+    /// Ports that have a timeout of their own (RFC 4787 REQ-5a), without a gap: what stands after the first empty
+    /// place counts for nothing. A place means the same as long as the table has sessions.
     pub ports: [Option<PortTimeout>; PORT_TIMEOUTS],
     /// Whether packets to a pod give a UDP session new time, as those from the pod do (RFC 4787 REQ-6, RFC 7857
     /// section 7).
@@ -95,11 +201,12 @@ pub struct Timeouts {
 impl Default for Timeouts {
     fn default() -> Self {
         Self {
-            tcp_established: Duration::from_secs(2 * 3600 + 4 * 60),
+            tcp_established: LEAST_TCP_ESTABLISHED,
             tcp_opening: Duration::from_secs(240),
             tcp_closing: Duration::from_secs(240),
             udp: Duration::from_secs(300),
             icmp_query: Duration::from_secs(60),
+            port_rest: Duration::from_secs(120),
             ports: [None; PORT_TIMEOUTS],
             inbound_refreshes: true,
         }
@@ -115,13 +222,39 @@ impl Timeouts {
             TimeoutClass::TcpClosing => self.tcp_closing,
             TimeoutClass::Udp => self.udp,
             TimeoutClass::IcmpQuery => self.icmp_query,
+            TimeoutClass::Resting => self.port_rest,
+            // A session whose place was emptied has no less than it would have without.
+            TimeoutClass::Port(slot) => {
+                self.ports[slot as usize].map_or(self.tcp_established.max(self.udp), |entry| entry.timeout)
+            }
         }
+    }
+
+    /// Returns the class of a session towards `remote_port`; `tcp` means something for TCP only.
+    pub fn class_of(&self, protocol: Protocol, tcp: TcpState, remote_port: u16) -> TimeoutClass {
+        match protocol {
+            Protocol::Tcp if tcp.is_open() => {
+                self.class_by_port(protocol, remote_port).unwrap_or(TimeoutClass::TcpEstablished)
+            }
+            Protocol::Tcp => tcp.class(),
+            Protocol::Udp => self.class_by_port(protocol, remote_port).unwrap_or(TimeoutClass::Udp),
+            Protocol::Portless(_) => TimeoutClass::Udp,
+            Protocol::Icmp => TimeoutClass::IcmpQuery,
+        }
+    }
+
+    fn class_by_port(&self, protocol: Protocol, port: u16) -> Option<TimeoutClass> {
+        let entries = self.ports.iter().map_while(Option::as_ref);
+        let mut slots = PortSlot::ALL.into_iter().zip(entries);
+        let (slot, _) = slots.find(|(_, entry)| entry.protocol == protocol && entry.port == port)?;
+        Some(TimeoutClass::Port(slot))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::flow::Portless;
 
     #[test]
     fn reached_holds_across_the_wrap() {
@@ -140,5 +273,93 @@ mod tests {
         assert!(timeouts.tcp_closing >= Duration::from_secs(240));
         assert!(timeouts.udp >= Duration::from_secs(300));
         assert!(timeouts.icmp_query >= Duration::from_secs(60));
+        assert!(timeouts.port_rest >= Duration::from_secs(120));
+    }
+
+    const fn entry(protocol: Protocol, port: u16, seconds: u64) -> PortTimeout {
+        PortTimeout { protocol, port, timeout: Duration::from_secs(seconds) }
+    }
+
+    fn with_ports(entries: &[PortTimeout]) -> Timeouts {
+        let mut timeouts = Timeouts::default();
+        for (place, entry) in timeouts.ports.iter_mut().zip(entries) {
+            *place = Some(*entry);
+        }
+        timeouts
+    }
+
+    #[test]
+    fn every_class_has_a_place_of_its_own() {
+        for (place, class) in TimeoutClass::ALL.into_iter().enumerate() {
+            assert_eq!(class.index(), place);
+        }
+    }
+
+    #[test]
+    fn a_session_has_the_class_of_its_protocol_state_and_port() {
+        use TcpState::{Closed, Established, InsideFin, Opening, OutsideFin, OutsideOpening, Reset};
+        let (dns, ssh) = (TimeoutClass::Port(PortSlot::P0), TimeoutClass::Port(PortSlot::P1));
+        let gre = Protocol::Portless(Portless::Gre);
+        let timeouts = with_ports(&[entry(Protocol::Udp, 53, 10), entry(Protocol::Tcp, 22, 86_400)]);
+        let cases = [
+            (Protocol::Udp, Opening, 53, dns, TimeoutClass::Udp),
+            (Protocol::Udp, Opening, 22, TimeoutClass::Udp, TimeoutClass::Udp),
+            (Protocol::Tcp, Established, 22, ssh, TimeoutClass::TcpEstablished),
+            (Protocol::Tcp, InsideFin, 22, ssh, TimeoutClass::TcpEstablished),
+            (Protocol::Tcp, OutsideFin, 22, ssh, TimeoutClass::TcpEstablished),
+            (Protocol::Tcp, Established, 53, TimeoutClass::TcpEstablished, TimeoutClass::TcpEstablished),
+            (Protocol::Tcp, Opening, 22, TimeoutClass::TcpOpening, TimeoutClass::TcpOpening),
+            (Protocol::Tcp, OutsideOpening, 22, TimeoutClass::TcpOpening, TimeoutClass::TcpOpening),
+            (Protocol::Tcp, Closed, 22, TimeoutClass::TcpClosing, TimeoutClass::TcpClosing),
+            (Protocol::Tcp, Reset, 22, TimeoutClass::TcpClosing, TimeoutClass::TcpClosing),
+            (Protocol::Icmp, Opening, 53, TimeoutClass::IcmpQuery, TimeoutClass::IcmpQuery),
+            (gre, Opening, 53, TimeoutClass::Udp, TimeoutClass::Udp),
+        ];
+        for (protocol, tcp, port, expected, without_entries) in cases {
+            let class = timeouts.class_of(protocol, tcp, port);
+            assert_eq!(class, expected, "{protocol:?} {tcp:?} {port}");
+            assert_eq!(Timeouts::default().class_of(protocol, tcp, port), without_entries);
+        }
+        assert_eq!(timeouts.of(dns), Duration::from_secs(10));
+        assert_eq!(timeouts.of(ssh), Duration::from_secs(86_400));
+        assert_eq!(Timeouts::default().of(dns), Duration::from_secs(7440));
+    }
+
+    #[test]
+    fn the_last_place_counts_like_the_first() {
+        let entries: Vec<_> = (0u16..)
+            .take(PORT_TIMEOUTS)
+            .map(|port| entry(Protocol::Udp, port, 10 + u64::from(port)))
+            .collect();
+        let timeouts = with_ports(&entries);
+        for entry in entries {
+            let class = timeouts.class_of(Protocol::Udp, TcpState::Opening, entry.port);
+            assert_eq!(timeouts.of(class), entry.timeout);
+        }
+    }
+
+    #[test]
+    fn a_port_has_no_less_time_than_the_rfcs_ask() {
+        let gre = Protocol::Portless(Portless::Gre);
+        let cases = [
+            (entry(Protocol::Udp, 53, 1), None),
+            (entry(Protocol::Udp, 1023, 0), Some("0ns for udp port 1023 is less than 1s (RFC 4787 REQ-5a)")),
+            (entry(Protocol::Udp, 1024, 120), None),
+            (
+                entry(Protocol::Udp, 1024, 119),
+                Some("119s for udp port 1024 is less than 120s (RFC 4787 REQ-5, ports from 1024 on)"),
+            ),
+            (entry(Protocol::Tcp, 22, 7440), None),
+            (
+                entry(Protocol::Tcp, 22, 7439),
+                Some("7439s for tcp port 22 is less than 7440s (RFC 5382 REQ-5)"),
+            ),
+            (entry(Protocol::Icmp, 0, 7440), Some("icmp has no timeout by port; tcp and udp have")),
+            (entry(gre, 0, 7440), Some("gre has no timeout by port; tcp and udp have")),
+        ];
+        for (entry, refusal) in cases {
+            let message = entry.check().err().map(|refusal| refusal.to_string());
+            assert_eq!(message.as_deref(), refusal, "{entry:?}");
+        }
     }
 }

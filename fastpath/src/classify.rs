@@ -54,9 +54,6 @@ fn classify_inside(snapshot: &Snapshot, packet: &Packet) -> Result<Class, (DropR
     if !is_allowed {
         return drop(DropReason::UnknownSource);
     }
-    if snapshot.tenant_by_egress(packet.ip.destination).is_some() {
-        return drop(DropReason::Hairpin);
-    }
     Ok(Class { tenant, direction: Direction::Outbound })
 }
 

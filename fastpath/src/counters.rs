@@ -130,6 +130,8 @@ pub struct WorkerCounters {
     pub panics: Counter,
     /// Frames handed to other workers.
     pub handed_over: Counter,
+    /// Packets that came back in by the outside, because they went to an egress address of this gateway.
+    pub hairpinned: Counter,
 }
 
 impl WorkerCounters {
@@ -144,6 +146,7 @@ impl WorkerCounters {
             epoch: Counter::default(),
             panics: Counter::default(),
             handed_over: Counter::default(),
+            hairpinned: Counter::default(),
         }
     }
 

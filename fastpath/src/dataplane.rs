@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use conntrack::{Epoch, TenantId};
+use conntrack::{Epoch, SharedBook, TenantId};
 use crossbeam::channel::{Receiver, bounded};
 use thiserror::Error;
 
@@ -182,6 +182,7 @@ pub struct DataPlane {
     requests: Arc<RequestQueue>,
     applied: Epoch,
     session_capacity: u32,
+    book: SharedBook,
 }
 
 /// What the control side keeps of a worker.
@@ -204,6 +205,8 @@ impl DataPlane {
     pub fn start(options: &DataPlaneOptions, first: Snapshot) -> Result<Self, DataPlaneError> {
         let layout = Layout::plan(options)?;
         check_mtu(&first)?;
+        let mut book = SharedBook::default();
+        let first = first.with_shared(&mut book, Epoch::default());
         let mut steering = layout.load_steering(&first)?;
         for (steering, link) in steering.iter_mut().zip(&layout.links) {
             steering.attach(link.index, options.attach, &options.pin_dir)?;
@@ -217,6 +220,7 @@ impl DataPlane {
             requests: started.requests,
             applied: first.epoch(),
             session_capacity: options.session_capacity,
+            book,
         })
     }
 
@@ -229,7 +233,7 @@ impl DataPlane {
     /// When an XDP map cannot be changed, or a worker does not answer in time. What is gone then stays steered;
     /// publishing again, under a greater epoch, makes it good.
     pub fn publish(&mut self, next: Snapshot) -> Result<(), DataPlaneError> {
-        let next = Arc::new(next);
+        let next = Arc::new(next.with_shared(&mut self.book, self.applied));
         for steering in &mut self.steering {
             steering.open(&next)?;
         }

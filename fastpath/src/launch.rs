@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
-use conntrack::{Conntrack, PortShare, Tick};
+use conntrack::{Conntrack, Tick, WorkerSlot};
 use core_affinity::CoreId;
 use crossbeam::channel::{Receiver, Sender, bounded};
 use crossbeam::queue::ArrayQueue;
@@ -155,7 +155,9 @@ impl StartedWorkers {
             }
             ready.push(ReadyWorker::prepare(layout, number, options, first, &area, pool, &shared)?);
         }
-        let workers = ready.into_iter().map(ReadyWorker::spawn).collect::<Result<_, _>>()?;
+        // One clock for all: tenants' new sessions are counted by its seconds.
+        let started = Instant::now();
+        let workers = ready.into_iter().map(|worker| worker.spawn(started)).collect::<Result<_, _>>()?;
         Ok(Self { workers, retired, requests: shared.requests })
     }
 }
@@ -189,12 +191,13 @@ impl ReadyWorker {
         let (ports, queues) = open_ports(layout, number, area)?;
         let narrow =
             |number: usize| u16::try_from(number).expect("there are fewer workers than queues of a NIC");
-        let share = PortShare::new(narrow(number), narrow(layout.workers()));
+        let slot = WorkerSlot { worker: narrow(number), workers: narrow(layout.workers()) };
         let seed = draw_seed().map_err(lacking("a random seed"))?;
-        let conntrack = Conntrack::new(options.session_capacity, share, seed);
+        let lent = first.shared().expect("the data plane gives every snapshot what workers share");
+        let conntrack = Conntrack::new(options.session_capacity, slot, Arc::clone(lent), seed);
         let counters = Arc::new(WorkerCounters::new(ports.len()));
         let worker = Worker::new(WorkerParts {
-            engine: Engine::new(share, Arc::clone(first), conntrack, counters, Tick::default()),
+            engine: Engine::new(Arc::clone(first), conntrack, counters, Tick::default()),
             ports,
             pool,
             commons: Arc::clone(&shared.commons),
@@ -206,9 +209,9 @@ impl ReadyWorker {
         Ok(Self { worker, sleeper, core: layout.cores[number], queues })
     }
 
-    fn spawn(self) -> Result<WorkerHandle, DataPlaneError> {
+    fn spawn(self, started: Instant) -> Result<WorkerHandle, DataPlaneError> {
         let Self { worker, sleeper, core, queues } = self;
-        let (number, started) = (worker.number(), Instant::now());
+        let number = worker.number();
         let (mailbox, counters) = (Arc::clone(worker.mailbox()), Arc::clone(worker.counters()));
         let thread = thread::Builder::new()
             .name(format!("worker-{number}"))

@@ -55,7 +55,7 @@ fn describe(session: &Session, worker: u16, timeouts: &Timeouts, now: Tick) -> S
         outside: (outside.source, outside.source_port),
         state: match session.tcp_state() {
             None => "active",
-            Some(TcpState::Opening) => "opening",
+            Some(TcpState::Opening | TcpState::OutsideOpening) => "opening",
             Some(TcpState::Established) => "established",
             Some(TcpState::InsideFin | TcpState::OutsideFin | TcpState::Closed | TcpState::Reset) => {
                 "closing"

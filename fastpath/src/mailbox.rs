@@ -3,9 +3,10 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 
-use conntrack::TenantId;
+use conntrack::blocks::MAX_WORKERS;
+use conntrack::{Return, TenantId};
 use crossbeam::channel::Sender;
 use crossbeam::queue::ArrayQueue;
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -17,6 +18,9 @@ use crate::verdict::Errand;
 
 /// Frames that may wait to be taken over by one worker.
 const HANDED_FRAMES: usize = 1024;
+
+/// Ports that may wait to be taken back by one worker.
+const RETURNS: usize = 1024;
 
 /// A frame that one worker hands over to another.
 #[derive(Debug)]
@@ -46,6 +50,9 @@ pub struct Mailbox {
     snapshot: ArrayQueue<Arc<Snapshot>>,
     handed: ArrayQueue<HandedFrame>,
     questions: ArrayQueue<ListSessions>,
+    returns: ArrayQueue<Return>,
+    /// Workers that forgot all their sessions, a bit each.
+    forgetful: AtomicU64,
     wake: EventFd,
     is_asleep: AtomicBool,
     is_stopping: AtomicBool,
@@ -61,6 +68,8 @@ impl Mailbox {
             snapshot: ArrayQueue::new(1),
             handed: ArrayQueue::new(HANDED_FRAMES),
             questions: ArrayQueue::new(4),
+            returns: ArrayQueue::new(RETURNS),
+            forgetful: AtomicU64::new(0),
             wake: EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?,
             is_asleep: AtomicBool::new(false),
             is_stopping: AtomicBool::new(false),
@@ -81,6 +90,22 @@ impl Mailbox {
         self.handed.push(handed)?;
         self.wake_up();
         Ok(())
+    }
+
+    /// Gives a port back that the worker has lent.
+    ///
+    /// # Errors
+    /// Hands it back when too many wait already.
+    pub fn give_back(&self, returned: Return) -> Result<(), Return> {
+        self.returns.push(returned)?;
+        self.wake_up();
+        Ok(())
+    }
+
+    /// Tells the worker that another forgot all its sessions.
+    pub fn note_forgetful(&self, worker: u16) {
+        self.forgetful.fetch_or(1 << worker, Ordering::AcqRel);
+        self.wake_up();
     }
 
     /// Asks the worker; tells whether there was room for the question.
@@ -106,6 +131,22 @@ impl Mailbox {
         self.handed.pop()
     }
 
+    /// Takes a port that comes back.
+    pub fn take_return(&self) -> Option<Return> {
+        self.returns.pop()
+    }
+
+    /// Takes the workers that forgot all their sessions.
+    pub fn take_forgetful(&self) -> impl Iterator<Item = u16> {
+        // Nearly always nobody did, and the line stays shared.
+        let bits = if self.forgetful.load(Ordering::Relaxed) == 0 {
+            0
+        } else {
+            self.forgetful.swap(0, Ordering::AcqRel)
+        };
+        (0..MAX_WORKERS).filter(move |worker| bits & 1 << worker != 0)
+    }
+
     /// Takes a question.
     pub fn take_question(&self) -> Option<ListSessions> {
         self.questions.pop()
@@ -126,7 +167,12 @@ impl Mailbox {
         self.is_asleep.store(true, Ordering::Relaxed);
         // Pairs with the fence in `wake_up`: either the worker sees what was put, or the putter sees it sleep.
         fence(Ordering::SeqCst);
-        self.snapshot.is_empty() && self.handed.is_empty() && self.questions.is_empty() && !self.is_stopping()
+        self.snapshot.is_empty()
+            && self.handed.is_empty()
+            && self.questions.is_empty()
+            && self.returns.is_empty()
+            && self.forgetful.load(Ordering::Relaxed) == 0
+            && !self.is_stopping()
     }
 
     /// Notes that the worker woke.

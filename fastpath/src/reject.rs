@@ -136,7 +136,6 @@ fn icmp_error(reason: DropReason, mtu: u16) -> Option<IcmpError> {
         | DropReason::UnknownSource
         | DropReason::UnknownTenant
         | DropReason::MartianAddress
-        | DropReason::Hairpin
         | DropReason::MisaddressedError
         | DropReason::NoSession
         | DropReason::TxRingFull

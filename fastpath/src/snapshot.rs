@@ -5,9 +5,10 @@
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
 use ahash::RandomState;
-use conntrack::{Direction, Epoch, Policy, TenantId, Timeouts};
+use conntrack::{Direction, Epoch, Policy, Shared, SharedBook, TenantId, Timeouts};
 use ipnet::Ipv4Net;
 use macaddr::MacAddr6;
 use prefix_trie::PrefixMap;
@@ -187,6 +188,7 @@ pub struct Snapshot {
     by_egress: HashMap<Ipv4Addr, TenantId, RandomState>,
     routes: [PrefixMap<Ipv4Net, Option<Ipv4Addr>>; 2],
     neighbours: [HashMap<Ipv4Addr, NeighbourId, RandomState>; 2],
+    shared: Option<Arc<Shared>>,
 }
 
 impl Snapshot {
@@ -199,6 +201,7 @@ impl Snapshot {
             by_egress: HashMap::default(),
             routes: [PrefixMap::new(), PrefixMap::new()],
             neighbours: [HashMap::default(), HashMap::default()],
+            shared: None,
             spec,
         };
         for tenant in &snapshot.spec.tenants {
@@ -215,6 +218,19 @@ impl Snapshot {
             snapshot.neighbours[neighbour.side.index()].insert(neighbour.address, NeighbourId(id));
         }
         snapshot
+    }
+
+    /// Gives the snapshot what workers share under it; `applied` is the newest snapshot that every worker has adopted.
+    #[must_use]
+    pub fn with_shared(mut self, book: &mut SharedBook, applied: Epoch) -> Self {
+        let egress_addresses = self.by_egress.keys().copied();
+        self.shared = Some(Arc::new(book.next(egress_addresses, self.spec.epoch, applied)));
+        self
+    }
+
+    /// Returns what workers share under this snapshot.
+    pub fn shared(&self) -> Option<&Arc<Shared>> {
+        self.shared.as_ref()
     }
 
     /// Returns the facts that this snapshot was compiled from.

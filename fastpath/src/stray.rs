@@ -52,18 +52,21 @@ pub fn release_syn(
     tenant: Option<TenantId>,
     now: Tick,
 ) -> Outcome {
-    let dropped = Outcome { verdict: Verdict::Drop(DropReason::NoSession), tenant };
+    let dropped = Outcome { verdict: Verdict::Drop(DropReason::NoSession), tenant, side: Side::Outside };
     let Ok(packet) = parse(frame.bytes()) else { return dropped };
     let is_answered = match engine.snapshot.spec().tcp.unsolicited_syn {
         UnsolicitedSyn::Unreachable => engine.conntrack.find(key).is_none(),
         UnsolicitedSyn::Drop => false,
     };
     let egress = packet.ip.destination;
-    let is_ours = tenant.is_some() && engine.snapshot.tenant_by_egress(egress) == tenant;
+    // Nor does a pod that came to another tenant's egress address learn more than the world would.
+    let is_ours = tenant.is_some()
+        && engine.snapshot.tenant_by_egress(egress) == tenant
+        && engine.snapshot.tenant_by_egress(packet.ip.source).is_none();
     match answer_unasked(&packet).filter(|_| is_answered && is_ours) {
         Some(answer) if engine.answers.take(now) => {
             write_answer(frame, &packet, answer, egress);
-            Outcome { verdict: Verdict::Reject(DropReason::NoSession), tenant }
+            Outcome { verdict: Verdict::Reject(DropReason::NoSession), tenant, side: Side::Outside }
         }
         Some(_) | None => dropped,
     }

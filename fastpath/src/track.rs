@@ -3,22 +3,24 @@
 use std::net::Ipv4Addr;
 
 use conntrack::{
-    Admission, Conntrack, Direction, FiveTuple, Key, PortShare, Protocol, Refusal, Revision, Rewrite,
-    SessionId, TcpSegment, Tick, owner_of_inside, pair_egress,
+    Admission, Conntrack, Direction, FiveTuple, Found, Key, Loan, LoanRequest, Mapping, Protocol, Refusal,
+    Revision, Rewrite, SessionId, TcpSegment, Tick, owner_of_inside,
 };
 
 use crate::classify::Class;
 use crate::counters::WorkerCounters;
 use crate::dataplane::NeighbourRequest;
 use crate::parse::{Flow, QuotedPacket, Segment};
-use crate::snapshot::{NeighbourId, NextHop, Side, Snapshot};
+use crate::snapshot::{NeighbourId, NextHop, Side, Snapshot, TenantSpec};
 use crate::stray::refuse_stray;
-use crate::verdict::{DropReason, Verdict};
+use crate::verdict::{DropReason, Errand, Verdict};
 
 /// Next hop of a session whose neighbour is not resolved.
 const UNRESOLVED: u32 = u32::MAX;
 /// Next hop of a session that has no route.
 const NO_ROUTE: u32 = u32::MAX - 1;
+/// Next hop of a session towards an egress address of this gateway.
+const HAIRPIN: u32 = u32::MAX - 2;
 
 /// What tracking reads and changes.
 #[derive(Debug)]
@@ -29,17 +31,55 @@ pub struct Tracker<'a> {
     pub conntrack: &'a mut Conntrack,
     /// Counters.
     pub counters: &'a WorkerCounters,
+    /// What other workers said about a port for the packet's session.
+    pub lenders: &'a mut Lenders,
     /// Now.
     pub now: Tick,
 }
 
-/// A rewrite and the neighbour that the packet goes to.
+/// What other workers said when they were asked for a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lenders {
+    /// They were not asked.
+    NotAsked,
+    /// One lent a port.
+    Lent {
+        /// What was asked for.
+        request: LoanRequest,
+        /// What was lent.
+        loan: Loan,
+    },
+    /// None has one.
+    HaveNone,
+}
+
+impl Lenders {
+    /// Returns what an errand tells of lenders.
+    pub fn after(errand: Option<Errand>) -> Self {
+        match errand {
+            Some(Errand::Lent { request, loan }) => Self::Lent { request, loan },
+            Some(Errand::NotLent) => Self::HaveNone,
+            Some(Errand::Process | Errand::Borrow { .. }) | None => Self::NotAsked,
+        }
+    }
+}
+
+/// A rewrite and where the packet goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Forwarding {
     /// What is written.
     pub rewrite: Rewrite,
-    /// Who is next.
-    pub neighbour: NeighbourId,
+    /// Where it goes.
+    pub way: Way,
+}
+
+/// Where a translated packet goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// To a neighbour.
+    Out(NeighbourId),
+    /// Back in: its destination is an egress address of this gateway (RFC 4787 REQ-9).
+    Hairpin,
 }
 
 impl Tracker<'_> {
@@ -50,18 +90,22 @@ impl Tracker<'_> {
     pub fn track_flow(&mut self, class: Class, flow: &Flow) -> Result<Forwarding, Verdict> {
         let key = Key::new(class.tenant, class.direction, &flow.tuple);
         let id = match self.find_valid(class, &key) {
-            Some(id) if is_expected(class.direction, flow.segment) => id,
-            Some(_) => return Err(Verdict::Drop(DropReason::NoSession)),
-            None => self.admit_flow(class, flow)?,
+            Some(Found::Session(id)) if is_expected(class.direction, flow.segment) => id,
+            Some(Found::Session(_)) => return Err(Verdict::Drop(DropReason::NoSession)),
+            Some(Found::Lent(borrower)) => return Err(Verdict::HandOver(borrower, Errand::Process)),
+            None => match class.direction {
+                Direction::Outbound => self.open_from_inside(class, flow)?,
+                Direction::Inbound => self.open_from_outside(class, flow)?,
+            },
         };
         let rewrite = self.conntrack.session(id).rewrite(class.direction);
-        let neighbour = self.neighbour_of(&rewrite, &flow.tuple)?;
+        let way = self.way_of(&rewrite, &flow.tuple)?;
         let segment = match flow.segment {
             Segment::Tcp(segment) => segment,
             Segment::Udp | Segment::Query | Segment::Reply | Segment::Opaque => TcpSegment::default(),
         };
-        self.conntrack.touch(id, class.direction, segment.flags, self.now);
-        Ok(Forwarding { rewrite, neighbour })
+        self.conntrack.touch(id, class.direction, &segment, self.now, &self.snapshot.spec().timeouts);
+        Ok(Forwarding { rewrite, way })
     }
 
     /// Tracks an ICMP error by the packet that it quotes. The session is neither refreshed nor ended
@@ -70,20 +114,38 @@ impl Tracker<'_> {
     /// # Errors
     /// The verdict on an error that is not forwarded now.
     pub fn track_error(&mut self, class: Class, quoted: &QuotedPacket) -> Result<Forwarding, Verdict> {
-        let key = Key::new(class.tenant, class.direction, &quoted.flow.tuple.reversed());
-        let id = self.find_valid(class, &key).ok_or(Verdict::Drop(DropReason::NoSession))?;
-        let rewrite = self.conntrack.session(id).rewrite(class.direction);
-        let neighbour = self.neighbour_of(&rewrite, &quoted.flow.tuple.reversed())?;
-        Ok(Forwarding { rewrite, neighbour })
+        let wire = quoted.flow.tuple.reversed();
+        let key = Key::new(class.tenant, class.direction, &wire);
+        match self.find_valid(class, &key) {
+            Some(Found::Session(id)) => {
+                let rewrite = self.conntrack.session(id).rewrite(class.direction);
+                let way = self.way_of(&rewrite, &wire)?;
+                Ok(Forwarding { rewrite, way })
+            }
+            Some(Found::Lent(borrower)) => Err(Verdict::HandOver(borrower, Errand::Process)),
+            None => Err(self.lent_mapping(class, &wire).unwrap_or(Verdict::Drop(DropReason::NoSession))),
+        }
     }
 
-    /// Finds a session that the present snapshot allows.
-    pub fn find_valid(&mut self, class: Class, key: &Key) -> Option<SessionId> {
-        let id = self.conntrack.find(key)?;
-        if self.conntrack.session(id).epoch() == self.snapshot.epoch() || self.check_session(class, id) {
-            return Some(id);
+    /// Returns the verdict on a packet that is refused for its size or time to live: the world hears of that only if the
+    /// packet has a session.
+    #[cold]
+    pub fn quieten(&mut self, verdict: Verdict, class: Class, wire: &FiveTuple) -> Verdict {
+        let key = Key::new(class.tenant, class.direction, wire);
+        match class.direction {
+            Direction::Inbound if self.find_valid(class, &key).is_none() => {
+                Verdict::Drop(DropReason::NoSession)
+            }
+            Direction::Inbound | Direction::Outbound => verdict,
         }
-        None
+    }
+
+    /// Finds what the present snapshot allows of what a key leads to.
+    pub fn find_valid(&mut self, class: Class, key: &Key) -> Option<Found> {
+        let found = self.conntrack.find(key)?;
+        let Found::Session(id) = found else { return Some(found) };
+        let is_checked = self.conntrack.session(id).epoch() == self.snapshot.epoch();
+        (is_checked || self.check_session(class, id)).then_some(found)
     }
 
     /// Checks a session under a new snapshot; ends it if that no longer allows it.
@@ -99,62 +161,143 @@ impl Tracker<'_> {
             self.conntrack.revise(id, revision);
         } else {
             self.counters.tenant(class.tenant).session_ended();
-            self.conntrack.remove(id);
+            self.conntrack.remove(id, self.now);
         }
         is_allowed
     }
 
-    /// Makes a session for an outbound packet that opens one. Leaves nothing behind when it does not.
+    /// Makes a session for a packet of a pod that opens one. Leaves nothing behind when it does not.
     #[cold]
-    fn admit_flow(&mut self, class: Class, flow: &Flow) -> Result<SessionId, Verdict> {
-        let may_open = class.direction == Direction::Outbound
-            && match flow.segment {
-                Segment::Tcp(segment) => segment.flags.opens(),
-                Segment::Udp | Segment::Query | Segment::Opaque => true,
-                Segment::Reply => false,
-            };
+    fn open_from_inside(&mut self, class: Class, flow: &Flow) -> Result<SessionId, Verdict> {
+        let may_open = match flow.segment {
+            Segment::Tcp(segment) => segment.flags.opens(),
+            Segment::Udp | Segment::Query | Segment::Opaque => true,
+            Segment::Reply => false,
+        };
         if !may_open {
             return Err(refuse_stray(self.snapshot.spec().tcp, class, flow));
         }
-        let tenant = self.snapshot.tenant(class.tenant).ok_or(Verdict::Drop(DropReason::UnknownTenant))?;
-        let outside = pair_egress(flow.tuple.source, &tenant.egress_addresses)
-            .ok_or(Verdict::Drop(DropReason::UnknownTenant))?;
         let revision = self.revision(&flow.tuple);
-        self.neighbour(revision.next_hops[0], Side::Outside, flow.tuple.destination)?;
-        let admission = Admission { tenant: class.tenant, tuple: flow.tuple, outside, revision };
-        let id = self.conntrack.admit(&admission, self.now).map_err(|refusal| {
-            Verdict::Reject(match (refusal, flow.tuple.protocol) {
-                (Refusal::NoPort, Protocol::Portless(_)) => DropReason::AmbiguousProtocol,
-                (Refusal::NoPort, Protocol::Tcp | Protocol::Udp | Protocol::Icmp) => DropReason::NoPort,
-                (Refusal::SessionsFull, _) => DropReason::SessionsFull,
-            })
-        })?;
+        self.way(revision.next_hops[0], Side::Outside, flow.tuple.destination)?;
+        self.admit(class, flow.tuple, Direction::Outbound, revision)
+    }
+
+    /// Makes a session for a packet that a mapping's filtering lets in (RFC 4787 section 5).
+    #[cold]
+    fn open_from_outside(&mut self, class: Class, flow: &Flow) -> Result<SessionId, Verdict> {
+        if let Some(verdict) = self.lent_mapping(class, &flow.tuple) {
+            return Err(verdict);
+        }
+        let stray = || refuse_stray(self.snapshot.spec().tcp, class, flow);
+        let may_open = match flow.segment {
+            Segment::Tcp(segment) => segment.flags.opens(),
+            Segment::Udp | Segment::Reply => true,
+            Segment::Query | Segment::Opaque => false,
+        };
+        let policy = self.snapshot.tenant(class.tenant).map(|tenant| tenant.policy).filter(|_| may_open);
+        let filtering = policy.ok_or_else(stray)?.filtering;
+        let (address, port) =
+            self.conntrack.admitted_from_outside(class.tenant, &flow.tuple, filtering).ok_or_else(stray)?;
+        let tuple = FiveTuple { source: address, source_port: port, ..flow.tuple.reversed() };
+        let revision = self.revision(&tuple);
+        self.way(revision.next_hops[1], Side::Inside, address)?;
+        self.admit(class, tuple, Direction::Inbound, revision)
+    }
+
+    fn admit(
+        &mut self,
+        class: Class,
+        tuple: FiveTuple,
+        opened_by: Direction,
+        revision: Revision,
+    ) -> Result<SessionId, Verdict> {
+        let tenant = self.snapshot.tenant(class.tenant).ok_or(Verdict::Drop(DropReason::UnknownTenant))?;
+        let admission = Admission {
+            tenant: class.tenant,
+            opened_by,
+            tuple,
+            egress_addresses: &tenant.egress_addresses,
+            policy: &tenant.policy,
+            timeouts: &self.snapshot.spec().timeouts,
+            loan: match *self.lenders {
+                Lenders::Lent { loan, .. } => Some(loan),
+                Lenders::NotAsked | Lenders::HaveNone => None,
+            },
+            revision,
+        };
+        let admitted = self.conntrack.admit(&admission, self.now);
+        let id = admitted.map_err(|refusal| self.refuse(class, tenant, &tuple, refusal))?;
+        // A loan that is still there when the packet is done goes back.
+        *self.lenders = Lenders::NotAsked;
         self.counters.tenant(class.tenant).session_began();
         Ok(id)
     }
 
+    /// Returns what becomes of a packet whose session was refused.
+    fn refuse(&self, class: Class, tenant: &TenantSpec, tuple: &FiveTuple, refusal: Refusal) -> Verdict {
+        let no_port = match tuple.protocol {
+            Protocol::Icmp | Protocol::Tcp | Protocol::Udp => DropReason::NoPort,
+            Protocol::Portless(_) => DropReason::AmbiguousProtocol,
+        };
+        let reason = match refusal {
+            Refusal::PortElsewhere { ask, outside } if *self.lenders == Lenders::NotAsked => {
+                let request = LoanRequest {
+                    tenant: class.tenant,
+                    outside_tuple: FiveTuple { source: outside, ..*tuple },
+                    is_mapping: tenant.policy.mapping == Mapping::EndpointIndependent
+                        && no_port == DropReason::NoPort,
+                };
+                return Verdict::HandOver(
+                    ask,
+                    Errand::Borrow { request, borrower: self.conntrack.slot().worker },
+                );
+            }
+            Refusal::PortElsewhere { .. } | Refusal::NoPort => no_port,
+            Refusal::SessionsFull => DropReason::SessionsFull,
+            Refusal::TenantSessions => DropReason::TenantSessionLimit,
+            Refusal::TenantPorts => DropReason::TenantPortLimit,
+            Refusal::TenantRate => DropReason::TenantRateLimit,
+            Refusal::PodSessions => DropReason::PodSessionLimit,
+            Refusal::PodPorts => DropReason::PodPortLimit,
+            Refusal::PodRate => DropReason::PodRateLimit,
+        };
+        Verdict::refuse(Side::ahead(class.direction).other(), reason)
+    }
+
+    /// Returns the verdict on a packet to a port that another worker has borrowed for all destinations.
+    fn lent_mapping(&self, class: Class, wire: &FiveTuple) -> Option<Verdict> {
+        let is_inbound = class.direction == Direction::Inbound;
+        let borrower = self.conntrack.lent_mapping(class.tenant, wire).filter(|_| is_inbound)?;
+        Some(Verdict::HandOver(borrower, Errand::Process))
+    }
+
     fn revision(&self, inside: &FiveTuple) -> Revision {
         let hops = [(Side::Outside, inside.destination), (Side::Inside, inside.source)];
-        let next_hops = hops.map(|(side, address)| match self.snapshot.next_hop(side, address) {
+        let mut next_hops = hops.map(|(side, address)| match self.snapshot.next_hop(side, address) {
             NextHop::Resolved(id) => id.0,
             NextHop::Unresolved(_) => UNRESOLVED,
             NextHop::NoRoute => NO_ROUTE,
         });
+        if self.snapshot.tenant_by_egress(inside.destination).is_some() {
+            next_hops[0] = HAIRPIN;
+        }
         Revision { epoch: self.snapshot.epoch(), next_hops }
     }
 
-    /// Returns the neighbour that a packet of a session goes to.
-    fn neighbour_of(&self, rewrite: &Rewrite, wire: &FiveTuple) -> Result<NeighbourId, Verdict> {
+    /// Returns where a packet of a session goes.
+    fn way_of(&self, rewrite: &Rewrite, wire: &FiveTuple) -> Result<Way, Verdict> {
         let destination = match rewrite.direction {
             Direction::Outbound => wire.destination,
             Direction::Inbound => rewrite.address,
         };
-        self.neighbour(rewrite.next_hop, Side::ahead(rewrite.direction), destination)
+        self.way(rewrite.next_hop, Side::ahead(rewrite.direction), destination)
     }
 
-    fn neighbour(&self, next_hop: u32, side: Side, destination: Ipv4Addr) -> Result<NeighbourId, Verdict> {
-        if next_hop < NO_ROUTE {
-            Ok(NeighbourId(next_hop))
+    fn way(&self, next_hop: u32, side: Side, destination: Ipv4Addr) -> Result<Way, Verdict> {
+        if next_hop < HAIRPIN {
+            Ok(Way::Out(NeighbourId(next_hop)))
+        } else if next_hop == HAIRPIN {
+            Ok(Way::Hairpin)
         } else {
             Err(self.without_neighbour(side, destination))
         }
@@ -179,10 +322,15 @@ fn is_expected(direction: Direction, segment: Segment) -> bool {
     }
 }
 
-/// Returns the worker that owns a packet: by inside address when outbound, by outside port when inbound.
-pub fn owner_of(share: PortShare, class: Class, wire: &FiveTuple) -> u16 {
+/// Returns the worker that owns a packet: by inside address when outbound, by outside port when inbound. A packet to a
+/// port that nobody owns is the business of whoever has it.
+pub fn owner_of(conntrack: &Conntrack, class: Class, wire: &FiveTuple) -> u16 {
+    let slot = conntrack.slot();
+    if slot.workers == 1 {
+        return slot.worker;
+    }
     match class.direction {
-        Direction::Outbound => owner_of_inside(class.tenant, wire.source, share.workers()),
-        Direction::Inbound => share.owner(wire.destination_port),
+        Direction::Outbound => owner_of_inside(class.tenant, wire.source, slot.workers),
+        Direction::Inbound => conntrack.owner_of_outside(&wire.reversed()).unwrap_or(slot.worker),
     }
 }

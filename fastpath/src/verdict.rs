@@ -1,6 +1,6 @@
 //! What becomes of a frame.
 
-use conntrack::Key;
+use conntrack::{Key, Loan, LoanRequest};
 
 use crate::dataplane::NeighbourRequest;
 use crate::snapshot::Side;
@@ -10,6 +10,22 @@ use crate::snapshot::Side;
 pub enum Errand {
     /// Process it: it belongs to the worker.
     Process,
+    /// Lend a port for its session, or ask the next worker, and give it back.
+    Borrow {
+        /// What is asked for.
+        request: LoanRequest,
+        /// Who asks.
+        borrower: u16,
+    },
+    /// Process it: its session has this port.
+    Lent {
+        /// What was asked for.
+        request: LoanRequest,
+        /// What was lent.
+        loan: Loan,
+    },
+    /// Process it, and refuse its session a port: no worker has one.
+    NotLent,
 }
 
 /// What the pipeline decided about one frame.
@@ -17,6 +33,9 @@ pub enum Errand {
 pub enum Verdict {
     /// The frame is rewritten and leaves by this side.
     Forward(Side),
+    /// The frame is rewritten and comes back in by the outside: it goes to an egress address of this gateway (RFC 4787
+    /// REQ-9).
+    Hairpin,
     /// The frame now holds an answer (ICMP error or TCP RST) that goes back where it came from; the
     /// packet that it held is dropped for the reason.
     Reject(DropReason),
@@ -102,8 +121,6 @@ drop_reasons! {
     UnknownTenant = "unknown_tenant",
     /// The source or destination address may not be forwarded (multicast, broadcast, loopback, link-local).
     MartianAddress = "martian_address",
-    /// The destination is an egress address of this gateway; hairpin is not translated yet.
-    Hairpin = "hairpin",
     /// An ICMP error is not addressed to the sender of the packet that it quotes.
     MisaddressedError = "misaddressed_error",
     /// The time to live ran out at the gateway.

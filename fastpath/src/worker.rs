@@ -122,6 +122,7 @@ impl<I: FrameIo> Worker<I> {
         self.has_more = false;
         self.adopt_snapshot();
         self.answer_question(now);
+        self.exchange_loans(now);
         self.retry_waiting(now);
         let mut found = self.serve_handed(now);
         for port in 0..self.parts.ports.len() {
@@ -147,7 +148,7 @@ impl<I: FrameIo> Worker<I> {
 
     /// Returns the worker's number.
     pub fn number(&self) -> u16 {
-        self.parts.engine.share.worker()
+        self.parts.engine.conntrack.slot().worker
     }
 
     /// Returns the worker's own mailbox.
@@ -195,6 +196,9 @@ impl<I: FrameIo> Worker<I> {
         if self.parts.engine.conntrack.is_torn() {
             self.parts.engine.conntrack.forget_all();
             counters.sessions_lost();
+            for mailbox in &self.parts.mailboxes {
+                mailbox.note_forgetful(self.number());
+            }
         }
         self.parts.engine.answers = AnswerLimit::new(now);
         self.listing = None;
@@ -202,6 +206,9 @@ impl<I: FrameIo> Worker<I> {
 
     fn adopt_snapshot(&mut self) {
         let Some(next) = self.mailbox().take_snapshot() else { return };
+        if let Some(shared) = next.shared() {
+            self.parts.engine.conntrack.adopt(Arc::clone(shared));
+        }
         let previous = std::mem::replace(&mut self.parts.engine.snapshot, next);
         self.announcements.extend(self.to_announce(Some(&previous)));
         self.parts.engine.counters.adopt(&self.parts.engine.snapshot);
@@ -229,14 +236,40 @@ impl<I: FrameIo> Worker<I> {
         }
     }
 
+    /// Takes back ports that were lent, gives back those that were borrowed, and forgets what workers that lost their
+    /// sessions had to do with this one.
+    fn exchange_loans(&mut self, now: Tick) {
+        let (mailbox, engine) = (Arc::clone(self.mailbox()), &mut self.parts.engine);
+        for returned in std::iter::from_fn(|| mailbox.take_return()).take(BATCH_FRAMES) {
+            engine.conntrack.take_back(&returned);
+        }
+        for worker in mailbox.take_forgetful() {
+            let counters = &engine.counters;
+            engine.conntrack.forget_worker(worker, now, |tenant| counters.tenant(tenant).session_ended());
+        }
+        while let Some(returned) = engine.conntrack.next_return() {
+            if let Err(returned) = self.parts.mailboxes[usize::from(returned.lender)].give_back(returned) {
+                engine.conntrack.put_back(returned);
+                self.has_more = true;
+                break;
+            }
+        }
+    }
+
     fn serve_handed(&mut self, now: Tick) -> usize {
         let mut found = 0;
         while found < BATCH_FRAMES
-            && let Some(HandedFrame { side, frame, errand: Errand::Process }) = self.mailbox().take_frame()
+            && let Some(HandedFrame { side, frame, errand }) = self.mailbox().take_frame()
         {
-            self.batch.push_back(frame);
-            self.process_batch(Arrival { side, port: 0 }, now);
             found += 1;
+            let arrival = Arrival { side, port: 0 };
+            if let Errand::Borrow { request, borrower } = errand {
+                let verdict = self.parts.engine.lend(request, borrower);
+                self.settle(frame, Outcome { verdict, tenant: Some(request.tenant), side }, arrival, now);
+            } else {
+                self.batch.push_back(frame);
+                self.process_batch(arrival, Some(errand), now);
+            }
         }
         found
     }
@@ -245,16 +278,16 @@ impl<I: FrameIo> Worker<I> {
         let found = self.parts.ports[port].io.receive(&mut self.batch, BATCH_FRAMES);
         if found > 0 {
             self.parts.engine.counters.queues[port].received.add(found as u64);
-            self.process_batch(Arrival { side: self.parts.ports[port].side, port }, now);
+            self.process_batch(Arrival { side: self.parts.ports[port].side, port }, None, now);
         }
         found
     }
 
-    fn process_batch(&mut self, arrival: Arrival, now: Tick) {
+    fn process_batch(&mut self, arrival: Arrival, errand: Option<Errand>, now: Tick) {
         while let Some(frame) = self.batch.front_mut() {
             #[cfg(test)]
             assert!(!std::mem::take(&mut self.fails_at_next_frame), "asked to fail");
-            let outcome = self.parts.engine.process(frame, arrival.side, now);
+            let outcome = self.parts.engine.process(frame, arrival.side, errand, now);
             let frame = self.batch.pop_front().expect("it was at the front");
             self.settle(frame, outcome, arrival, now);
         }
@@ -262,7 +295,7 @@ impl<I: FrameIo> Worker<I> {
 
     /// Moves a frame to where its verdict says: a tx ring, another worker, the waiting room or the pool.
     fn settle(&mut self, frame: Frame, outcome: Outcome, arrival: Arrival, now: Tick) {
-        let Outcome { verdict, tenant } = outcome;
+        let Outcome { verdict, tenant, side } = outcome;
         match verdict {
             Verdict::Forward(side) => {
                 let bytes = frame.bytes().len();
@@ -280,16 +313,18 @@ impl<I: FrameIo> Worker<I> {
                     self.parts.pool.put(frame);
                 }
             }
+            Verdict::Hairpin => unreachable!("the pipeline lets it come in again itself"),
             Verdict::HandOver(worker, errand) => {
-                let handed = HandedFrame { side: arrival.side, frame, errand };
-                match self.parts.mailboxes[usize::from(worker)].hand_over(handed) {
+                match self.parts.mailboxes[usize::from(worker)].hand_over(HandedFrame { side, frame, errand })
+                {
                     Ok(()) => self.parts.engine.counters.handed_over.add(1),
-                    Err(HandedFrame { frame, .. }) => {
+                    Err(HandedFrame { frame, errand, .. }) => {
+                        self.parts.engine.withdraw(errand);
                         self.drop_frame(frame, outcome, DropReason::HandOverFull);
                     }
                 }
             }
-            Verdict::Wait(next_hop) => match self.waiting.keep(frame, arrival.side, next_hop, tenant, now) {
+            Verdict::Wait(next_hop) => match self.waiting.keep(frame, side, next_hop, tenant, now) {
                 Ok(Some(first)) => first.has_asked = self.parts.requests.ask(next_hop),
                 Ok(None) => {}
                 Err(frame) => self.drop_frame(frame, outcome, DropReason::NeighbourUnresolved),
@@ -323,7 +358,7 @@ impl<I: FrameIo> Worker<I> {
             self.untried -= 1;
             let Some(waiting) = self.waiting.take_oldest() else { break };
             let (outcome, waiting) =
-                self.in_hand(waiting, |engine, frame, side| engine.process(frame, side, now));
+                self.in_hand(waiting, |engine, frame, side| engine.process(frame, side, None, now));
             if let Verdict::Wait(next_hop) = outcome.verdict {
                 let has_asked = waiting.has_asked && self.parts.requests.ask(next_hop);
                 self.waiting.put_back(WaitingFrame { awaited: next_hop, has_asked, ..waiting });

@@ -31,6 +31,7 @@ use crate::testing::{OUTSIDE_MAC, SERVER_MAC, tcp_frame, udp_frame};
 
 const POD: &str = "10.132.0.5";
 const EGRESS: Ipv4Addr = Ipv4Addr::new(192, 168, 55, 113);
+const RED_EGRESS: Ipv4Addr = Ipv4Addr::new(192, 168, 55, 114);
 const SYN_ACK: TcpFlags = TcpFlags(TcpFlags::SYN.0 | TcpFlags::ACK.0);
 
 /// Ends of a packet: source and destination address and port.

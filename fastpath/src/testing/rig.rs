@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use conntrack::checksum::{checksum, sum};
-use conntrack::{Conntrack, PortShare, Tick};
+use conntrack::{Conntrack, Epoch, SharedBook, Tick, WorkerSlot};
 use crossbeam::channel::{Receiver, bounded};
 use crossbeam::queue::ArrayQueue;
 
@@ -34,6 +34,7 @@ pub(crate) struct Rig {
     pub(crate) mailboxes: Vec<Arc<Mailbox>>,
     requests: Arc<RequestQueue>,
     retired: Receiver<Arc<Snapshot>>,
+    book: SharedBook,
     pub(crate) now: Tick,
     _area: FrameArea,
 }
@@ -61,7 +62,8 @@ impl Rig {
         let commons = Arc::new(ArrayQueue::new(total));
         let mailboxes: Vec<_> = (0..count).map(|_| Arc::new(Mailbox::new().unwrap())).collect();
         let requests = Arc::new(RequestQueue::new().unwrap());
-        let snapshot = Arc::new(Snapshot::compile(spec));
+        let mut book = SharedBook::default();
+        let snapshot = Arc::new(Snapshot::compile(spec).with_shared(&mut book, Epoch::default()));
         let (retire, retired) = bounded(64);
         let wires: Vec<_> = (0..count as u64)
             .map(|worker| [Wire::new(faults, seed + 2 * worker), Wire::new(faults, seed + 2 * worker + 1)])
@@ -70,11 +72,11 @@ impl Rig {
             let mut pool = FramePool::with_capacity(total);
             (0..FRAMES_PER_WORKER).for_each(|_| pool.put(frames.take().unwrap()));
             let ports = Side::BOTH.map(|side| Port { side, io: SimPort::new(&wires[side.index()], RING) });
-            let share = PortShare::new(number, workers);
-            let conntrack = Conntrack::new(sessions, share, [7; 32]);
+            let slot = WorkerSlot { worker: number, workers };
+            let conntrack = Conntrack::new(sessions, slot, Arc::clone(snapshot.shared().unwrap()), [7; 32]);
             let counters = Arc::new(WorkerCounters::new(2));
             Worker::new(WorkerParts {
-                engine: Engine::new(share, Arc::clone(&snapshot), conntrack, counters, Tick::default()),
+                engine: Engine::new(Arc::clone(&snapshot), conntrack, counters, Tick::default()),
                 ports: ports.into(),
                 pool,
                 commons: Arc::clone(&commons),
@@ -85,7 +87,7 @@ impl Rig {
         });
         let workers = workers.collect();
         let now = Tick::default();
-        let mut rig = Self { workers, wires, commons, mailboxes, requests, retired, now, _area: area };
+        let mut rig = Self { workers, wires, commons, mailboxes, requests, retired, book, now, _area: area };
         rig.run();
         // Announcements of the first snapshot.
         Side::BOTH.iter().for_each(|side| drop(rig.take(*side)));
@@ -140,7 +142,9 @@ impl Rig {
 
     /// Publishes a snapshot and waits until all workers use it.
     pub(crate) fn publish(&mut self, spec: SnapshotSpec) {
-        let snapshot = Arc::new(Snapshot::compile(spec));
+        let applied = self.workers.iter().map(|worker| worker.counters().epoch.get()).min().unwrap();
+        let applied = Epoch(u32::try_from(applied).unwrap());
+        let snapshot = Arc::new(Snapshot::compile(spec).with_shared(&mut self.book, applied));
         for mailbox in &self.mailboxes {
             mailbox.put_snapshot(Arc::clone(&snapshot));
         }
@@ -154,6 +158,11 @@ impl Rig {
 
     pub(crate) fn all_drops(&self) -> u64 {
         DropReason::ALL.iter().map(|reason| self.drops(*reason)).sum()
+    }
+
+    /// Returns how many packets came back in because they went to an egress address.
+    pub(crate) fn hairpinned(&self) -> u64 {
+        self.workers.iter().map(|worker| worker.counters().hairpinned.get()).sum()
     }
 
     pub(crate) fn sessions(&self) -> u32 {
@@ -213,7 +222,10 @@ pub(crate) fn check_source(side: Side, frame: &[u8], egress_addresses: &[Ipv4Add
         _ => panic!("only IPv4 and ARP are sent"),
     };
     let source = Ipv4Addr::new(source[0], source[1], source[2], source[3]);
-    assert!(side == Side::Inside || egress_addresses.contains(&source), "{source} left by the outside");
+    assert!(
+        side == Side::Inside || egress_addresses.contains(&source),
+        "{source} left by the outside: {frame:02x?}"
+    );
 }
 
 /// Asserts that every checksum of an IPv4 frame is what a computation from scratch gives.

@@ -1,0 +1,280 @@
+//! Makes sessions: pairing, quota, mapping, port.
+
+use std::net::Ipv4Addr;
+
+use crate::anchor::{Anchor, Role, mapping_key_inside, mapping_key_outside, peer_key, pod_key};
+use crate::checksum::ChecksumDelta;
+use crate::flow::{Direction, FiveTuple, Key, Portless, Protocol, TenantId};
+use crate::lending::Loan;
+use crate::pairing::pair_egress;
+use crate::policy::{Filtering, Mapping, Policy, Quota};
+use crate::session::{PortHolder, Session, SessionId};
+use crate::slab::Kind;
+use crate::table::{Conntrack, Refusal, Revision};
+use crate::tcp::{Expected, TcpState};
+use crate::time::{Tick, Timeouts};
+
+/// A session that shall be made for the first packet of a flow that has none.
+#[derive(Clone, Copy, Debug)]
+pub struct Admission<'a> {
+    /// Tenant of the packet.
+    pub tenant: TenantId,
+    /// Who opens the session. From outside only what [`Conntrack::admitted_from_outside`] allows.
+    pub opened_by: Direction,
+    /// The tuple of its packets as they come from the pod.
+    pub tuple: FiveTuple,
+    /// Egress addresses of the tenant.
+    pub egress_addresses: &'a [Ipv4Addr],
+    /// What the tenant's sessions may do.
+    pub policy: &'a Policy,
+    /// Timeouts.
+    pub timeouts: &'a Timeouts,
+    /// A port that another worker has lent for this session.
+    pub loan: Option<Loan>,
+    /// What the session is checked under, and where its packets go.
+    pub revision: Revision,
+}
+
+/// What an admission has found of its pod and mapping.
+#[derive(Clone, Copy, Debug)]
+struct Ground {
+    pod: Option<u32>,
+    outside: Ipv4Addr,
+    mapping: Option<u32>,
+    /// Ports that the pod gets by the session: one, if its mapping has none yet.
+    new_ports: u32,
+}
+
+impl Conntrack {
+    /// Makes a session.
+    ///
+    /// The pod keeps the egress address that it has as long as it has sessions, else it gets the one that
+    /// [`pair_egress`] gives (RFC 4787 REQ-2). With [`Mapping::EndpointIndependent`] the session takes the port of its
+    /// mapping, or makes the mapping.
+    ///
+    /// # Errors
+    /// Why there is none. Nothing has changed then.
+    #[cold]
+    pub fn admit(&mut self, admission: &Admission<'_>, now: Tick) -> Result<SessionId, Refusal> {
+        let ground = self.survey(admission)?;
+        self.check_room(admission, ground)?;
+        self.check_pod_quota(admission, ground, now)?;
+        let quota = &admission.policy.tenant_quota;
+        self.shared.tenant(admission.tenant).begin(quota, ground.new_ports, second(now))?;
+        match self.find_port(admission, ground) {
+            Ok(port) => Ok(self.begin(admission, ground, port, now)),
+            Err(refusal) => {
+                self.shared.tenant(admission.tenant).undo(quota, ground.new_ports);
+                Err(refusal)
+            }
+        }
+    }
+
+    /// Returns the inside address and port that an unexpected packet from outside may open a session to: those of the
+    /// mapping of its destination, if filtering lets its source in (RFC 4787 section 5). `wire` is the packet's tuple.
+    pub fn admitted_from_outside(
+        &self,
+        tenant: TenantId,
+        wire: &FiveTuple,
+        filtering: Filtering,
+    ) -> Option<(Ipv4Addr, u16)> {
+        let outside = (wire.destination, wire.destination_port);
+        let mapping = self.find_entry(&mapping_key_outside(tenant, wire.protocol, outside))?;
+        let mapping = self.slab.anchor(mapping);
+        let is_alive = matches!(mapping.role, Role::Mapping { is_current: true, .. }) && mapping.sessions > 0;
+        let is_let_in = match filtering {
+            Filtering::AddressAndPortDependent => false,
+            Filtering::AddressDependent => self.find_entry(&peer_key(tenant, &wire.reversed())).is_some(),
+            Filtering::EndpointIndependent => true,
+        };
+        (is_alive && is_let_in).then_some((mapping.inside, mapping.inside_port))
+    }
+
+    /// Returns the worker that a port of an egress address that is a mapping, or is lent as one, belongs to; none when it
+    /// is neither, or is this worker's own.
+    pub fn lent_mapping(&self, tenant: TenantId, wire: &FiveTuple) -> Option<u16> {
+        if self.mappings == 0 {
+            return None;
+        }
+        let outside = (wire.destination, wire.destination_port);
+        let entry = self.find_entry(&mapping_key_outside(tenant, wire.protocol, outside))?;
+        match self.slab.anchor(entry).role {
+            Role::LentMapping { borrower } => Some(borrower),
+            Role::Pod | Role::Mapping { .. } | Role::Peer | Role::LentPort { .. } => None,
+        }
+    }
+
+    fn survey(&mut self, admission: &Admission<'_>) -> Result<Ground, Refusal> {
+        let Admission { tenant, tuple, egress_addresses, .. } = *admission;
+        let pod = self.find_entry(&pod_key(tenant, tuple.source));
+        let paired =
+            pod.map(|pod| self.slab.anchor(pod).outside).filter(|paired| egress_addresses.contains(paired));
+        let outside =
+            paired.or_else(|| pair_egress(tuple.source, egress_addresses)).ok_or(Refusal::NoPort)?;
+        let mapping = match admission.policy.mapping {
+            Mapping::AddressAndPortDependent => None,
+            Mapping::EndpointIndependent if !has_ports(tuple.protocol) => None,
+            Mapping::EndpointIndependent => self.current_mapping(admission, outside),
+        };
+        let has_port = mapping.is_some_and(|mapping| self.slab.anchor(mapping).sessions > 0);
+        Ok(Ground { pod, outside, mapping, new_ports: u32::from(!has_port) })
+    }
+
+    /// Returns the mapping of an inside port; one by another egress address than the pod's is no longer current.
+    fn current_mapping(&mut self, admission: &Admission<'_>, outside: Ipv4Addr) -> Option<u32> {
+        let Admission { tenant, tuple, .. } = *admission;
+        let key = mapping_key_inside(tenant, tuple.protocol, (tuple.source, tuple.source_port));
+        let id = self.find_entry(&key)?;
+        if self.slab.anchor(id).outside == outside {
+            return Some(id);
+        }
+        self.is_changing = true;
+        self.drop_key(id, Direction::Outbound);
+        if let Role::Mapping { is_current, .. } = &mut self.slab.anchor_mut(id).role {
+            *is_current = false;
+        }
+        self.is_changing = false;
+        None
+    }
+
+    fn check_room(&self, admission: &Admission<'_>, ground: Ground) -> Result<(), Refusal> {
+        let makes_mapping = is_mapped(admission) && ground.mapping.is_none();
+        let needed = 1
+            + u32::from(ground.pod.is_none())
+            + u32::from(makes_mapping)
+            + u32::from(admission.policy.filtering == Filtering::AddressDependent);
+        if self.slab.room() < needed { Err(Refusal::SessionsFull) } else { Ok(()) }
+    }
+
+    fn check_pod_quota(&self, admission: &Admission<'_>, ground: Ground, now: Tick) -> Result<(), Refusal> {
+        let Quota { sessions, ports, new_per_second } = admission.policy.pod_quota;
+        let Some(pod) = ground.pod.map(|pod| self.slab.anchor(pod)) else { return Ok(()) };
+        let begun = if pod.tally.second == second(now) { pod.tally.begun } else { 0 };
+        let exceeds = |count: u32, more: u32, limit: u32| limit > 0 && more > 0 && count + more > limit;
+        match () {
+            () if exceeds(pod.sessions, 1, sessions) => Err(Refusal::PodSessions),
+            () if exceeds(pod.tally.ports, ground.new_ports, ports) => Err(Refusal::PodPorts),
+            () if exceeds(begun, 1, new_per_second) => Err(Refusal::PodRate),
+            () => Ok(()),
+        }
+    }
+
+    fn find_port(&mut self, admission: &Admission<'_>, ground: Ground) -> Result<u16, Refusal> {
+        let Admission { tenant, tuple, loan, .. } = *admission;
+        let outside_tuple = FiveTuple { source: ground.outside, ..tuple };
+        if let Some(mapping) = ground.mapping {
+            let port = self.slab.anchor(mapping).outside_port;
+            let outside_tuple = FiveTuple { source_port: port, ..outside_tuple };
+            let key = Key::new(tenant, Direction::Inbound, &outside_tuple.reversed());
+            // A session from before the mapping may have the port towards this destination.
+            return if self.find_entry(&key).is_none() { Ok(port) } else { Err(Refusal::NoPort) };
+        }
+        match loan {
+            Some(loan) if loan.is_mapping == is_mapped(admission) => Ok(loan.port),
+            Some(_) => Err(Refusal::NoPort),
+            None => self.choose_port(tenant, &outside_tuple, is_mapped(admission)),
+        }
+    }
+
+    fn begin(&mut self, admission: &Admission<'_>, ground: Ground, port: u16, now: Tick) -> SessionId {
+        let outside_tuple = FiveTuple { source: ground.outside, source_port: port, ..admission.tuple };
+        let mut session = prepare(admission, &outside_tuple, now);
+        self.is_changing = true;
+        session.port = match (is_mapped(admission), admission.loan) {
+            (true, _) => {
+                self.join_mapping(admission, ground.mapping, &outside_tuple);
+                PortHolder::Mapping
+            }
+            (false, Some(_)) => PortHolder::Lender,
+            (false, None) => {
+                self.take_port(admission.tenant, &outside_tuple);
+                PortHolder::Session
+            }
+        };
+        session.has_peer = is_mapped(admission) && admission.policy.filtering == Filtering::AddressDependent;
+        if session.has_peer {
+            self.join_peer(admission.tenant, &outside_tuple);
+        }
+        self.join_pod(admission, ground, now);
+        let class = session.class;
+        let id = self.put_entry(Kind::Session(session));
+        self.expiry.append(self.slab.entries_mut(), id, class);
+        self.live += 1;
+        self.is_changing = false;
+        SessionId(id)
+    }
+
+    fn join_pod(&mut self, admission: &Admission<'_>, ground: Ground, now: Tick) {
+        let Admission { tenant, tuple, .. } = *admission;
+        let id = ground.pod.unwrap_or_else(|| {
+            self.put_entry(Kind::Anchor(Anchor::pod(tenant, tuple.source, ground.outside)))
+        });
+        let pod = self.slab.anchor_mut(id);
+        pod.outside = ground.outside;
+        pod.sessions += 1;
+        pod.tally.ports += ground.new_ports;
+        if pod.tally.second != second(now) {
+            (pod.tally.second, pod.tally.begun) = (second(now), 0);
+        }
+        pod.tally.begun += 1;
+    }
+
+    fn join_peer(&mut self, tenant: TenantId, outside_tuple: &FiveTuple) {
+        let id = self.find_entry(&peer_key(tenant, outside_tuple)).unwrap_or_else(|| {
+            let nobody = (Ipv4Addr::UNSPECIFIED, 0);
+            self.put_entry(Kind::Anchor(Anchor::of_port(tenant, Role::Peer, nobody, outside_tuple)))
+        });
+        self.slab.anchor_mut(id).sessions += 1;
+    }
+}
+
+/// Tells whether a session has an endpoint-independent mapping. What has no ports has none to map.
+pub(crate) fn is_mapped(admission: &Admission<'_>) -> bool {
+    admission.policy.mapping == Mapping::EndpointIndependent && has_ports(admission.tuple.protocol)
+}
+
+pub(crate) fn has_ports(protocol: Protocol) -> bool {
+    match protocol {
+        Protocol::Icmp | Protocol::Tcp | Protocol::Udp => true,
+        Protocol::Portless(_) => false,
+    }
+}
+
+/// Returns the second of the gateway's clock that a moment is in.
+fn second(now: Tick) -> u32 {
+    // A tick is a tenth of a second in 32 bits.
+    u32::try_from(now.elapsed_since(Tick::default()).as_secs()).unwrap_or(u32::MAX)
+}
+
+fn prepare(admission: &Admission<'_>, outside_tuple: &FiveTuple, now: Tick) -> Session {
+    let Admission { tenant, tuple, opened_by, timeouts, revision, .. } = *admission;
+    let header_delta = ChecksumDelta::default().replace_address(tuple.source, outside_tuple.source);
+    let base = match tuple.protocol {
+        Protocol::Tcp | Protocol::Udp | Protocol::Portless(Portless::UdpLite) => header_delta,
+        Protocol::Icmp
+        | Protocol::Portless(Portless::IpIp | Portless::Gre | Portless::Esp | Portless::Sctp) => {
+            ChecksumDelta::default()
+        }
+    };
+    let tcp = TcpState::opened_by(opened_by);
+    Session {
+        inside: tuple.source,
+        remote: tuple.destination,
+        outside: outside_tuple.source,
+        inside_port: tuple.source_port,
+        remote_port: tuple.destination_port,
+        outside_port: outside_tuple.source_port,
+        tenant,
+        protocol: tuple.protocol,
+        tcp,
+        class: timeouts.class_of(tuple.protocol, tcp, tuple.destination_port),
+        port: PortHolder::Session,
+        has_peer: false,
+        header_delta,
+        transport_delta: base.replace(tuple.source_port, outside_tuple.source_port),
+        epoch: revision.epoch,
+        last_seen: now,
+        next_hops: revision.next_hops,
+        expected: Expected::default(),
+    }
+}

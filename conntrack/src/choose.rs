@@ -1,0 +1,275 @@
+//! Chooses the outside port of a new session: random among the free ones (RFC 6056), to the last.
+//!
+//! Random look-ups find a port while most are free. A destination where they fail is crowded, and gets a bitmap
+//! ([`crate::crowd`]). When this worker's blocks have no port left it claims another block, and when there is none, the
+//! other workers are asked ([`crate::lending`]).
+
+use std::ops::RangeInclusive;
+
+use rand::RngExt;
+
+use crate::admit::has_ports;
+use crate::anchor::mapping_key_outside;
+use crate::blocks::{BLOCK_PORTS, BLOCKS, EgressPorts};
+use crate::crowd::{Destination, FreePort, Taken};
+use crate::flow::{Direction, FiveTuple, Key, TenantId};
+use crate::pairing::mix;
+use crate::ports::{SYSTEM_PORTS, class_of, port_at};
+use crate::table::{Conntrack, Lookup, Refusal};
+
+/// Ports of this worker that are tried at random before a destination counts as crowded: enough to find one of many.
+const PROBES: u32 = 16;
+
+/// Ports of a crowded destination that are looked at for each session, until all are known.
+const LEARNT_AT_ONCE: u32 = 512;
+
+/// Blocks of a worker from which on a bitmap is worth its memory; fewer are looked through.
+const CROWDED_BLOCKS: u32 = 32;
+
+/// The ports of as many blocks: half of them in use towards a destination keep its bitmap, so that bitmaps take 8 bytes
+/// a session at most.
+pub(crate) const CROWDED_PORTS: u32 = CROWDED_BLOCKS * BLOCK_PORTS as u32;
+
+/// What a port is wanted for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted {
+    tenant: TenantId,
+    /// Its source port is the inside port, which decides the class.
+    outside_tuple: FiveTuple,
+    is_mapping: bool,
+    destination: Destination,
+}
+
+impl Wanted {
+    pub(crate) fn new(tenant: TenantId, outside_tuple: &FiveTuple, is_mapping: bool) -> Self {
+        let outside_tuple = if is_mapping { outside_tuple.towards_anybody() } else { *outside_tuple };
+        let destination = Destination::of(tenant, &outside_tuple);
+        Self { tenant, outside_tuple, is_mapping, destination }
+    }
+
+    fn class(&self) -> RangeInclusive<u16> {
+        class_of(self.outside_tuple.protocol, self.outside_tuple.source_port)
+    }
+
+    /// Tells whether a port of this worker is free; `mappings` tells how many ports are mapped.
+    fn is_free(&self, lookup: Lookup<'_>, mappings: u32, port: u16) -> bool {
+        let tuple = FiveTuple { source_port: port, ..self.outside_tuple };
+        let has_mapping = || {
+            let key = mapping_key_outside(self.tenant, tuple.protocol, (tuple.source, port));
+            lookup.find(&key).is_some()
+        };
+        if self.is_mapping {
+            return !has_mapping();
+        }
+        let key = Key::new(self.tenant, Direction::Inbound, &tuple.reversed());
+        lookup.find(&key).is_none() && (mappings == 0 || !has_mapping())
+    }
+}
+
+impl Conntrack {
+    /// Returns a random port that is free towards the destination of `outside_tuple`, or towards all if it is for a
+    /// mapping; whose port it has been from inside decides the class.
+    pub(crate) fn choose_port(
+        &mut self,
+        tenant: TenantId,
+        outside_tuple: &FiveTuple,
+        is_mapping: bool,
+    ) -> Result<u16, Refusal> {
+        let wanted = Wanted::new(tenant, outside_tuple, is_mapping);
+        let home = self.home_of(outside_tuple);
+        if home.is_none_or(|home| home == self.slot.worker)
+            && let Some(port) = self.free_port_here(&wanted)
+        {
+            return Ok(port);
+        }
+        match home {
+            Some(home) if home != self.slot.worker => {
+                Err(Refusal::PortElsewhere { ask: home, outside: outside_tuple.source })
+            }
+            None if self.slot.workers > 1 => {
+                let ask = (self.slot.worker + 1) % self.slot.workers;
+                Err(Refusal::PortElsewhere { ask, outside: outside_tuple.source })
+            }
+            Some(_) | None => Err(Refusal::NoPort),
+        }
+    }
+
+    /// Returns a port for a session that this worker can give out of its own.
+    pub(crate) fn free_port_here(&mut self, wanted: &Wanted) -> Option<u16> {
+        if !has_ports(wanted.outside_tuple.protocol) {
+            return self.is_free(wanted, 0).then_some(0);
+        }
+        let shared = std::sync::Arc::clone(&self.shared);
+        let ports = shared.ports(wanted.outside_tuple.source)?;
+        let random = self.rng.random();
+        let class = wanted.class();
+        if class == SYSTEM_PORTS {
+            return class
+                .into_iter()
+                .find(|port| self.may_use(ports, wanted, *port, true) && self.is_free(wanted, *port));
+        }
+        let start = port_at(random, &class);
+        match self.crowded_port(wanted, ports, start) {
+            FreePort::Port(port) => Some(port),
+            FreePort::None => self.claim_block(wanted, ports, start),
+            FreePort::Unknown | FreePort::Unwatched => self
+                .probe(wanted, ports, random)
+                .or_else(|| self.claim_block(wanted, ports, start))
+                .or_else(|| self.search(wanted, ports, start)),
+        }
+    }
+
+    /// Returns a port of a destination that is known to be crowded.
+    fn crowded_port(&mut self, wanted: &Wanted, ports: &EgressPorts, start: u16) -> FreePort {
+        if self.crowds.is_empty() {
+            return FreePort::Unwatched;
+        }
+        self.learn(wanted, ports);
+        self.known_port(wanted, ports, start)
+    }
+
+    /// Returns a port that the bitmap of a crowded destination has as free.
+    fn known_port(&mut self, wanted: &Wanted, ports: &EgressPorts, start: u16) -> FreePort {
+        let class = wanted.class();
+        // What the bitmap does not know of, a mapping or a session from before its tenant's mapping changed, is noted
+        // when it is found.
+        for _ in 0..PROBES {
+            match self.crowds.free_port(&wanted.destination, &class, start) {
+                FreePort::Port(port) if !self.is_free(wanted, port) || ports.is_exhausted(port) => {
+                    self.crowds.take(&wanted.destination, port);
+                }
+                found => return found,
+            }
+        }
+        FreePort::None
+    }
+
+    /// Tries random ports.
+    fn probe(&mut self, wanted: &Wanted, ports: &EgressPorts, random: u64) -> Option<u16> {
+        let class = wanted.class();
+        let mut left = PROBES;
+        for probe in 0..u64::from(PROBES) * 2 * u64::from(self.slot.workers) {
+            let port = port_at(mix(random.wrapping_add(probe)), &class);
+            if self.may_use(ports, wanted, port, false) {
+                if self.is_free(wanted, port) {
+                    return Some(port);
+                }
+                left -= 1;
+                if left == 0 {
+                    return None;
+                }
+            }
+        }
+        None
+    }
+
+    /// Looks at every port of this worker.
+    fn search(&mut self, wanted: &Wanted, ports: &EgressPorts, start: u16) -> Option<u16> {
+        let has_many = ports.blocks_of(self.slot.worker) >= CROWDED_BLOCKS;
+        if !has_many || !self.crowds.begin(wanted.destination, start) {
+            return self.walk(wanted, ports, start);
+        }
+        for _ in 0..=u32::from(u16::MAX) / LEARNT_AT_ONCE {
+            self.learn(wanted, ports);
+            match self.known_port(wanted, ports, start) {
+                FreePort::Port(port) => return Some(port),
+                FreePort::Unknown => {}
+                FreePort::None | FreePort::Unwatched => return None,
+            }
+        }
+        None
+    }
+
+    /// Looks at each port of this worker's few blocks.
+    fn walk(&self, wanted: &Wanted, ports: &EgressPorts, start: u16) -> Option<u16> {
+        let class = wanted.class();
+        let first = start / BLOCK_PORTS;
+        let blocks = (0..BLOCKS).map(|block| (first + block) % BLOCKS * BLOCK_PORTS);
+        let own = blocks.filter(|port| ports.owner(*port) == Some(self.slot.worker));
+        own.flat_map(|first| (0..BLOCK_PORTS).map(move |port| first + port))
+            .filter(|port| class.contains(port) && !ports.is_exhausted(*port))
+            .find(|port| self.is_free(wanted, *port))
+    }
+
+    /// Claims a block of the class that nobody owns, the first from `start` on, and returns a port of it.
+    fn claim_block(&mut self, wanted: &Wanted, ports: &EgressPorts, start: u16) -> Option<u16> {
+        let class = wanted.class();
+        let first = start / BLOCK_PORTS;
+        let starts = (0..BLOCKS).map(|block| (first + block) % BLOCKS * BLOCK_PORTS + start % BLOCK_PORTS);
+        starts.filter(|port| class.contains(port)).find(|port| self.claim(ports, wanted, *port))
+    }
+
+    /// Tells whether this worker may hand out a port: it owns the block, or claims it now. While others may want blocks
+    /// too, only a fair share is claimed before it is needed.
+    fn may_use(&mut self, ports: &EgressPorts, wanted: &Wanted, port: u16, is_needed: bool) -> bool {
+        match ports.owner(port) {
+            Some(owner) => owner == self.slot.worker && !ports.is_exhausted(port),
+            None => {
+                let fair_share = u32::from(BLOCKS.div_ceil(self.slot.workers));
+                (is_needed || ports.blocks_of(self.slot.worker) < fair_share)
+                    && self.claim(ports, wanted, port)
+            }
+        }
+    }
+
+    /// Claims the block of a port; tells whether it was free.
+    fn claim(&mut self, ports: &EgressPorts, wanted: &Wanted, port: u16) -> bool {
+        let is_claimed = ports.claim(port, self.slot.worker);
+        if is_claimed && !self.crowds.is_empty() {
+            self.crowds.open_block(wanted.tenant, wanted.outside_tuple.source, &block_of(port));
+        }
+        is_claimed
+    }
+
+    /// Looks at some more ports of a crowded destination.
+    fn learn(&mut self, wanted: &Wanted, ports: &EgressPorts) {
+        let lookup = Lookup { slab: &self.slab, index: &self.index, hasher: &self.hasher };
+        let (mappings, worker) = (self.mappings, self.slot.worker);
+        self.crowds.learn(&wanted.destination, LEARNT_AT_ONCE, |port| match ports.owner(port) {
+            Some(owner) if owner == worker && wanted.is_free(lookup, mappings, port) => Taken::No,
+            Some(owner) if owner == worker => Taken::BySession,
+            Some(_) | None => Taken::ByOthers,
+        });
+    }
+
+    fn is_free(&self, wanted: &Wanted, port: u16) -> bool {
+        wanted.is_free(self.lookup(), self.mappings, port)
+    }
+
+    /// Notes that a session, or a mapping, took a port of this worker.
+    pub(crate) fn take_port(&mut self, tenant: TenantId, outside_tuple: &FiveTuple) {
+        if !has_ports(outside_tuple.protocol) {
+            return;
+        }
+        if let Some(ports) = self.shared.ports(outside_tuple.source) {
+            ports.take(outside_tuple.source_port, self.slot.worker);
+        }
+        if !self.crowds.is_empty() {
+            self.crowds.take(&Destination::of(tenant, outside_tuple), outside_tuple.source_port);
+        }
+    }
+
+    /// Notes that a session, or a mapping, left a port of this worker. The last one returns the block.
+    pub(crate) fn free_port(&mut self, tenant: TenantId, outside_tuple: &FiveTuple) {
+        if !has_ports(outside_tuple.protocol) {
+            return;
+        }
+        let port = outside_tuple.source_port;
+        if !self.crowds.is_empty() {
+            self.crowds.give_back(&Destination::of(tenant, outside_tuple), port);
+        }
+        let is_returned = self
+            .shared
+            .ports(outside_tuple.source)
+            .is_some_and(|ports| ports.give_back(port, self.slot.worker));
+        if is_returned && !self.crowds.is_empty() {
+            self.crowds.close_block(tenant, outside_tuple.source, &block_of(port));
+        }
+    }
+}
+
+/// Returns the ports of the block that a port is in.
+fn block_of(port: u16) -> RangeInclusive<u16> {
+    let first = port / BLOCK_PORTS * BLOCK_PORTS;
+    first..=first + (BLOCK_PORTS - 1)
+}

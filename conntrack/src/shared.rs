@@ -1,0 +1,236 @@
+//! What the workers share: the blocks of outside ports, and how much of its quota each tenant uses.
+
+use std::collections::HashMap;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use ahash::RandomState;
+
+use crate::Epoch;
+use crate::blocks::EgressPorts;
+use crate::flow::TenantId;
+use crate::policy::Quota;
+use crate::table::Refusal;
+
+/// What the workers share, as one snapshot knows it.
+#[derive(Clone, Debug)]
+pub struct Shared {
+    egress: HashMap<Ipv4Addr, Arc<EgressPorts>, RandomState>,
+    tenants: Arc<[TenantUse]>,
+}
+
+impl Shared {
+    /// Returns the ports of an egress address.
+    pub fn ports(&self, egress: Ipv4Addr) -> Option<&EgressPorts> {
+        self.egress.get(&egress).map(AsRef::as_ref)
+    }
+
+    /// Returns how much a tenant uses.
+    pub fn tenant(&self, tenant: TenantId) -> &TenantUse {
+        &self.tenants[usize::from(tenant.0)]
+    }
+
+    pub(crate) fn give_back_all(&self, worker: u16) {
+        self.egress.values().for_each(|ports| ports.give_back_all(worker));
+    }
+}
+
+/// Keeps one [`EgressPorts`] for each egress address as long as a session may use one of its ports, whatever
+/// snapshots come and go.
+#[derive(Debug)]
+pub struct SharedBook {
+    egress: HashMap<Ipv4Addr, Known, RandomState>,
+    tenants: Arc<[TenantUse]>,
+}
+
+#[derive(Debug)]
+struct Known {
+    ports: Arc<EgressPorts>,
+    /// First snapshot in which no tenant has the address.
+    gone: Option<Epoch>,
+}
+
+impl Default for SharedBook {
+    fn default() -> Self {
+        let tenants = (0..=u16::MAX).map(|_| TenantUse::default()).collect();
+        Self { egress: HashMap::default(), tenants }
+    }
+}
+
+impl SharedBook {
+    /// Returns what workers share under snapshot `next`, in which tenants have `egress_addresses`; `applied` is the
+    /// newest snapshot that every worker has adopted.
+    ///
+    /// An address that is gone is forgotten when no worker can hand out its ports any more and none is in use.
+    pub fn next(
+        &mut self,
+        egress_addresses: impl Iterator<Item = Ipv4Addr>,
+        next: Epoch,
+        applied: Epoch,
+    ) -> Shared {
+        self.egress.retain(|_, known| known.gone.is_none_or(|gone| gone > applied) || !known.ports.is_free());
+        for known in self.egress.values_mut() {
+            known.gone.get_or_insert(next);
+        }
+        for address in egress_addresses {
+            self.egress.entry(address).or_insert_with(|| Known { ports: Arc::default(), gone: None }).gone =
+                None;
+        }
+        let egress = self.egress.iter().map(|(address, known)| (*address, Arc::clone(&known.ports)));
+        Shared { egress: egress.collect(), tenants: Arc::clone(&self.tenants) }
+    }
+}
+
+/// How much of its quota a tenant uses, at all workers.
+#[derive(Debug, Default)]
+pub struct TenantUse {
+    sessions: AtomicU32,
+    ports: AtomicU32,
+    /// A second of the gateway's clock above the number of sessions begun in it.
+    begun: AtomicU64,
+}
+
+impl TenantUse {
+    /// Returns the number of sessions.
+    pub fn sessions(&self) -> u32 {
+        self.sessions.load(Ordering::Relaxed)
+    }
+
+    /// Returns the number of outside ports.
+    pub fn ports(&self) -> u32 {
+        self.ports.load(Ordering::Relaxed)
+    }
+
+    /// Counts a session that takes `ports` outside ports in `second`; nothing is counted when it is refused.
+    pub(crate) fn begin(&self, quota: &Quota, ports: u32, second: u32) -> Result<(), Refusal> {
+        add_within(&self.sessions, 1, quota.sessions).ok_or(Refusal::TenantSessions)?;
+        if add_within(&self.ports, ports, quota.ports).is_none() {
+            subtract(&self.sessions, 1);
+            return Err(Refusal::TenantPorts);
+        }
+        if !self.begin_in_second(quota.new_per_second, second) {
+            self.end(ports);
+            return Err(Refusal::TenantRate);
+        }
+        Ok(())
+    }
+
+    /// Takes back a [`TenantUse::begin`] whose session was not made.
+    pub(crate) fn undo(&self, quota: &Quota, ports: u32) {
+        self.end(ports);
+        if quota.new_per_second > 0 {
+            // Zero sessions in a second need no undoing; another second has begun then.
+            let less = |begun: u64| (count_in(begun) > 0).then(|| begun - 1);
+            let _ = self.begun.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+        }
+    }
+
+    /// Counts a session that ended and had `ports` ports of its own.
+    pub(crate) fn end(&self, ports: u32) {
+        subtract(&self.sessions, 1);
+        subtract(&self.ports, ports);
+    }
+
+    /// Counts an endpoint-independent mapping that ended.
+    pub(crate) fn end_port(&self) {
+        subtract(&self.ports, 1);
+    }
+
+    fn begin_in_second(&self, limit: u32, second: u32) -> bool {
+        if limit == 0 {
+            return true;
+        }
+        let count = |begun: u64| {
+            // Workers read the clock at different moments: the newest second counts.
+            let newest = second_of(begun).max(second);
+            let count = if newest == second_of(begun) { count_in(begun) } else { 0 };
+            (count < limit).then(|| u64::from(newest) << 32 | u64::from(count + 1))
+        };
+        self.begun.fetch_update(Ordering::Relaxed, Ordering::Relaxed, count).is_ok()
+    }
+}
+
+fn second_of(begun: u64) -> u32 {
+    (begun >> 32) as u32
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "the count is the low half of the word")]
+fn count_in(begun: u64) -> u32 {
+    begun as u32
+}
+
+/// Adds to a count unless it would be more than `limit`; 0 is no limit.
+fn add_within(count: &AtomicU32, amount: u32, limit: u32) -> Option<u32> {
+    let sum =
+        |before: u32| before.checked_add(amount).filter(|sum| limit == 0 || amount == 0 || *sum <= limit);
+    count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, sum).ok()
+}
+
+fn subtract(count: &AtomicU32, amount: u32) {
+    let difference = |before: u32| Some(before.saturating_sub(amount));
+    let _ = count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, difference);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EGRESS: Ipv4Addr = Ipv4Addr::new(192, 168, 55, 113);
+
+    fn quota(sessions: u32, ports: u32, new_per_second: u32) -> Quota {
+        Quota { sessions, ports, new_per_second }
+    }
+
+    #[test]
+    fn threads_together_stay_within_a_quota_exactly() {
+        let (used, limit) = (TenantUse::default(), quota(1000, 0, 0));
+        let begun: usize = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..4)
+                .map(|_| scope.spawn(|| (0..600).filter(|_| used.begin(&limit, 1, 0).is_ok()).count()))
+                .collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+        });
+        assert_eq!((begun, used.sessions(), used.ports()), (1000, 1000, 1000));
+    }
+
+    #[test]
+    fn a_refusal_counts_nothing() {
+        let used = TenantUse::default();
+        used.begin(&quota(0, 0, 0), 1, 7).unwrap();
+        assert_eq!(used.begin(&quota(1, 0, 0), 1, 7), Err(Refusal::TenantSessions));
+        assert_eq!(used.begin(&quota(0, 1, 0), 1, 7), Err(Refusal::TenantPorts));
+        used.begin(&quota(0, 1, 0), 0, 7).unwrap();
+        assert_eq!((used.sessions(), used.ports()), (2, 1));
+        used.begin(&quota(0, 0, 1), 0, 7).unwrap();
+        assert_eq!(used.begin(&quota(0, 0, 1), 1, 7), Err(Refusal::TenantRate));
+        assert_eq!((used.sessions(), used.ports()), (3, 1));
+        used.begin(&quota(0, 0, 1), 0, 8).unwrap();
+        assert_eq!(used.begin(&quota(0, 0, 1), 0, 7), Err(Refusal::TenantRate), "a late clock");
+        used.undo(&quota(0, 0, 1), 0);
+        used.begin(&quota(0, 0, 1), 0, 8).unwrap();
+    }
+
+    #[test]
+    fn ports_are_remembered_while_a_session_may_use_them() {
+        let mut book = SharedBook::default();
+        let first = book.next([EGRESS].into_iter(), Epoch(1), Epoch(0));
+        assert!(first.ports(EGRESS).unwrap().claim(5000, 0));
+        let gone = book.next([].into_iter(), Epoch(2), Epoch(1));
+        assert_eq!(gone.ports(EGRESS).unwrap().owner(5000), Some(0));
+        let still = book.next([].into_iter(), Epoch(3), Epoch(2));
+        still.ports(EGRESS).unwrap().give_back_all(0);
+        assert!(book.next([].into_iter(), Epoch(4), Epoch(3)).ports(EGRESS).is_none());
+    }
+
+    #[test]
+    fn ports_are_not_forgotten_before_every_worker_knows_that_the_address_is_gone() {
+        let mut book = SharedBook::default();
+        book.next([EGRESS].into_iter(), Epoch(1), Epoch(0));
+        let late = book.next([].into_iter(), Epoch(2), Epoch(1));
+        book.next([].into_iter(), Epoch(3), Epoch(1));
+        assert!(late.ports(EGRESS).unwrap().claim(5000, 0));
+        let back = book.next([EGRESS].into_iter(), Epoch(4), Epoch(1));
+        assert_eq!(back.ports(EGRESS).unwrap().owner(5000), Some(0));
+    }
+}

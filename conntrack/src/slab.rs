@@ -1,0 +1,130 @@
+//! The entries of a session table: sessions, and what several sessions have in common.
+
+use crate::anchor::Anchor;
+use crate::flow::{Direction, Key};
+use crate::session::{Session, SessionId};
+
+/// No entry.
+pub(crate) const NIL: u32 = u32::MAX;
+
+/// One cache line of the table.
+#[derive(Clone, Debug)]
+#[repr(align(64))]
+pub(crate) struct Entry {
+    /// Neighbours in an expiry list, or in the free list.
+    pub(crate) previous: u32,
+    pub(crate) next: u32,
+    pub(crate) kind: Kind,
+}
+
+const _: () = assert!(size_of::<Entry>() == 64);
+
+/// What an entry holds.
+#[derive(Clone, Debug)]
+pub(crate) enum Kind {
+    Free,
+    Session(Session),
+    Anchor(Anchor),
+}
+
+impl Entry {
+    /// Returns one of the keys that the entry is found by.
+    pub(crate) fn key(&self, direction: Direction) -> Option<Key> {
+        match &self.kind {
+            Kind::Free => None,
+            Kind::Session(session) => Some(session.key(direction)),
+            Kind::Anchor(anchor) => anchor.key(direction),
+        }
+    }
+}
+
+/// All entries of one table. Their memory is taken by [`Slab::new`].
+#[derive(Debug)]
+pub(crate) struct Slab {
+    entries: Vec<Entry>,
+    first_free: u32,
+    used: u32,
+}
+
+impl Slab {
+    pub(crate) fn new(capacity: u32) -> Self {
+        let next = |id: u32| if id + 1 < capacity { id + 1 } else { NIL };
+        let entries =
+            (0..capacity).map(|id| Entry { previous: NIL, next: next(id), kind: Kind::Free }).collect();
+        Self { entries, first_free: 0, used: 0 }
+    }
+
+    pub(crate) fn capacity(&self) -> u32 {
+        // The length came from a u32 in `new`.
+        u32::try_from(self.entries.len()).expect("the capacity is a u32")
+    }
+
+    /// Returns how many entries are free.
+    pub(crate) fn room(&self) -> u32 {
+        self.capacity() - self.used
+    }
+
+    /// Puts something into a free entry.
+    ///
+    /// # Panics
+    /// When there is no room.
+    pub(crate) fn insert(&mut self, kind: Kind) -> u32 {
+        let id = self.first_free;
+        let entry = &mut self.entries[id as usize];
+        self.first_free = entry.next;
+        self.used += 1;
+        *entry = Entry { previous: NIL, next: NIL, kind };
+        id
+    }
+
+    /// Frees an entry.
+    pub(crate) fn remove(&mut self, id: u32) {
+        self.entries[id as usize] = Entry { previous: NIL, next: self.first_free, kind: Kind::Free };
+        self.first_free = id;
+        self.used -= 1;
+    }
+
+    pub(crate) fn entry(&self, id: u32) -> &Entry {
+        &self.entries[id as usize]
+    }
+
+    /// Returns the entries, for the lists that go through them.
+    pub(crate) fn entries_mut(&mut self) -> &mut [Entry] {
+        &mut self.entries
+    }
+
+    /// Returns the entries from `from` on, `span` at most.
+    pub(crate) fn range(&self, from: u32, span: u32) -> impl Iterator<Item = (u32, &Entry)> {
+        let from = (from as usize).min(self.entries.len());
+        let to = from.saturating_add(span as usize).min(self.entries.len());
+        (0..).skip(from).zip(&self.entries[from..to])
+    }
+
+    pub(crate) fn session(&self, id: SessionId) -> &Session {
+        match &self.entry(id.0).kind {
+            Kind::Session(session) => session,
+            Kind::Free | Kind::Anchor(_) => panic!("entry {} holds no session", id.0),
+        }
+    }
+
+    pub(crate) fn session_mut(&mut self, id: SessionId) -> &mut Session {
+        match &mut self.entries[id.0 as usize].kind {
+            Kind::Session(session) => session,
+            Kind::Free | Kind::Anchor(_) => panic!("entry {} holds no session", id.0),
+        }
+    }
+
+    pub(crate) fn anchor(&self, id: u32) -> &Anchor {
+        match &self.entry(id).kind {
+            Kind::Anchor(anchor) => anchor,
+            Kind::Free | Kind::Session(_) => panic!("entry {id} holds no anchor"),
+        }
+    }
+
+    pub(crate) fn anchor_mut(&mut self, id: u32) -> &mut Anchor {
+        match &mut self.entries[id as usize].kind {
+            Kind::Anchor(anchor) => anchor,
+            Kind::Free | Kind::Session(_) => panic!("entry {id} holds no anchor"),
+        }
+    }
+}
