@@ -12,7 +12,7 @@ use crate::machine::Machine;
 use crate::report::{Report, Results};
 use crate::system::{Setup, System};
 use crate::topology::Cores;
-use crate::{first_frame, idle, namespace, system, wire};
+use crate::{first_frame, idle, namespace, ports, system, wire};
 
 /// Measures Spillway beside its peers in the same run, in network namespaces of its own
 #[derive(Debug, Parser)]
@@ -58,6 +58,17 @@ enum Measurement {
         /// Idle time before each
         #[arg(long, default_value_t = 1, value_parser = value_parser!(u64).range(1..=60))]
         idle_seconds: u64,
+    },
+    /// Cost of a pod's sessions to one destination until the last outside port is taken; no traffic
+    ///
+    /// Example: spillway-bench ports --rounds 5
+    Ports {
+        /// How often each number of workers has its turn
+        #[arg(long, default_value_t = 5, value_parser = value_parser!(u32).range(1..=50))]
+        rounds: u32,
+        /// Workers that share the ports; repeat it for several
+        #[arg(long, num_args = 1.., default_values_t = [1, 2, 8], value_parser = value_parser!(u16).range(1..=64))]
+        workers: Vec<u16>,
     },
 }
 
@@ -116,6 +127,7 @@ impl Cli {
             Measurement::FirstFrame { samples, idle_seconds } => {
                 Results::FirstFrame(first_frame::measure(*samples, *idle_seconds, cores, &setup)?)
             }
+            Measurement::Ports { rounds, workers } => Results::Ports(ports::measure(*rounds, workers)?),
         };
         let report = Report { machine, command: env::args().collect(), results };
         report.deliver(self.common.json.as_deref())
@@ -140,6 +152,7 @@ impl Cli {
         match &self.measurement {
             Measurement::Wire(options) => options.systems.iter().any(|system| system.is_spillway()),
             Measurement::Idle { .. } | Measurement::FirstFrame { .. } => true,
+            Measurement::Ports { .. } => false,
         }
     }
 }

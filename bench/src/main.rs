@@ -28,6 +28,8 @@ mod machine;
 mod namespace;
 /// The kernel threads that receive a link's frames.
 mod napi;
+/// Measures what the last outside ports cost.
+mod ports;
 /// Results on the terminal and in a file.
 mod report;
 /// Counts what arrives at the far end.

@@ -7,7 +7,7 @@ use comfy_table::{CellAlignment, Table};
 use serde::Serialize;
 
 use crate::machine::Machine;
-use crate::{first_frame, idle, wire};
+use crate::{first_frame, idle, ports, wire};
 
 /// One measurement and what it was measured on.
 #[derive(Debug, Serialize)]
@@ -26,6 +26,7 @@ pub(crate) enum Results {
     Wire(wire::Results),
     Idle(idle::Results),
     FirstFrame(first_frame::Results),
+    Ports(ports::Results),
 }
 
 impl Report {
@@ -45,6 +46,7 @@ impl Report {
             Results::Wire(results) => (results.xdp_mode, show_wire(results)),
             Results::Idle(results) => (results.xdp_mode, show_idle(results)),
             Results::FirstFrame(results) => (results.xdp_mode, show_first_frame(results)),
+            Results::Ports(results) => ("not used", show_ports(results)),
         };
         format!("{}\n{results}", show_machine(&self.machine, xdp_mode, &self.command))
     }
@@ -128,6 +130,22 @@ fn show_first_frame(results: &first_frame::Results) -> String {
         results.cores.generator,
         results.cores.gateway,
         results.cores.sink
+    )
+}
+
+fn show_ports(results: &ports::Results) -> String {
+    let header =
+        ["workers", "p50, µs", "p99, µs", "slowest, µs", "last port, µs", "refused, µs"].map(str::to_owned);
+    let rows = results.rows.iter().map(|row| {
+        let costs = [row.p50, row.p99, row.slowest, row.last, row.refused].map(|cost| cost.show());
+        [row.workers.to_string()].into_iter().chain(costs).collect()
+    });
+    format!(
+        "{}\n\nOne pod makes {} sessions to one destination through one egress address; median (minimum to maximum) of {} \
+         rounds.\n",
+        table(header, rows),
+        results.ports,
+        results.rounds
     )
 }
 
