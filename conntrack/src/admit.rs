@@ -169,6 +169,10 @@ impl Conntrack {
             // A session from before the mapping may have the port towards this destination.
             return if self.find_entry(&key).is_none() { Ok(port) } else { Err(Refusal::NoPort) };
         }
+        if admission.opened_by == Direction::Inbound {
+            // The mapping that let it in is by an address that the pod no longer has.
+            return Err(Refusal::NoPort);
+        }
         match loan {
             Some(loan) if loan.is_mapping == is_mapped(admission) => Ok(loan.port),
             Some(_) => Err(Refusal::NoPort),

@@ -20,8 +20,9 @@ use crate::table::{Conntrack, Lookup, Refusal};
 /// Ports of this worker that are tried at random before a destination counts as crowded: enough to find one of many.
 const PROBES: u32 = 16;
 
-/// Ports of a crowded destination that are looked at for each session, until all are known.
-const LEARNT_AT_ONCE: u32 = 512;
+/// Ports of a crowded destination that are looked at for each session, until all are known: so few that a session costs
+/// microseconds, and enough that all are known long before the last is taken.
+const LEARNT_AT_ONCE: u32 = 64;
 
 /// Blocks of a worker from which on a bitmap is worth its memory; fewer are looked through.
 const CROWDED_BLOCKS: u32 = 32;

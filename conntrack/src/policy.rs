@@ -33,7 +33,8 @@ pub struct Quota {
     pub sessions: u32,
     /// Outside ports at the same time: one for each session, or for each mapping if that is endpoint-independent.
     pub ports: u32,
-    /// New sessions in each second of the gateway's clock.
+    /// New sessions in each second of the gateway's clock. A pod that loses its last session, by a change of policy or a
+    /// timeout under a second, is counted anew.
     pub new_per_second: u32,
 }
 

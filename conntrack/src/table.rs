@@ -19,7 +19,7 @@ use crate::lending::Return;
 use crate::session::{PortHolder, Session, SessionId};
 use crate::shared::Shared;
 use crate::slab::{Kind, Slab};
-use crate::tcp::TcpSegment;
+use crate::tcp::{TcpFlags, TcpSegment};
 use crate::time::{Tick, TimeoutClass, Timeouts};
 
 /// One worker out of those that share the egress addresses.
@@ -236,7 +236,8 @@ impl Conntrack {
                 if next != session.tcp {
                     session.tcp = next;
                     class = timeouts.class_of(session.protocol, next, session.remote_port);
-                } else if !next.is_refreshed() {
+                } else if !next.is_refreshed() || segment.flags.has(TcpFlags::RST) {
+                    // RFC 7857 section 7: nor does a RST that changes nothing give new time.
                     return;
                 }
             }

@@ -70,8 +70,10 @@ struct Model {
     rests: Vec<Rest>,
     /// Egress address of each tenant's pod, as long as it has sessions.
     paired: HashMap<(u16, u8), Ipv4Addr>,
-    /// Tenant, pod and second of every session that began.
-    begun: Vec<(u16, u8, u64)>,
+    /// Tenant and second of every session that began.
+    begun: Vec<(u16, u64)>,
+    /// Tenant, pod and second of every session that began; of pods that have sessions.
+    begun_by_pod: Vec<(u16, u8, u64)>,
     now: u64,
 }
 
@@ -138,14 +140,14 @@ impl Model {
             .map(|session| {
                 let whole = if self.is_mapped(session.flow) { None } else { Some(session.flow.tuple()) };
                 let tuple = session.flow.tuple();
-                (session.flow.tenant, tuple.protocol, tuple.source, tuple.source_port, whole)
+                (session.flow.tenant, tuple.protocol, tuple.source, tuple.source_port, session.outside, whole)
             })
             .collect();
         holders.len()
     }
 
     /// Returns the egress address, and the port if it is given by a mapping, that a session should have.
-    fn admit(&self, flow: Flow) -> Result<(Ipv4Addr, Option<u16>), Refusal> {
+    fn admit(&self, flow: Flow, opened_by: Direction) -> Result<(Ipv4Addr, Option<u16>), Refusal> {
         let policy = self.policy(flow);
         let pool = self.pool(flow.tenant);
         let paired =
@@ -161,8 +163,8 @@ impl Model {
         let second = self.now / 10;
         let of_tenant = || self.sessions.iter().filter(|other| other.flow.tenant == flow.tenant);
         let begun_by_pod =
-            self.begun.iter().filter(|begun| **begun == (flow.tenant, flow.pod, second)).count();
-        let begun = self.begun.iter().filter(|begun| (begun.0, begun.2) == (flow.tenant, second)).count();
+            self.begun_by_pod.iter().filter(|begun| **begun == (flow.tenant, flow.pod, second)).count();
+        let begun = self.begun.iter().filter(|begun| **begun == (flow.tenant, second)).count();
         let quotas = [
             (self.of_pod(flow).count(), 1, policy.pod_quota.sessions, Refusal::PodSessions),
             (self.ports(self.of_pod(flow)), more, policy.pod_quota.ports, Refusal::PodPorts),
@@ -181,7 +183,9 @@ impl Model {
             other.outside.0 == address
                 && (mine.protocol, mine.destination) == (others.protocol, others.destination)
         };
-        if flow.is_portless() && self.sessions.iter().any(is_taken) {
+        if opened_by == Direction::Inbound && live.is_none()
+            || flow.is_portless() && self.sessions.iter().any(is_taken)
+        {
             return Err(Refusal::NoPort);
         }
         let port = live.map(|live| live.outside.1).or(rest.map(|rest| rest.outside.1));
@@ -216,13 +220,17 @@ impl Model {
             (Protocol::Tcp, Tcp::Open { .. }) if !dying => 74400,
             (Protocol::Tcp, _) => 2400,
         };
-        if session.flow.protocol != Protocol::Tcp || !dying || before != session.tcp {
+        if session.flow.protocol != Protocol::Tcp || !dying && !rst || before != session.tcp {
             session.deadline = now + idle;
         }
     }
 
     fn end(&mut self, at: usize) {
         let gone = self.sessions.swap_remove(at);
+        if self.of_pod(gone.flow).next().is_none() {
+            let pod = (gone.flow.tenant, gone.flow.pod);
+            self.begun_by_pod.retain(|(tenant, pod_number, _)| (*tenant, *pod_number) != pod);
+        }
         let rests = self.policy(gone.flow).filtering == Filtering::EndpointIndependent
             && gone.flow.protocol != Protocol::Tcp
             && self.is_mapped(gone.flow);
@@ -271,7 +279,7 @@ impl Test {
     }
 
     fn admit(&mut self, flow: Flow, opened_by: Direction) -> Option<At> {
-        let expected = self.model.admit(flow);
+        let expected = self.model.admit(flow, opened_by);
         let policy = self.model.policy(flow);
         let ask = Ask {
             tenant: TenantId(flow.tenant),
@@ -306,8 +314,15 @@ impl Test {
         );
         self.model.rests = rests;
         self.model.paired.insert((flow.tenant, flow.pod), address);
-        self.model.begun.push((flow.tenant, flow.pod, self.model.now / 10));
-        self.model.sessions.push(Session { flow, outside, tcp: Tcp::Opening(opened_by), deadline: 0 });
+        let second = self.model.now / 10;
+        self.model.begun.push((flow.tenant, second));
+        self.model.begun_by_pod.push((flow.tenant, flow.pod, second));
+        self.model.sessions.push(Session {
+            flow,
+            outside,
+            tcp: Tcp::Opening(opened_by),
+            deadline: self.model.now + 2400,
+        });
         Some(at)
     }
 
@@ -329,7 +344,7 @@ impl Test {
 
     fn stranger(&mut self, flow: Flow, remote: u8, remote_port: u16) {
         let Some(known) = self.model.find(flow).map(|at| self.model.sessions[at]) else { return };
-        if flow.is_portless() {
+        if flow.is_portless() || !self.model.pool(flow.tenant).contains(&known.outside.0) {
             return;
         }
         let stranger = Flow { remote, remote_port, ..flow };
@@ -455,7 +470,7 @@ proptest! {
         seed in any::<u8>(),
     ) {
         let model = Model {
-            policies, has_two: true, sessions: Vec::new(), rests: Vec::new(), paired: HashMap::new(), begun: Vec::new(),
+            policies, has_two: true, sessions: Vec::new(), rests: Vec::new(), paired: HashMap::new(), begun: Vec::new(), begun_by_pod: Vec::new(),
             now: 0,
         };
         let mut test = Test { workers: Workers::new(workers, 600, &POOL, seed), model };
