@@ -89,6 +89,12 @@ fn wire() -> World {
         world.peer(&format!("ip address add {far_address}/24 dev {far}"));
         world.peer(&format!("ip link set {far} up"));
     }
+    // The kernel takes note of a wire's other end a moment later.
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while ip("route").contains("linkdown") {
+        assert!(Instant::now() < deadline, "a wire is not up");
+        std::thread::yield_now();
+    }
     world
 }
 
