@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
-use conntrack::{Epoch, Policy, Timeouts};
+use conntrack::{Epoch, Timeouts};
 use fastpath::snapshot::{LinkSpec, NeighbourSpec, RouteSpec, Side, SnapshotSpec, TcpPolicy, TenantSpec};
 use ipnet::Ipv4Net;
 
@@ -93,8 +93,8 @@ fn tenant_spec(entry: &Entry, cluster: &[Ipv4Net]) -> TenantSpec {
         gateway_address: entry.tenant.gateway_ip,
         egress_addresses: entry.tenant.egress_ips.clone(),
         sources: if own.is_empty() { cluster.to_vec() } else { own.clone() },
-        policy: Policy::default(),
-        mss_clamp: 0,
+        policy: entry.tenant.policy(),
+        mss_clamp: entry.tenant.mss_clamp,
     }
 }
 
@@ -140,6 +140,8 @@ fn neighbours(facts: &Facts, interfaces: &Interfaces) -> Vec<NeighbourSpec> {
 
 #[cfg(test)]
 mod tests {
+    use conntrack::Policy;
+
     use super::*;
     use crate::netlink::addresses::Address;
     use crate::netlink::links::Link;
@@ -172,6 +174,21 @@ mod tests {
         let (registry, facts, constants) = world();
         let spec = compile(Epoch(1), &registry, &facts, &[], &constants).unwrap();
         assert_eq!(spec.tenants[0].sources, constants.pod_cidrs);
+    }
+
+    #[test]
+    fn what_a_tenants_sessions_may_do_is_told_and_changes_the_snapshot() {
+        let (mut registry, facts, constants) = world();
+        let before = compile(Epoch(1), &registry, &facts, &[], &constants).unwrap();
+        assert_eq!((before.tenants[0].policy, before.tenants[0].mss_clamp), (Policy::default(), 0));
+        let blue = r#"{"name":"ns-blue","gatewayIP":"192.168.99.13","egressIPs":["192.168.55.113"],
+                       "mapping":"EndpointIndependent","limits":{"portsPerPod":64},"mssClamp":1360}"#;
+        let host = host(&facts, &[], &constants).unwrap();
+        registry.put(serde_json::from_str(blue).unwrap(), Source::ConfigFile, &host).unwrap();
+        let after = compile(Epoch(1), &registry, &facts, &[], &constants).unwrap();
+        assert_eq!(after.tenants[0].policy, registry.get("ns-blue").unwrap().tenant.policy());
+        assert_eq!((after.tenants[0].policy.pod_quota.ports, after.tenants[0].mss_clamp), (64, 1360));
+        assert_ne!(before, after);
     }
 
     #[test]

@@ -9,6 +9,7 @@
 //! ```
 //!
 //! - [`tenant`]: a tenant, as people and the API speak of it
+//! - [`policy`]: what its sessions may do
 //! - [`refusal`]: why input from people was refused
 //! - [`config`]: the config file
 //! - [`registry`]: all tenants, from every source, without conflicts
@@ -37,6 +38,7 @@ pub mod logging;
 pub mod netlink;
 pub mod output;
 pub mod plan;
+pub mod policy;
 pub mod refusal;
 pub mod registry;
 pub mod state;

@@ -151,6 +151,16 @@ mod tests {
     }
 
     #[test]
+    fn a_file_from_before_policies_is_loaded() {
+        let (directory, state) = open();
+        let text = r#"{"tenants":[{"name":"ns-blue","gatewayIP":"192.168.99.13","gatewayMAC":"",
+            "egressIPs":["192.168.55.113"],"sources":{"podCIDRs":[]},"mapping":"AddressAndPortDependent",
+            "limits":{"sessions":0,"sessionsPerPod":0,"newSessionsPerSecond":0}}]}"#;
+        std::fs::write(directory.path().join(TENANTS_FILE), text).unwrap();
+        assert_eq!(state.load_tenants().unwrap(), [tenant()]);
+    }
+
+    #[test]
     fn a_damaged_file_is_an_error_that_names_it() {
         let (directory, state) = open();
         std::fs::write(directory.path().join(TENANTS_FILE), "{\"tenants\": [").unwrap();

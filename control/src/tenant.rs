@@ -1,18 +1,25 @@
 //! A tenant, as people and the API speak of it.
 
 use std::net::Ipv4Addr;
+use std::ops::RangeInclusive;
 
+use conntrack::Policy;
 use ipnet::Ipv4Net;
 use macaddr::MacAddr6;
 use serde::{Deserialize, Serialize};
 
+use crate::policy::{Filtering, Limits, Mapping, word};
 use crate::refusal::Refusal;
 
 /// Prefix of the names of all links that Spillway makes.
 pub const LINK_PREFIX: &str = "spw-";
 
+/// TCP segments that a tenant may be held to, in bytes: from what every host takes (RFC 9293 section 3.7.1) to jumbo
+/// frames.
+const MSS_CLAMP: RangeInclusive<u16> = 536..=9000;
+
 /// A tenant, in the words and the JSON of the API: `name`, `gatewayIP`, `gatewayMAC`, `egressIPs`,
-/// `sources.podCIDRs`, `mapping`, `limits`.
+/// `sources.podCIDRs`, `mapping`, `filtering`, `limits`, `mssClamp`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Tenant {
@@ -34,9 +41,15 @@ pub struct Tenant {
     /// How outside ports are chosen.
     #[serde(default)]
     pub mapping: Mapping,
+    /// Who may send to an outside port that a pod has opened.
+    #[serde(default)]
+    pub filtering: Filtering,
     /// Bounds on the tenant's sessions.
     #[serde(default)]
     pub limits: Limits,
+    /// Greatest TCP segment that connections may agree on, in bytes; 0: as the ends like.
+    #[serde(default)]
+    pub mss_clamp: u16,
 }
 
 /// Source addresses that a tenant may use.
@@ -46,31 +59,6 @@ pub struct Sources {
     /// Pod networks; empty: the cluster's.
     #[serde(rename = "podCIDRs", default)]
     pub pod_cidrs: Vec<Ipv4Net>,
-}
-
-/// How outside ports are chosen (RFC 4787 section 4.1).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Mapping {
-    /// One outside port may serve several destinations.
-    #[default]
-    AddressAndPortDependent,
-    /// One outside port for each inside port, whatever the destination.
-    EndpointIndependent,
-}
-
-/// Bounds on a tenant's sessions; 0: none.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Limits {
-    /// Sessions at the same time.
-    #[serde(default)]
-    pub sessions: u64,
-    /// Sessions at the same time for each pod.
-    #[serde(default)]
-    pub sessions_per_pod: u64,
-    /// New sessions in a second.
-    #[serde(default)]
-    pub new_sessions_per_second: u64,
 }
 
 impl Tenant {
@@ -84,6 +72,16 @@ impl Tenant {
         format!("{LINK_PREFIX}{:08x}", self.gateway_ip.to_bits())
     }
 
+    /// Returns what the tenant's sessions may do.
+    pub fn policy(&self) -> Policy {
+        Policy {
+            mapping: self.mapping.into(),
+            filtering: self.filtering.into(),
+            tenant_quota: self.limits.tenant_quota(),
+            pod_quota: self.limits.pod_quota(),
+        }
+    }
+
     /// Checks everything that can be checked without knowing the host or the other tenants.
     ///
     /// # Errors
@@ -94,7 +92,8 @@ impl Tenant {
         check_mac(self.effective_mac())?;
         self.check_egress()?;
         self.check_sources()?;
-        self.check_not_available()
+        self.check_filtering()?;
+        self.check_mss_clamp()
     }
 
     fn check_egress(&self) -> Result<(), Refusal> {
@@ -124,22 +123,29 @@ impl Tenant {
         Ok(())
     }
 
-    fn check_not_available(&self) -> Result<(), Refusal> {
-        if self.mapping != Mapping::AddressAndPortDependent {
-            let message = format!("{:?} is not available yet; use AddressAndPortDependent", self.mapping);
-            return Err(Refusal::invalid("mapping", message));
+    fn check_filtering(&self) -> Result<(), Refusal> {
+        if self.filtering == Filtering::AddressAndPortDependent
+            || self.mapping == Mapping::EndpointIndependent
+        {
+            return Ok(());
         }
-        let limits = [
-            ("limits.sessions", self.limits.sessions),
-            ("limits.sessionsPerPod", self.limits.sessions_per_pod),
-            ("limits.newSessionsPerSecond", self.limits.new_sessions_per_second),
-        ];
-        match limits.into_iter().find(|(_, limit)| *limit != 0) {
-            Some((field, limit)) => {
-                Err(Refusal::invalid(field, format!("{limit}: limits are not available yet; use 0 (none)")))
-            }
-            None => Ok(()),
+        let message = format!(
+            "{} needs endpoint-independent mapping: else pods share outside ports, and only address and port of the \
+             other end tell whose an answer is (RFC 4787 section 5, RFC 7857 section 3); set mapping too, or leave \
+             filtering out",
+            word(&self.filtering)
+        );
+        Err(Refusal::invalid("filtering", message))
+    }
+
+    fn check_mss_clamp(&self) -> Result<(), Refusal> {
+        if self.mss_clamp == 0 || MSS_CLAMP.contains(&self.mss_clamp) {
+            return Ok(());
         }
+        let (value, least, most) = (self.mss_clamp, MSS_CLAMP.start(), MSS_CLAMP.end());
+        let message =
+            format!("{value} is not between {least} (RFC 9293 section 3.7.1) and {most}; 0 is no clamp");
+        Err(Refusal::invalid("mssClamp", message))
     }
 }
 
@@ -224,6 +230,8 @@ mod mac_text {
 
 #[cfg(test)]
 mod tests {
+    use conntrack::Quota;
+
     use super::*;
 
     #[test]
@@ -236,19 +244,55 @@ mod tests {
 
     #[test]
     fn json_round_trip_keeps_the_names_of_the_api() {
-        let json = serde_json::to_value(blue()).unwrap();
+        let json = serde_json::to_value(with_policy()).unwrap();
         assert_eq!(json["gatewayIP"], "192.168.99.13");
         assert_eq!(json["gatewayMAC"], "");
         assert_eq!(json["egressIPs"][0], "192.168.55.113");
         assert_eq!(json["sources"]["podCIDRs"][0], "10.132.0.0/14");
-        assert_eq!(json["limits"]["newSessionsPerSecond"], 0);
-        assert_eq!(serde_json::from_value::<Tenant>(json).unwrap(), blue());
+        assert_eq!(json["mapping"], "EndpointIndependent");
+        assert_eq!(json["filtering"], "AddressDependent");
+        let limits = serde_json::json!({
+            "sessions": 1, "sessionsPerPod": 2, "ports": 3, "portsPerPod": 4,
+            "newSessionsPerSecond": 5, "newSessionsPerSecondPerPod": 6,
+        });
+        assert_eq!(json["limits"], limits);
+        assert_eq!(json["mssClamp"], 1360);
+        assert_eq!(serde_json::from_value::<Tenant>(json).unwrap(), with_policy());
+    }
+
+    #[test]
+    fn what_is_left_out_is_as_before_policies() {
+        let json = r#"{"gatewayIP":"192.168.99.13","egressIPs":["192.168.55.113"],"limits":{"ports":9}}"#;
+        let tenant: Tenant = serde_json::from_str(json).unwrap();
+        assert_eq!((tenant.mapping, tenant.filtering), (Mapping::default(), Filtering::default()));
+        assert_eq!((tenant.limits, tenant.mss_clamp), (Limits { ports: 9, ..Limits::default() }, 0));
+    }
+
+    #[test]
+    fn policy_holds_each_limit_in_its_place() {
+        let expected = Policy {
+            mapping: conntrack::Mapping::EndpointIndependent,
+            filtering: conntrack::Filtering::AddressDependent,
+            tenant_quota: Quota { sessions: 1, ports: 3, new_per_second: 5 },
+            pod_quota: Quota { sessions: 2, ports: 4, new_per_second: 6 },
+        };
+        assert_eq!(with_policy().policy(), expected);
+        assert_eq!(blue().policy(), Policy::default());
+    }
+
+    #[test]
+    fn any_filtering_goes_with_endpoint_independent_mapping() {
+        let filterings =
+            [Filtering::AddressAndPortDependent, Filtering::AddressDependent, Filtering::EndpointIndependent];
+        for filtering in filterings {
+            assert_eq!(Tenant { filtering, ..with_policy() }.check(), Ok(()));
+        }
     }
 
     #[test]
     fn refusals_name_the_field_and_the_value() {
         type Change = fn(&mut Tenant);
-        let table: [(&str, Change); 9] = [
+        let table: [(&str, Change); 11] = [
             ("name: \"Blue\"", |tenant| tenant.name = "Blue".into()),
             ("gatewayIP: 127.0.0.1", |tenant| tenant.gateway_ip = [127, 0, 0, 1].into()),
             ("gatewayMAC: 01:00:00:00:00:01", |tenant| {
@@ -260,10 +304,14 @@ mod tests {
             ("sources.podCIDRs[0]: 10.132.0.1/14 has host bits set; write 10.132.0.0/14", |tenant| {
                 tenant.sources.pod_cidrs = vec!["10.132.0.1/14".parse().unwrap()];
             }),
-            ("mapping: EndpointIndependent is not available yet", |tenant| {
-                tenant.mapping = Mapping::EndpointIndependent;
+            ("filtering: address needs endpoint-independent mapping: else", |tenant| {
+                tenant.filtering = Filtering::AddressDependent;
             }),
-            ("limits.sessions: 7", |tenant| tenant.limits.sessions = 7),
+            ("filtering: endpoint-independent needs endpoint-independent mapping", |tenant| {
+                tenant.filtering = Filtering::EndpointIndependent;
+            }),
+            ("mssClamp: 535 is not between 536 (RFC 9293", |tenant| tenant.mss_clamp = 535),
+            ("mssClamp: 9001 is not between", |tenant| tenant.mss_clamp = 9001),
         ];
         assert_eq!(blue().check(), Ok(()));
         for (expected, change) in table {
@@ -282,7 +330,26 @@ mod tests {
             egress_ips: vec![[192, 168, 55, 113].into()],
             sources: Sources { pod_cidrs: vec!["10.132.0.0/14".parse().unwrap()] },
             mapping: Mapping::default(),
+            filtering: Filtering::default(),
             limits: Limits::default(),
+            mss_clamp: 0,
+        }
+    }
+
+    fn with_policy() -> Tenant {
+        Tenant {
+            mapping: Mapping::EndpointIndependent,
+            filtering: Filtering::AddressDependent,
+            limits: Limits {
+                sessions: 1,
+                sessions_per_pod: 2,
+                ports: 3,
+                ports_per_pod: 4,
+                new_sessions_per_second: 5,
+                new_sessions_per_second_per_pod: 6,
+            },
+            mss_clamp: 1360,
+            ..blue()
         }
     }
 }

@@ -67,6 +67,30 @@ fn a_killed_daemons_tenants_and_links_are_taken_over() {
 }
 
 #[test]
+fn a_tenants_policy_is_shown_and_survives_the_daemon() {
+    in_namespace(async |_| {
+        let place = Place::new();
+        let daemon = place.run(&[]);
+        let added = place.spillway(
+            "tenant add ns-blue --gw-ip 192.168.99.13 --egress-ip 192.168.55.113 --mapping endpoint-independent \
+             --filtering address --max-ports-per-pod 64 --mss-clamp 1360",
+        );
+        assert!(added.0.success(), "{}", added.2);
+        assert!(added.1.contains("\nlimits    64 ports per pod\n"), "{}", added.1);
+        assert_eq!(daemon.stop(Signal::SIGKILL).signal(), Some(9));
+
+        let daemon = place.run(&[]);
+        let shown = place.spillway("tenant show ns-blue --json").1;
+        let tenant = &serde_json::from_str::<serde_json::Value>(&shown).unwrap()["tenant"];
+        assert_eq!(tenant["mapping"], "EndpointIndependent", "{shown}");
+        assert_eq!(tenant["filtering"], "AddressDependent", "{shown}");
+        assert_eq!(tenant["limits"]["portsPerPod"], 64, "{shown}");
+        assert_eq!(tenant["mssClamp"], 1360, "{shown}");
+        drop(daemon);
+    });
+}
+
+#[test]
 fn a_start_that_fails_leaves_tenant_links_isolated_and_tells_of_the_programs() {
     in_namespace(async |_| {
         let place = Place::new();
@@ -204,8 +228,8 @@ fn what_is_refused_is_undone_and_told() {
             ("tenant add x --gw-ip 192.168.99.21 --egress-ip 192.168.55.113", "gatewayIP: 192.168.99.21"),
             ("tenant add x --gw-ip 192.168.99.13 --egress-ip 192.168.55.12", "egressIPs[0]: 192.168.55.12"),
             (
-                "tenant add x --gw-ip 192.168.99.13 --egress-ip 192.168.55.113 --mapping endpoint-independent",
-                "mapping: EndpointIndependent is not available yet",
+                "tenant add x --gw-ip 192.168.99.13 --egress-ip 192.168.55.113 --filtering address",
+                "filtering: address needs endpoint-independent mapping",
             ),
             ("tenant remove ns-red", "name: \"ns-red\" comes from the config file"),
             (

@@ -42,9 +42,16 @@ async fn refusals_have_a_status_a_field_and_a_message() {
     });
     let unknown_key = json!({ "gatewayIP": "192.168.99.13", "egressIPs": ["192.168.55.113"], "mark": 16 });
     let body = |gateway: &str, egress: &str| json!({ "gatewayIP": gateway, "egressIPs": [egress] });
-    let later = json!({
-        "gatewayIP": "192.168.99.13", "egressIPs": ["192.168.55.113"], "mapping": "EndpointIndependent",
+    let open = json!({
+        "gatewayIP": "192.168.99.13", "egressIPs": ["192.168.55.113"], "filtering": "EndpointIndependent",
     });
+    let unknown_mapping = json!({
+        "gatewayIP": "192.168.99.13", "egressIPs": ["192.168.55.113"], "mapping": "Symmetric",
+    });
+    let limit = |name: &str, value: i64| {
+        let (gateway, egress) = ("192.168.99.13", ["192.168.55.113"]);
+        json!({ "gatewayIP": gateway, "egressIPs": egress, "limits": { name: value } }).to_string()
+    };
     let other_name = json!({ "name": "x", "gatewayIP": "192.168.99.13", "egressIPs": ["192.168.55.113"] });
     let table = [
         (&put, ours, "{".to_owned(), 400, "body"),
@@ -54,7 +61,11 @@ async fn refusals_have_a_status_a_field_and_a_message() {
         (&put, ours, unknown_key.to_string(), 400, "mark"),
         (&put, ours, " ".repeat(super::MAX_BODY_BYTES + 1), 413, "body"),
         (&put, ours, other_name.to_string(), 422, "name"),
-        (&put, ours, later.to_string(), 422, "mapping"),
+        (&put, ours, open.to_string(), 422, "filtering"),
+        (&put, ours, unknown_mapping.to_string(), 400, "mapping"),
+        (&put, ours, limit("ports", 1 << 32), 400, "limits.ports"),
+        (&put, ours, limit("sessionsPerPod", -1), 400, "limits.sessionsPerPod"),
+        (&put, ours, limit("bytes", 1), 400, "limits.bytes"),
         (&put, ours, body("10.0.0.1", "192.168.55.113").to_string(), 422, "gatewayIP"),
         (&put, ours, body("192.168.99.14", "192.168.55.113").to_string(), 409, "gatewayIP"),
         (&put, ours, body("192.168.99.13", "192.168.55.114").to_string(), 409, "egressIPs[0]"),

@@ -3,6 +3,7 @@
 //! - `run`: the daemon
 //! - `demo`: the gateway at work
 //! - `tenant`: add, remove, list and show tenants
+//! - `policy`: what a tenant's sessions may do
 //! - `legacy`: `add-tenant` and `remove-tenant` with the flags of the tool before
 //! - `status`, `routes`, `sessions`: what the gateway does
 //! - `detach`: removes what outlives the daemon
@@ -10,6 +11,7 @@
 mod demo;
 mod detach;
 mod legacy;
+mod policy;
 mod routes;
 mod run;
 mod sessions;

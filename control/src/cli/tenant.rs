@@ -2,15 +2,17 @@
 
 use std::net::Ipv4Addr;
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, Subcommand};
 use ipnet::Ipv4Net;
 use macaddr::MacAddr6;
 
+use super::policy::{self, PolicyArguments};
 use crate::api::types::TenantView;
 use crate::client::{Client, ClientError};
 use crate::output;
+use crate::policy::{Filtering, Limits, Mapping};
 use crate::registry::Source;
-use crate::tenant::{Limits, Mapping, Sources, Tenant};
+use crate::tenant::{Sources, Tenant};
 
 /// What to do with tenants.
 #[derive(Debug, Subcommand)]
@@ -27,7 +29,9 @@ pub(super) enum Command {
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  spillway tenant add ns-blue --gw-ip 192.168.99.13 --egress-ip 192.168.55.113"
+    after_help = "Examples:\n  spillway tenant add ns-blue --gw-ip 192.168.99.13 --egress-ip 192.168.55.113\n  \
+                  spillway tenant add ns-red --gw-ip 192.168.99.14 --egress-ip 192.168.55.114 \\\n    \
+                  --mapping endpoint-independent --filtering address --max-ports-per-pod 1000"
 )]
 pub(super) struct AddArguments {
     /// Name of the tenant
@@ -40,9 +44,8 @@ pub(super) struct AddArguments {
     #[arg(long, value_name = "MAC")]
     mac: Option<MacAddr6>,
 
-    /// How outside ports are chosen
-    #[arg(long, value_enum, default_value_t)]
-    mapping: MappingArgument,
+    #[command(flatten)]
+    policy: PolicyArguments,
 
     /// Print the daemon's answer as JSON
     #[arg(long)]
@@ -91,24 +94,6 @@ pub(super) struct ShowArguments {
     json: bool,
 }
 
-#[derive(Clone, Copy, Debug, Default, ValueEnum)]
-enum MappingArgument {
-    /// One outside port may serve several destinations
-    #[default]
-    AddressAndPortDependent,
-    /// One outside port for each inside port, whatever the destination (not available yet)
-    EndpointIndependent,
-}
-
-impl From<MappingArgument> for Mapping {
-    fn from(argument: MappingArgument) -> Self {
-        match argument {
-            MappingArgument::AddressAndPortDependent => Self::AddressAndPortDependent,
-            MappingArgument::EndpointIndependent => Self::EndpointIndependent,
-        }
-    }
-}
-
 impl Command {
     pub(super) async fn execute(self, client: &Client) -> anyhow::Result<()> {
         match self {
@@ -122,12 +107,8 @@ impl Command {
 
 impl AddArguments {
     async fn execute(self, client: &Client) -> anyhow::Result<()> {
-        let tenant = Tenant {
-            gateway_mac: self.mac,
-            mapping: self.mapping.into(),
-            ..self.addresses.into_tenant(self.name)
-        };
-        let view = put_tenant(client, &tenant).await?;
+        let tenant = Tenant { gateway_mac: self.mac, ..self.addresses.into_tenant(self.name) };
+        let view = put_tenant(client, &self.policy.apply(tenant)).await?;
         if self.json {
             return Ok(output::print_json(&view)?);
         }
@@ -145,7 +126,9 @@ impl AddressArguments {
             egress_ips: self.egress_ip,
             sources: Sources { pod_cidrs: self.pod_cidr },
             mapping: Mapping::default(),
+            filtering: Filtering::default(),
             limits: Limits::default(),
+            mss_clamp: 0,
         }
     }
 }
@@ -206,19 +189,21 @@ pub(super) fn table(tenants: &[TenantView]) -> String {
 fn describe(view: &TenantView) -> String {
     let status = &view.status;
     let traffic = |packets, bytes| format!("{packets} packets, {}", output::bytes(bytes));
-    let rows = [
+    let before = [
         ("name", view.tenant.name.clone()),
         ("source", source(view.source).to_owned()),
         ("gateway", format!("{} at {} on {}", view.tenant.gateway_ip, status.gateway_mac, status.link)),
         ("egress", join(&view.tenant.egress_ips)),
         ("pods", join(&status.sources)),
+    ];
+    let after = [
         ("sessions", status.sessions.to_string()),
         ("outbound", traffic(status.outbound_packets, status.outbound_bytes)),
         ("inbound", traffic(status.inbound_packets, status.inbound_bytes)),
         ("dropped", format!("{} packets", status.dropped_packets)),
     ];
-    let lines = rows.map(|(name, value)| format!("{name:<9} {value}"));
-    lines.join("\n")
+    let rows = before.into_iter().chain(policy::rows(&view.tenant)).chain(after);
+    rows.map(|(name, value)| format!("{name:<9} {value}")).collect::<Vec<_>>().join("\n")
 }
 
 fn source(source: Source) -> &'static str {

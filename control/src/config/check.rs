@@ -9,8 +9,9 @@ use ipnet::Ipv4Net;
 
 use super::file;
 use super::{Config, ConfigError, DEFAULT_PIN_DIR, ReturnRoute};
+use crate::policy::Limits;
 use crate::refusal::Refusal;
-use crate::tenant::{Limits, Mapping, Sources, Tenant, check_network};
+use crate::tenant::{Sources, Tenant, check_network};
 
 const DEFAULT_STATE_DIR: &str = "/var/lib/spillway";
 const DEFAULT_CAPACITY: u32 = 1 << 20;
@@ -189,11 +190,24 @@ fn check_tenant((index, entry): (usize, file::Tenant)) -> Result<Tenant, ConfigE
         gateway_mac,
         egress_ips: entry.egress_ips,
         sources: Sources { pod_cidrs: entry.pod_cidrs },
-        mapping: Mapping::default(),
-        limits: Limits::default(),
+        mapping: entry.mapping,
+        filtering: entry.filtering,
+        limits: limits(&entry.limits),
+        mss_clamp: entry.mss_clamp,
     };
     tenant.check().map_err(|refusal| refused_tenant(&section, &refusal))?;
     Ok(tenant)
+}
+
+fn limits(file: &file::Limits) -> Limits {
+    Limits {
+        sessions: file.sessions,
+        sessions_per_pod: file.sessions_per_pod,
+        ports: file.ports,
+        ports_per_pod: file.ports_per_pod,
+        new_sessions_per_second: file.new_sessions_per_second,
+        new_sessions_per_second_per_pod: file.new_sessions_per_second_per_pod,
+    }
 }
 
 /// Returns a tenant's refusal in the words of the config file.
@@ -203,7 +217,8 @@ fn refused_tenant(section: &str, refusal: &Refusal) -> ConfigError {
         .replace("gatewayIP", "gateway_ip")
         .replace("gatewayMAC", "gateway_mac")
         .replace("egressIPs", "egress_ips")
-        .replace("sources.podCIDRs", "pod_cidrs");
+        .replace("sources.podCIDRs", "pod_cidrs")
+        .replace("mssClamp", "mss_clamp");
     let message = refusal.to_string();
     let message = message.strip_prefix(&format!("{field}: ")).unwrap_or(&message);
     ConfigError::value(format!("{section}.{key}"), message)

@@ -4,8 +4,12 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::ValueEnum;
 use ipnet::Ipv4Net;
-use serde::Deserialize;
+use serde::de::Error;
+use serde::{Deserialize, Deserializer};
+
+use crate::policy::{Filtering, Mapping};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -124,4 +128,32 @@ pub(super) struct Tenant {
     pub(super) egress_ips: Vec<Ipv4Addr>,
     #[serde(default)]
     pub(super) pod_cidrs: Vec<Ipv4Net>,
+    #[serde(default, deserialize_with = "word")]
+    pub(super) mapping: Mapping,
+    #[serde(default, deserialize_with = "word")]
+    pub(super) filtering: Filtering,
+    #[serde(default)]
+    pub(super) limits: Limits,
+    #[serde(default)]
+    pub(super) mss_clamp: u16,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Limits {
+    pub(super) sessions: u32,
+    pub(super) sessions_per_pod: u32,
+    pub(super) ports: u32,
+    pub(super) ports_per_pod: u32,
+    pub(super) new_sessions_per_second: u32,
+    pub(super) new_sessions_per_second_per_pod: u32,
+}
+
+/// Reads a value by the word that the command line has for it.
+fn word<'de, D: Deserializer<'de>, T: ValueEnum>(from: D) -> Result<T, D::Error> {
+    let text = String::deserialize(from)?;
+    T::from_str(&text, false).map_err(|_| {
+        let words: Vec<_> = T::value_variants().iter().map(crate::policy::word).collect();
+        D::Error::custom(format!("{text:?} is none of {}", words.join(", ")))
+    })
 }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use conntrack::{Filtering, Mapping, Policy, Quota};
+
 use super::super::Config;
 
 const FULL: &str = r#"
@@ -44,6 +46,26 @@ fn a_full_file_is_read() {
     assert_eq!(config.timeouts.icmp_query, Duration::from_secs(60));
     assert_eq!(config.routes.len(), 1);
     assert_eq!(config.tenants[0].name, "ns-blue");
+}
+
+#[test]
+fn a_tenants_policy_is_read_by_the_command_lines_words() {
+    let policy = r#"mapping = "endpoint-independent"
+        filtering = "address"
+        limits = { sessions = 1, sessions_per_pod = 2, ports = 3, ports_per_pod = 4,
+                   new_sessions_per_second = 5, new_sessions_per_second_per_pod = 6 }
+        mss_clamp = 1360
+    "#;
+    let tenant = Config::parse(&format!("{FULL}{policy}"), &[0, 1]).unwrap().tenants.remove(0);
+    let expected = Policy {
+        mapping: Mapping::EndpointIndependent,
+        filtering: Filtering::AddressDependent,
+        tenant_quota: Quota { sessions: 1, ports: 3, new_per_second: 5 },
+        pod_quota: Quota { sessions: 2, ports: 4, new_per_second: 6 },
+    };
+    assert_eq!((tenant.policy(), tenant.mss_clamp), (expected, 1360));
+    let tenant = Config::parse(FULL, &[0, 1]).unwrap().tenants.remove(0);
+    assert_eq!((tenant.policy(), tenant.mss_clamp), (Policy::default(), 0));
 }
 
 #[test]
@@ -91,6 +113,12 @@ fn refusals_name_the_key_the_value_and_what_is_accepted() {
         ("\"/var/lib/spillway\"", "\"state\"", "control.state_dir: \"state\" is not an absolute path"),
         ("\"ns-blue\"", "\"Blue\"", "tenant[0].name: \"Blue\" is not a tenant name; use"),
         ("\"192.168.55.113\"", "", "tenant[0].egress_ips: is empty"),
+        (
+            "gateway_ip =",
+            "filtering = \"address\"\ngateway_ip =",
+            "tenant[0].filtering: address needs endpoint-independent mapping",
+        ),
+        ("gateway_ip =", "mss_clamp = 100\ngateway_ip =", "tenant[0].mss_clamp: 100 is not between 536"),
         ("gateway_ip =", "gateway_mac = \"zz\"\ngateway_ip =", "tenant[0].gateway_mac: \"zz\" is no MAC"),
     ];
     for (from, to, expected) in table {
@@ -105,6 +133,13 @@ fn unknown_keys_and_wrong_types_are_refused_where_they_stand() {
         ("mode = \"native\"", "speed = 9", "unknown field `speed`"),
         ("\"native\"", "\"turbo\"", "expected one of `auto`, `native`, `generic`"),
         ("\"192.168.99.13\"", "\"192.168.99\"", "invalid IPv4 address syntax"),
+        (
+            "gateway_ip =",
+            "mapping = \"EndpointIndependent\"\ngateway_ip =",
+            "\"EndpointIndependent\" is none of address-and-port, endpoint-independent",
+        ),
+        ("gateway_ip =", "limits = { bytes = 1 }\ngateway_ip =", "unknown field `bytes`"),
+        ("gateway_ip =", "limits.ports = 4294967296\ngateway_ip =", "integer `4294967296`, expected u32"),
         ("[[tenant]]", "[[tenants]]", "unknown field `tenants`"),
         ("\"5m\"", "\"5 parsecs\"", "parsecs"),
     ];
