@@ -20,6 +20,8 @@ pub struct Constants {
     pub pod_cidrs: Vec<Ipv4Net>,
     /// Session timeouts.
     pub timeouts: Timeouts,
+    /// What becomes of TCP segments that belong to no session.
+    pub tcp: TcpPolicy,
 }
 
 /// Returns the facts of snapshot `epoch`. Equal inputs give equal facts, whatever the order in which the
@@ -45,7 +47,7 @@ pub fn compile(
         routes: kernel_routes(facts, &constants.interfaces),
         neighbours: neighbours(facts, &constants.interfaces),
         timeouts: constants.timeouts,
-        tcp: TcpPolicy::default(),
+        tcp: constants.tcp,
     })
 }
 
@@ -141,6 +143,7 @@ fn neighbours(facts: &Facts, interfaces: &Interfaces) -> Vec<NeighbourSpec> {
 #[cfg(test)]
 mod tests {
     use conntrack::Policy;
+    use fastpath::snapshot::MidStream;
 
     use super::*;
     use crate::netlink::addresses::Address;
@@ -167,6 +170,15 @@ mod tests {
         let spec = compile(Epoch(1), &registry, &facts, &[], &constants).unwrap();
         let own: Vec<String> = spec.own_addresses.iter().map(ToString::to_string).collect();
         assert_eq!(own, ["192.168.55.12", "192.168.99.12", "192.168.99.13"]);
+    }
+
+    #[test]
+    fn timeouts_and_tcp_are_as_the_config_file_says() {
+        let (registry, facts, mut constants) = world();
+        constants.timeouts.inbound_refreshes = false;
+        constants.tcp.mid_stream = MidStream::Drop;
+        let spec = compile(Epoch(1), &registry, &facts, &[], &constants).unwrap();
+        assert_eq!((spec.timeouts, spec.tcp), (constants.timeouts, constants.tcp));
     }
 
     #[test]
@@ -293,6 +305,7 @@ mod tests {
             interfaces: Interfaces { inside: "in0".into(), outside: "out0".into() },
             pod_cidrs: vec!["10.132.0.0/14".parse().unwrap()],
             timeouts: Timeouts::default(),
+            tcp: TcpPolicy::default(),
         };
         let blue = r#"{"name":"ns-blue","gatewayIP":"192.168.99.13","egressIPs":["192.168.55.113"]}"#;
         let mut registry = Registry::default();

@@ -22,7 +22,7 @@ use control::netlink::facts::{Facts, Interfaces};
 use control::netlink::monitor::{Changes, Monitor};
 use control::plan::{Needs, Plan};
 use control::registry::{Registry, Source};
-use fastpath::snapshot::{Side, SnapshotSpec};
+use fastpath::snapshot::{Side, SnapshotSpec, TcpPolicy};
 
 use namespace::{World, eventually, in_namespace, ip};
 
@@ -258,6 +258,7 @@ impl Gateway {
             interfaces: Interfaces { inside: "in0".into(), outside: "out0".into() },
             pod_cidrs: vec!["10.132.0.0/14".parse().unwrap()],
             timeouts: Timeouts::default(),
+            tcp: TcpPolicy::default(),
         };
         let mut registry = Registry::default();
         let blue = serde_json::json!({

@@ -3,8 +3,10 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use conntrack::Timeouts;
+use conntrack::time::PORT_TIMEOUTS;
+use conntrack::{PortTimeout, Protocol, Timeouts};
 use fastpath::dataplane::AttachPreference;
+use fastpath::snapshot::{MidStream, TcpPolicy, UnsolicitedSyn};
 use ipnet::Ipv4Net;
 
 use super::file;
@@ -40,6 +42,7 @@ pub(super) fn check(file: file::File, usable_cores: &[usize]) -> Result<Config, 
         cores: file.workers.cores,
         session_capacity: check_capacity(file.sessions.capacity)?,
         timeouts: check_timeouts(&file.timeouts)?,
+        tcp: tcp_policy(&file.tcp),
         pod_cidrs: file.cluster.pod_cidrs,
         routes,
         socket: file.control.socket.map(|path| absolute("control.socket", path)).transpose()?,
@@ -119,15 +122,8 @@ fn check_capacity(capacity: Option<u32>) -> Result<u32, ConfigError> {
 
 fn check_timeouts(file: &file::Timeouts) -> Result<Timeouts, ConfigError> {
     let default = Timeouts::default();
-    let minutes = |count: u64| Duration::from_secs(60 * count);
-    let bounded = |key, value: Option<Duration>, default, least, rule| {
-        let value = value.unwrap_or(default);
-        if (least..=MAX_TIMEOUT).contains(&value) {
-            return Ok(value);
-        }
-        let [value, least, most] = [value, least, MAX_TIMEOUT].map(humantime::format_duration);
-        let message = format!("{value} is not between {least} ({rule}) and {most}");
-        Err(ConfigError::value(format!("timeouts.{key}"), message))
+    let bounded = |key: &str, value: Option<Duration>, default, least, rule| {
+        check_timeout(format!("timeouts.{key}"), value.unwrap_or(default), least, rule)
     };
     let rfc5382 = "RFC 5382 REQ-5";
     Ok(Timeouts {
@@ -142,8 +138,68 @@ fn check_timeouts(file: &file::Timeouts) -> Result<Timeouts, ConfigError> {
         tcp_closing: bounded("tcp_closing", file.tcp_closing, default.tcp_closing, minutes(4), rfc5382)?,
         udp: bounded("udp", file.udp, default.udp, minutes(2), "RFC 4787 REQ-5")?,
         icmp_query: bounded("icmp_query", file.icmp_query, default.icmp_query, minutes(1), "RFC 5508 REQ-2")?,
-        ..default
+        ports: check_port_timeouts(&file.ports)?,
+        inbound_refreshes: file.inbound_refresh.unwrap_or(default.inbound_refreshes),
     })
+}
+
+fn check_port_timeouts(
+    entries: &[file::PortTimeout],
+) -> Result<[Option<PortTimeout>; PORT_TIMEOUTS], ConfigError> {
+    let mut ports = [None; PORT_TIMEOUTS];
+    if entries.len() > ports.len() {
+        let message = format!("lists {} ports; list at most {PORT_TIMEOUTS}", entries.len());
+        return Err(ConfigError::value("timeouts.ports", message));
+    }
+    for (index, entry) in entries.iter().enumerate() {
+        let port = check_port_timeout(&format!("timeouts.ports[{index}]"), entry)?;
+        let same = |earlier: &PortTimeout| (earlier.protocol, earlier.port) == (port.protocol, port.port);
+        if ports[..index].iter().flatten().any(same) {
+            let message = format!("{} {} is listed twice; list it once", port.protocol.name(), port.port);
+            return Err(ConfigError::value(format!("timeouts.ports[{index}].port"), message));
+        }
+        ports[index] = Some(port);
+    }
+    Ok(ports)
+}
+
+fn check_port_timeout(key: &str, entry: &file::PortTimeout) -> Result<PortTimeout, ConfigError> {
+    let file::PortTimeout { protocol, port, timeout } = *entry;
+    if port == 0 {
+        return Err(ConfigError::value(format!("{key}.port"), "0 is no port; give one between 1 and 65535"));
+    }
+    let (protocol, least, rule) = match protocol {
+        file::PortProtocol::Tcp => (Protocol::Tcp, minutes(124), "RFC 5382 REQ-5"),
+        file::PortProtocol::Udp if port < 1024 => (Protocol::Udp, Duration::from_secs(1), "RFC 4787 REQ-5a"),
+        file::PortProtocol::Udp => (Protocol::Udp, minutes(2), "RFC 4787 REQ-5"),
+    };
+    let timeout = check_timeout(format!("{key}.timeout"), timeout, least, rule)?;
+    Ok(PortTimeout { protocol, port, timeout })
+}
+
+fn check_timeout(key: String, value: Duration, least: Duration, rule: &str) -> Result<Duration, ConfigError> {
+    if (least..=MAX_TIMEOUT).contains(&value) {
+        return Ok(value);
+    }
+    let [value, least, most] = [value, least, MAX_TIMEOUT].map(humantime::format_duration);
+    Err(ConfigError::value(key, format!("{value} is not between {least} ({rule}) and {most}")))
+}
+
+fn minutes(count: u64) -> Duration {
+    Duration::from_secs(60 * count)
+}
+
+fn tcp_policy(file: &file::Tcp) -> TcpPolicy {
+    TcpPolicy {
+        mid_stream: match file.mid_stream {
+            file::MidStream::Reset => MidStream::Reset,
+            file::MidStream::Drop => MidStream::Drop,
+        },
+        unsolicited_syn: match file.unsolicited_syn {
+            file::UnsolicitedSyn::Drop => UnsolicitedSyn::Drop,
+            file::UnsolicitedSyn::Unreachable => UnsolicitedSyn::Unreachable,
+        },
+    }
 }
 
 fn check_routes(routes: &[file::Route]) -> Result<Vec<ReturnRoute>, ConfigError> {

@@ -25,6 +25,8 @@ pub(super) struct File {
     #[serde(default)]
     pub(super) timeouts: Timeouts,
     #[serde(default)]
+    pub(super) tcp: Tcp,
+    #[serde(default)]
     pub(super) cluster: Cluster,
     #[serde(default)]
     pub(super) kubernetes: Kubernetes,
@@ -84,6 +86,50 @@ pub(super) struct Timeouts {
     pub(super) udp: Option<Duration>,
     #[serde(default, with = "humantime_serde")]
     pub(super) icmp_query: Option<Duration>,
+    pub(super) inbound_refresh: Option<bool>,
+    #[serde(default)]
+    pub(super) ports: Vec<PortTimeout>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PortTimeout {
+    pub(super) protocol: PortProtocol,
+    pub(super) port: u16,
+    #[serde(with = "humantime_serde")]
+    pub(super) timeout: Duration,
+}
+
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum PortProtocol {
+    Tcp,
+    Udp,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Tcp {
+    #[serde(default)]
+    pub(super) mid_stream: MidStream,
+    #[serde(default)]
+    pub(super) unsolicited_syn: UnsolicitedSyn,
+}
+
+#[derive(Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum MidStream {
+    #[default]
+    Reset,
+    Drop,
+}
+
+#[derive(Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum UnsolicitedSyn {
+    #[default]
+    Drop,
+    Unreachable,
 }
 
 #[derive(Default, Deserialize)]

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use conntrack::Timeouts;
 use fastpath::dataplane::AttachPreference;
+use fastpath::snapshot::TcpPolicy;
 use ipnet::Ipv4Net;
 use thiserror::Error;
 
@@ -37,6 +38,8 @@ pub struct Config {
     pub session_capacity: u32,
     /// Session timeouts.
     pub timeouts: Timeouts,
+    /// What becomes of TCP segments that belong to no session.
+    pub tcp: TcpPolicy,
     /// The cluster's pod networks.
     pub pod_cidrs: Vec<Ipv4Net>,
     /// Return routes.

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use conntrack::{Filtering, Mapping, Policy, Quota};
+use conntrack::{Filtering, Mapping, Policy, PortTimeout, Protocol, Quota, Timeouts};
+use fastpath::snapshot::{MidStream, TcpPolicy, UnsolicitedSyn};
 
 use super::super::Config;
 
@@ -69,11 +70,81 @@ fn a_tenants_policy_is_read_by_the_command_lines_words() {
 }
 
 #[test]
+fn timeouts_by_port_and_refreshing_are_read() {
+    let ports = r#"ports = [
+            { protocol = "udp", port = 53, timeout = "1s" },
+            { protocol = "udp", port = 1024, timeout = "2m" },
+            { protocol = "tcp", port = 53, timeout = "2h4m" },
+        ]
+        inbound_refresh = false
+        udp ="#;
+    let timeouts = Config::parse(&FULL.replacen("udp =", ports, 1), &[0, 1]).unwrap().timeouts;
+    let port =
+        |protocol, port, seconds| Some(PortTimeout { protocol, port, timeout: Duration::from_secs(seconds) });
+    let expected =
+        [port(Protocol::Udp, 53, 1), port(Protocol::Udp, 1024, 120), port(Protocol::Tcp, 53, 7440), None];
+    assert_eq!(timeouts.ports[..4], expected);
+    assert!(!timeouts.inbound_refreshes);
+    let timeouts = Config::parse(FULL, &[0, 1]).unwrap().timeouts;
+    assert!(timeouts.ports == Timeouts::default().ports && timeouts.inbound_refreshes);
+}
+
+#[test]
+fn what_becomes_of_segments_without_a_session_is_read() {
+    let tcp = |text: &str| Config::parse(&format!("{text}{FULL}"), &[0, 1]).unwrap().tcp;
+    let quiet = TcpPolicy { mid_stream: MidStream::Drop, unsolicited_syn: UnsolicitedSyn::Unreachable };
+    assert_eq!(tcp("[tcp]\nmid_stream = 'drop'\nunsolicited_syn = 'unreachable'"), quiet);
+    let spelt = TcpPolicy { mid_stream: MidStream::Reset, unsolicited_syn: UnsolicitedSyn::Drop };
+    assert_eq!(tcp("[tcp]\nmid_stream = 'reset'\nunsolicited_syn = 'drop'"), spelt);
+    assert_eq!((tcp(""), spelt), (TcpPolicy::default(), TcpPolicy::default()));
+}
+
+#[test]
+fn timeouts_by_port_are_bounded_and_none_is_listed_twice() {
+    let udp = |port: u32, timeout: &str| format!("{{protocol='udp', port={port}, timeout='{timeout}'}}");
+    let tcp = |port: u32, timeout: &str| udp(port, timeout).replace("udp", "tcp");
+    let nine: Vec<String> = (1..=9).map(|port| udp(port, "20s")).collect();
+    let table = [
+        (udp(1023, "999ms"), "[0].timeout: 999ms is not between 1s (RFC 4787 REQ-5a) and 7days"),
+        (udp(1024, "119s"), "[0].timeout: 1m 59s is not between 2m (RFC 4787 REQ-5) and"),
+        (tcp(443, "2h"), "[0].timeout: 2h is not between 2h 4m (RFC 5382 REQ-5) and"),
+        (udp(53, "8days"), "[0].timeout: 8days is not between"),
+        (udp(0, "20s"), "[0].port: 0 is no port; give one between 1 and 65535"),
+        (udp(53, "20s") + "," + &udp(53, "30s"), "[1].port: udp 53 is listed twice"),
+        (nine.join(","), ": lists 9 ports; list at most 8"),
+    ];
+    for (entries, expected) in table {
+        let text = FULL.replacen("udp =", &format!("ports = [{entries}]\nudp ="), 1);
+        let error = Config::parse(&text, &[0, 1]).unwrap_err().to_string();
+        let expected = format!("timeouts.ports{expected}");
+        assert!(error.starts_with(&expected), "{error:?} should start with {expected:?}");
+    }
+}
+
+#[test]
 fn two_interfaces_are_all_that_is_needed() {
     let config = Config::parse("inside.interface = 'a'\noutside.interface = 'b'", &[0]).unwrap();
     assert_eq!(config.pin_dir.to_str(), Some("/sys/fs/bpf/spillway"));
     assert_eq!(config.session_capacity, 1_048_576);
     assert!(config.tenants.is_empty());
+}
+
+#[test]
+fn the_examples_commented_keys_are_the_defaults() {
+    let example = include_str!("../../../deploy/spillway.toml");
+    let not_available = |line: &&str| !line.starts_with("#kubeconfig") && !line.starts_with("#metrics");
+    let key = |line: &str| match line.strip_prefix('#') {
+        Some(key) if !key.starts_with(' ') => format!("{key}\n"),
+        _ => format!("{line}\n"),
+    };
+    let spelt: String = example.lines().filter(not_available).map(key).collect();
+    let spelt = Config::parse(&spelt, &[2, 3]).unwrap();
+    let left_out = Config::parse(example, &[2, 3]).unwrap();
+    assert_eq!(Timeouts { ports: left_out.timeouts.ports, ..spelt.timeouts }, left_out.timeouts);
+    assert_eq!((spelt.tcp, spelt.session_capacity), (left_out.tcp, left_out.session_capacity));
+    assert_eq!((spelt.attach, spelt.pin_dir), (left_out.attach, left_out.pin_dir));
+    assert_eq!((spelt.tenants[0].policy(), spelt.tenants[0].mss_clamp), (Policy::default(), 0));
+    assert!(left_out.tenants.is_empty());
 }
 
 #[test]
@@ -140,6 +211,12 @@ fn unknown_keys_and_wrong_types_are_refused_where_they_stand() {
         ),
         ("gateway_ip =", "limits = { bytes = 1 }\ngateway_ip =", "unknown field `bytes`"),
         ("gateway_ip =", "limits.ports = 4294967296\ngateway_ip =", "integer `4294967296`, expected u32"),
+        (
+            "udp =",
+            "ports = [{ protocol = 'icmp', port = 1, timeout = '1s' }]\nudp =",
+            "expected `tcp` or `udp`",
+        ),
+        ("[cluster]", "[tcp]\nmid_stream = 'ignore'\n[cluster]", "expected `reset` or `drop`"),
         ("[[tenant]]", "[[tenants]]", "unknown field `tenants`"),
         ("\"5m\"", "\"5 parsecs\"", "parsecs"),
     ];

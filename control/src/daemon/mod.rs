@@ -190,6 +190,7 @@ async fn prepare(config: Config, state: StateDir) -> anyhow::Result<Setup> {
         interfaces: Interfaces { inside: config.inside.clone(), outside: config.outside.clone() },
         pod_cidrs: config.pod_cidrs.clone(),
         timeouts: config.timeouts,
+        tcp: config.tcp,
     };
     let host = host_of(&facts, &config.routes, &constants)?;
     check_routes(&config, &host)?;
