@@ -25,6 +25,7 @@ async fn a_tenant_is_put_shown_and_removed() {
         assert_eq!(view["tenant"]["name"], "ns-blue");
         assert_eq!(view["source"], "controlSocket");
         assert_eq!(view["status"]["gatewayMAC"], "02:53:c0:a8:63:0d");
+        assert_eq!(view["status"]["drops"], json!({ "no_port": 3 }));
     }
     let (status, tenants) = api.ask(Method::GET, "/v1/tenants", "").await;
     assert_eq!((status, tenants.as_array().unwrap().len()), (StatusCode::OK, 2));
@@ -156,6 +157,7 @@ fn view(entry: &Entry) -> TenantView {
             inbound_packets: 0,
             inbound_bytes: 0,
             dropped_packets: 0,
+            drops: BTreeMap::from([("no_port".to_owned(), 3)]),
         },
     }
 }

@@ -144,6 +144,8 @@ pub struct TenantStatus {
     pub inbound_bytes: u64,
     /// Packets dropped.
     pub dropped_packets: u64,
+    /// Packets dropped by reason; only reasons that were met.
+    pub drops: BTreeMap<String, u64>,
 }
 
 /// A route that the fast path uses: one element of `GET /v1/routes`.

@@ -1,8 +1,10 @@
 //! `spillway tenant …`: add, remove, list and show tenants.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use clap::{Args, Subcommand};
+use fastpath::verdict::DropReason;
 use ipnet::Ipv4Net;
 use macaddr::MacAddr6;
 
@@ -203,7 +205,21 @@ fn describe(view: &TenantView) -> String {
         ("dropped", format!("{} packets", status.dropped_packets)),
     ];
     let rows = before.into_iter().chain(policy::rows(&view.tenant)).chain(after);
-    rows.map(|(name, value)| format!("{name:<9} {value}")).collect::<Vec<_>>().join("\n")
+    let lines: Vec<_> = rows.map(|(name, value)| format!("{name:<9} {value}")).collect();
+    lines.join("\n") + &drops(&status.drops)
+}
+
+/// Returns drops by reason and what each means, as a section of its own; nothing when there are none.
+fn drops(drops: &BTreeMap<String, u64>) -> String {
+    if drops.is_empty() {
+        return String::new();
+    }
+    let meaning =
+        |name: &str| DropReason::ALL.iter().find(|reason| reason.name() == name).map(|it| it.help());
+    let rows = drops.iter().map(|(name, packets)| {
+        vec![packets.to_string(), name.clone(), meaning(name).unwrap_or_default().to_owned()]
+    });
+    format!("\n\n{}", output::table(&["DROPS", "REASON", "MEANING"], &["DROPS"], rows))
 }
 
 fn source(source: Source) -> &'static str {
@@ -225,4 +241,48 @@ fn path(name: &str) -> Result<String, ClientError> {
     }
     let message = format!("{name:?} is not a tenant name; use lower-case letters, digits, '-' and '.'");
     Err(ClientError::Refused { field: Some("name".into()), message })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::types::TenantStatus;
+
+    #[test]
+    fn drops_are_shown_with_what_each_reason_means() {
+        let counted = BTreeMap::from([("leak".to_owned(), 12), ("not_known_here".to_owned(), 7)]);
+        let expected = format!(
+            "name      ns-blue\n…dropped   19 packets\n\nDROPS  REASON          MEANING\n   12  leak            {}\n    \
+             7  not_known_here",
+            DropReason::Leak.help()
+        );
+        let shown = describe(&view(counted));
+        let (head, tail) = expected.split_once('…').unwrap();
+        assert!(shown.starts_with(head) && shown.ends_with(tail), "{shown}");
+    }
+
+    #[test]
+    fn without_drops_there_is_no_such_section() {
+        assert!(describe(&view(BTreeMap::new())).ends_with("\ndropped   0 packets"));
+    }
+
+    fn view(drops: BTreeMap<String, u64>) -> TenantView {
+        let tenant = r#"{"name":"ns-blue","gatewayIP":"192.168.99.13","egressIPs":["192.168.55.113"]}"#;
+        TenantView {
+            tenant: serde_json::from_str(tenant).unwrap(),
+            source: Source::ControlSocket,
+            status: TenantStatus {
+                gateway_mac: "02:53:c0:a8:63:0d".into(),
+                link: "spw-c0a8630d".into(),
+                sources: Vec::new(),
+                sessions: 0,
+                outbound_packets: 0,
+                outbound_bytes: 0,
+                inbound_packets: 0,
+                inbound_bytes: 0,
+                dropped_packets: drops.values().sum(),
+                drops,
+            },
+        }
+    }
 }

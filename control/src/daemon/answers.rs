@@ -1,10 +1,11 @@
 //! The running gateway in the words of the API.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use conntrack::TenantId;
 use fastpath::dataplane::{AttachMode, Report, SessionReport, SteerReport, TenantReport, WorkerReport};
 use fastpath::snapshot::{RouteSpec, Side};
+use fastpath::verdict::DropReason;
 use tokio::task::block_in_place;
 
 use super::gateway::Gateway;
@@ -108,15 +109,16 @@ impl Gateway {
 
     fn tenant_view(&self, entry: &Entry, report: &Report) -> TenantView {
         let counted = report.tenants.iter().find(|(id, _)| *id == entry.id);
+        let counted = counted.map(|(_, counted)| counted.clone()).unwrap_or_default();
         let TenantReport {
             outbound_packets,
             outbound_bytes,
             inbound_packets,
             inbound_bytes,
             dropped_packets,
-            drops: _,
+            drops,
             sessions,
-        } = counted.map(|(_, counted)| counted.clone()).unwrap_or_default();
+        } = counted;
         let own = &entry.tenant.sources.pod_cidrs;
         TenantView {
             source: entry.source,
@@ -130,6 +132,7 @@ impl Gateway {
                 inbound_packets,
                 inbound_bytes,
                 dropped_packets,
+                drops: by_name(&drops),
             },
             tenant: entry.tenant.clone(),
         }
@@ -156,6 +159,11 @@ impl Gateway {
             own,
         }
     }
+}
+
+fn by_name(drops: &[(DropReason, u64)]) -> BTreeMap<String, u64> {
+    let met = drops.iter().filter(|(_, packets)| *packets != 0);
+    met.map(|(reason, packets)| (reason.name().to_owned(), *packets)).collect()
 }
 
 fn worker_status(report: WorkerReport) -> WorkerStatus {
@@ -196,5 +204,17 @@ fn session_view(session: &SessionReport, tenant: &str) -> SessionView {
         idle_seconds: session.idle_seconds,
         expires_seconds: session.expires_seconds,
         worker: session.worker,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_reasons_that_were_met_are_told() {
+        let drops = [(DropReason::Leak, 0), (DropReason::NoPort, 7), (DropReason::Malformed, 1)];
+        let expected = [("malformed".to_owned(), 1), ("no_port".to_owned(), 7)];
+        assert_eq!(by_name(&drops), BTreeMap::from(expected));
     }
 }
