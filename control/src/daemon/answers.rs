@@ -77,7 +77,7 @@ impl Gateway {
         Ok(sessions.iter().filter_map(view).collect())
     }
 
-    fn report(&self) -> Result<Report, Refusal> {
+    pub(super) fn report(&self) -> Result<Report, Refusal> {
         block_in_place(|| self.data_plane.report())
             .map_err(|error| Refusal::Failed { message: format!("{:#}", anyhow::Error::from(error)) })
     }

@@ -17,6 +17,7 @@ use tracing::{debug, error, info, warn};
 use super::converge::{Refused, Stakes, Subject};
 use super::program;
 use super::publication::Publication;
+use super::shortage::Shortages;
 use crate::compile::{Constants, compile, host};
 use crate::config::ReturnRoute;
 use crate::netlink::Netlink;
@@ -58,6 +59,7 @@ pub struct Gateway {
     pub(super) data_plane: DataPlane,
     pub(super) publication: Publication,
     pub(super) started: Instant,
+    pub(super) shortages: Shortages,
     requested: HashSet<(Side, Ipv4Addr)>,
     ports: [u32; 2],
     facts_are_old: bool,
@@ -95,6 +97,7 @@ impl Gateway {
             data_plane,
             publication: Publication::first(published),
             started: Instant::now(),
+            shortages: Shortages::default(),
             requested: HashSet::new(),
             ports,
             facts_are_old: false,

@@ -5,6 +5,7 @@
 //! - [`gateway`]: the running gateway
 //! - [`program`]: a plan, carried out over netlink
 //! - [`publication`]: which snapshot the fast path has
+//! - [`shortage`]: new sessions that were refused for lack of room
 
 mod answers;
 mod converge;
@@ -13,6 +14,7 @@ pub mod guard;
 pub mod host;
 pub mod program;
 pub mod publication;
+pub mod shortage;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -42,6 +44,7 @@ use crate::state::StateDir;
 use crate::sysctl::Sysctls;
 
 const REPAIR_INTERVAL: Duration = Duration::from_secs(1);
+const SHORTAGE_INTERVAL: Duration = Duration::from_secs(5);
 const REQUESTS_IN_FLIGHT: usize = 64;
 
 /// Runs the gateway until SIGTERM or SIGINT.
@@ -145,6 +148,8 @@ impl Daemon {
     async fn serve(&mut self) -> anyhow::Result<()> {
         let mut repair = interval(REPAIR_INTERVAL);
         repair.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut shortage = interval(SHORTAGE_INTERVAL);
+        shortage.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let [terminate, interrupt] = &mut self.signals;
         loop {
             tokio::select! {
@@ -164,6 +169,7 @@ impl Daemon {
                     self.gateway.resolve(self.neighbour_requests.drain()).await;
                 }
                 _ = repair.tick() => self.gateway.repair().await?,
+                _ = shortage.tick() => self.gateway.tell_shortages(),
             }
         }
     }
