@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use thiserror::Error;
-
 use crate::flow::Protocol;
 use crate::tcp::TcpState;
 
@@ -122,51 +120,6 @@ pub struct PortTimeout {
     pub port: u16,
     /// The timeout.
     pub timeout: Duration,
-}
-
-impl PortTimeout {
-    /// Checks that the port may have this timeout.
-    ///
-    /// # Errors
-    /// When it is shorter than RFC 5382 REQ-5 (TCP) or RFC 4787 REQ-5 (UDP) allow, or the protocol has no ports.
-    pub fn check(&self) -> Result<(), TimeoutRefusal> {
-        let Self { protocol, port, timeout } = *self;
-        let (least, rule) = match protocol {
-            Protocol::Tcp => (LEAST_TCP_ESTABLISHED, "RFC 5382 REQ-5"),
-            Protocol::Udp if port < 1024 => (Duration::from_secs(1), "RFC 4787 REQ-5a"),
-            Protocol::Udp => (Duration::from_secs(120), "RFC 4787 REQ-5, ports from 1024 on"),
-            Protocol::Icmp | Protocol::Portless(_) => return Err(TimeoutRefusal::NoPorts { protocol }),
-        };
-        if timeout < least {
-            return Err(TimeoutRefusal::TooShort { protocol, port, timeout, least, rule });
-        }
-        Ok(())
-    }
-}
-
-/// Why a port may not have a timeout.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-pub enum TimeoutRefusal {
-    /// An RFC asks for more.
-    #[error("{timeout:?} for {} port {port} is less than {least:?} ({rule})", .protocol.name())]
-    TooShort {
-        /// Protocol.
-        protocol: Protocol,
-        /// Port.
-        port: u16,
-        /// Timeout that was asked for.
-        timeout: Duration,
-        /// Least that is allowed.
-        least: Duration,
-        /// Who says so.
-        rule: &'static str,
-    },
-    /// Sessions of the protocol are not told apart by the other end's port.
-    #[error("{} has no timeout by port; tcp and udp have", .protocol.name())]
-    NoPorts {
-        /// Protocol.
-        protocol: Protocol,
-    },
 }
 
 /// Ports that can have a timeout of their own.
@@ -335,31 +288,6 @@ mod tests {
         for entry in entries {
             let class = timeouts.class_of(Protocol::Udp, TcpState::Opening, entry.port);
             assert_eq!(timeouts.of(class), entry.timeout);
-        }
-    }
-
-    #[test]
-    fn a_port_has_no_less_time_than_the_rfcs_ask() {
-        let gre = Protocol::Portless(Portless::Gre);
-        let cases = [
-            (entry(Protocol::Udp, 53, 1), None),
-            (entry(Protocol::Udp, 1023, 0), Some("0ns for udp port 1023 is less than 1s (RFC 4787 REQ-5a)")),
-            (entry(Protocol::Udp, 1024, 120), None),
-            (
-                entry(Protocol::Udp, 1024, 119),
-                Some("119s for udp port 1024 is less than 120s (RFC 4787 REQ-5, ports from 1024 on)"),
-            ),
-            (entry(Protocol::Tcp, 22, 7440), None),
-            (
-                entry(Protocol::Tcp, 22, 7439),
-                Some("7439s for tcp port 22 is less than 7440s (RFC 5382 REQ-5)"),
-            ),
-            (entry(Protocol::Icmp, 0, 7440), Some("icmp has no timeout by port; tcp and udp have")),
-            (entry(gre, 0, 7440), Some("gre has no timeout by port; tcp and udp have")),
-        ];
-        for (entry, refusal) in cases {
-            let message = entry.check().err().map(|refusal| refusal.to_string());
-            assert_eq!(message.as_deref(), refusal, "{entry:?}");
         }
     }
 }

@@ -140,6 +140,7 @@ fn check_timeouts(file: &file::Timeouts) -> Result<Timeouts, ConfigError> {
         icmp_query: bounded("icmp_query", file.icmp_query, default.icmp_query, minutes(1), "RFC 5508 REQ-2")?,
         ports: check_port_timeouts(&file.ports)?,
         inbound_refreshes: file.inbound_refresh.unwrap_or(default.inbound_refreshes),
+        ..default
     })
 }
 

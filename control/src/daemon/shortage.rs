@@ -7,7 +7,6 @@ use conntrack::TenantId;
 use fastpath::verdict::DropReason;
 use tracing::{debug, warn};
 
-use super::answers::drops_of;
 use super::gateway::Gateway;
 
 const TELL_EVERY: Duration = Duration::from_secs(60);
@@ -75,7 +74,7 @@ impl Gateway {
         let now = Instant::now();
         for entry in self.registry.entries() {
             let Some((_, counted)) = report.tenants.iter().find(|(id, _)| *id == entry.id) else { continue };
-            for (reason, packets) in self.shortages.observe(entry.id, &drops_of(counted), now) {
+            for (reason, packets) in self.shortages.observe(entry.id, &counted.drops, now) {
                 let (tenant, meaning) = (&entry.tenant.name, reason.help());
                 warn!(tenant, reason = reason.name(), packets, "new sessions were refused: {meaning}");
             }
