@@ -48,7 +48,9 @@ fn classify_inside(snapshot: &Snapshot, packet: &Packet) -> Result<Class, (DropR
     }
     // An error is matched by the packet that it quotes, whatever router sent it (RFC 5508 REQ-5).
     let is_allowed = match packet.transport {
-        Transport::Flow(_) => snapshot.tenant(tenant).is_some_and(|tenant| tenant.may_send_from(source)),
+        Transport::Flow(_) | Transport::Fragment(_) => {
+            snapshot.tenant(tenant).is_some_and(|tenant| tenant.may_send_from(source))
+        }
         Transport::Error(_) => true,
     };
     if !is_allowed {
@@ -72,7 +74,7 @@ fn classify_outside(snapshot: &Snapshot, packet: &Packet) -> Result<Class, (Drop
 /// 3.2.2). Its session would lead it astray.
 fn is_misaddressed(packet: &Packet) -> bool {
     match packet.transport {
-        Transport::Flow(_) => false,
+        Transport::Flow(_) | Transport::Fragment(_) => false,
         Transport::Error(quoted) => quoted.ip.source != packet.ip.destination,
     }
 }

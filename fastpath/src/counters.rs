@@ -132,6 +132,8 @@ pub struct WorkerCounters {
     pub handed_over: Counter,
     /// Packets that came back in by the outside, because they went to an egress address of this gateway.
     pub hairpinned: Counter,
+    /// Fragments made of packets that were too large for their link, the first of each not counted.
+    pub fragments_made: Counter,
 }
 
 impl WorkerCounters {
@@ -147,6 +149,7 @@ impl WorkerCounters {
             panics: Counter::default(),
             handed_over: Counter::default(),
             hairpinned: Counter::default(),
+            fragments_made: Counter::default(),
         }
     }
 

@@ -10,10 +10,12 @@
 //! - [`pipeline`]: the order of the stages, on one screen
 //! - [`mod@parse`]: bytes to offsets and addresses; every length is checked here
 //! - [`mod@classify`]: which tenant, which direction, or why not
+//! - [`fragments`]: virtual reassembly: finds out the ports of fragments
 //! - [`track`]: the session of a packet and its prepared rewrite
 //! - [`stray`]: packets that belong to no session and may not open one
 //! - [`rewrite`]: writes a rewrite into a packet
 //! - [`mss`]: lowers the greatest segment that the ends of a connection announce
+//! - [`split`]: cuts packets that are too large for the outgoing link
 //! - [`reject`]: answers to packets that are refused
 //! - [`verdict`]: what becomes of a frame, and every reason to drop one
 //!
@@ -35,6 +37,7 @@ pub mod announce;
 pub mod classify;
 pub mod counters;
 pub mod dataplane;
+pub mod fragments;
 pub mod io;
 mod launch;
 pub mod listing;
@@ -49,6 +52,7 @@ pub mod runner;
 #[cfg(test)]
 mod scenarios;
 pub mod snapshot;
+pub mod split;
 pub mod steer;
 pub mod stray;
 #[cfg(test)]

@@ -108,6 +108,11 @@ impl Mailbox {
         self.wake_up();
     }
 
+    /// Tells whether a fragment may be handed over: half of the room is for whole packets (RFC 4787 REQ-14a).
+    pub fn has_room_for_fragment(&self) -> bool {
+        self.handed.len() < HANDED_FRAMES / 2
+    }
+
     /// Asks the worker; tells whether there was room for the question.
     pub fn ask(&self, question: ListSessions) -> bool {
         let is_accepted = self.questions.push(question).is_ok();

@@ -47,6 +47,27 @@ pub struct IpHeader {
     pub ttl: u8,
     /// Whether the packet may not be fragmented.
     pub dont_fragment: bool,
+    /// Identification, which the fragments of a datagram share.
+    pub identification: u16,
+    /// Where the payload belongs in its datagram, in bytes; more than 0 in later fragments only.
+    pub fragment_offset: u16,
+    /// Whether the datagram goes on behind this fragment.
+    pub more_fragments: bool,
+}
+
+impl IpHeader {
+    /// Tells whether the packet is a part of its datagram only.
+    pub fn is_fragment(&self) -> bool {
+        self.more_fragments || self.fragment_offset > 0
+    }
+
+    /// Returns the length of what follows the header, in bytes.
+    ///
+    /// # Panics
+    /// When the header is longer than the packet; [`parse`] has checked that.
+    pub fn payload_bytes(&self) -> usize {
+        usize::from(self.total_bytes) - (self.payload_at - self.at)
+    }
 }
 
 /// What the packet carries.
@@ -56,6 +77,8 @@ pub enum Transport {
     Flow(Flow),
     /// An ICMP error about a packet of a flow (RFC 792), which it quotes.
     Error(QuotedPacket),
+    /// A later fragment of a packet of a flow: it has no transport header.
+    Fragment(Protocol),
 }
 
 /// Ports and checksum of a packet of a flow.
@@ -102,7 +125,7 @@ pub struct QuotedPacket {
 /// Reads a frame.
 ///
 /// # Errors
-/// The reason to drop it, when it is not a whole IPv4 packet of a kind that is translated.
+/// The reason to drop it, when it is not an IPv4 packet of a kind that is translated, or a fragment of one.
 pub fn parse(frame: &[u8]) -> Result<Packet, DropReason> {
     let ethernet = Ethernet2HeaderSlice::from_slice(frame).map_err(|_| DropReason::Malformed)?;
     if ethernet.ether_type().0 != ETHERTYPE_IPV4 {
@@ -117,10 +140,14 @@ pub fn parse(frame: &[u8]) -> Result<Packet, DropReason> {
     if checksum(0, header.slice()) != 0 {
         return Err(DropReason::BadChecksum);
     }
-    if header.more_fragments() || header.fragments_offset() != IpFragOffset::ZERO {
-        return Err(DropReason::Fragment);
+    if ip.is_fragment() {
+        check_fragment(&ip)?;
     }
-    let transport = parse_transport(&frame[..frame_bytes], &ip, header.protocol().0)?;
+    let protocol = Protocol::from_number(header.protocol().0).ok_or(DropReason::UnsupportedProtocol)?;
+    let transport = match ip.fragment_offset {
+        0 => parse_transport(&frame[..frame_bytes], &ip, protocol)?,
+        _ => Transport::Fragment(protocol),
+    };
     Ok(Packet { destination_mac: MacAddr6::from(ethernet.destination()), frame_bytes, ip, transport })
 }
 
@@ -133,11 +160,28 @@ fn read_ip(header: &Ipv4HeaderSlice<'_>, at: usize) -> IpHeader {
         total_bytes: header.total_len(),
         ttl: header.ttl(),
         dont_fragment: header.dont_fragment(),
+        identification: header.identification(),
+        fragment_offset: header.fragments_offset().value() * 8,
+        more_fragments: header.more_fragments(),
     }
 }
 
-fn parse_transport(frame: &[u8], ip: &IpHeader, protocol: u8) -> Result<Transport, DropReason> {
-    match Protocol::from_number(protocol).ok_or(DropReason::UnsupportedProtocol)? {
+/// Checks the lengths of a fragment: only the last may end anywhere, and none beyond the longest packet (RFC
+/// 791 section 3.1).
+fn check_fragment(ip: &IpHeader) -> Result<(), DropReason> {
+    let payload = ip.payload_bytes();
+    let is_ragged = ip.more_fragments && !payload.is_multiple_of(8);
+    let end = usize::from(ip.fragment_offset) + usize::from(ip.total_bytes);
+    if payload == 0 || is_ragged || end > usize::from(u16::MAX) {
+        return Err(DropReason::Malformed);
+    }
+    Ok(())
+}
+
+/// Reads the transport header. A first fragment has all of it or is malformed (RFC 1858 section 3.1); what
+/// counts the bytes of the whole datagram is not checked in a fragment.
+fn parse_transport(frame: &[u8], ip: &IpHeader, protocol: Protocol) -> Result<Transport, DropReason> {
+    match protocol {
         Protocol::Tcp => parse_tcp(frame, ip).map(Transport::Flow),
         Protocol::Udp => parse_udp(frame, ip).map(Transport::Flow),
         Protocol::Icmp => parse_icmp(frame, ip),
@@ -165,7 +209,7 @@ fn parse_udp(frame: &[u8], ip: &IpHeader) -> Result<Flow, DropReason> {
     let at = ip.payload_at;
     let datagram = frame.get(at..).filter(|datagram| datagram.len() >= 8).ok_or(DropReason::Malformed)?;
     let length = usize::from(read_u16(datagram, 4));
-    if length < 8 || length > datagram.len() {
+    if length < 8 || (length > datagram.len() && !ip.more_fragments) {
         return Err(DropReason::Malformed);
     }
     // A zero checksum means that there is none (RFC 768) and stays zero.
@@ -188,7 +232,7 @@ fn parse_portless(frame: &[u8], ip: &IpHeader, protocol: Portless) -> Result<Flo
     if protocol == Portless::UdpLite {
         // The checksum covers so many bytes, the header at least, or all (RFC 3828 section 3.1).
         let covered = usize::from(read_u16(packet, 4));
-        if covered != 0 && !(8..=packet.len()).contains(&covered) {
+        if covered != 0 && (covered < 8 || covered > packet.len() && !ip.more_fragments) {
             return Err(DropReason::Malformed);
         }
     }
@@ -201,6 +245,8 @@ fn parse_icmp(frame: &[u8], ip: &IpHeader) -> Result<Transport, DropReason> {
         frame.get(at..).filter(|message| message.len() >= ICMP_HEADER_BYTES).ok_or(DropReason::Malformed)?;
     match icmp_kind(message[0]) {
         IcmpKind::Query(segment) => Ok(Transport::Flow(read_query(frame, ip, segment))),
+        // An error is at most 576 bytes long (RFC 1812 section 4.3.2.3): its fragments are no loss.
+        IcmpKind::Error if ip.more_fragments => Err(DropReason::FragmentedError),
         // RFC 5508 REQ-3: the checksum of an error is validated.
         IcmpKind::Error if checksum(0, message) != 0 => Err(DropReason::BadChecksum),
         IcmpKind::Error => parse_quoted(frame, at).map(Transport::Error),
@@ -224,7 +270,7 @@ fn parse_quoted(frame: &[u8], icmp_at: usize) -> Result<QuotedPacket, DropReason
         return Err(DropReason::BadChecksum);
     }
     if header.fragments_offset() != IpFragOffset::ZERO {
-        return Err(DropReason::Fragment);
+        return Err(DropReason::QuotedFragment);
     }
     let frame = &frame[..frame.len().min(at + usize::from(ip.total_bytes))];
     let transport =
@@ -406,8 +452,8 @@ mod tests {
         fn no_bytes_panic_and_offsets_stay_inside(mut bytes in prop::collection::vec(any::<u8>(), 0..200), valid in any::<bool>()) {
             if valid && bytes.len() > 34 {
                 bytes[12..15].copy_from_slice(&[8, 0, 0x45]);
-                bytes[20] &= 0x40;
-                bytes[21] = 0;
+                bytes[20] &= 0x60;
+                bytes[21] &= 0x01;
                 let total = u16::try_from(bytes.len() - 14).unwrap();
                 bytes[16..18].copy_from_slice(&total.to_be_bytes());
                 bytes[23] = [1, 4, 6, 17, 47, 50, 132, 136][usize::from(bytes[23] % 8)];
@@ -420,6 +466,10 @@ mod tests {
                 let flow = match packet.transport {
                     Transport::Flow(flow) => flow,
                     Transport::Error(quoted) => quoted.flow,
+                    Transport::Fragment(_) => {
+                        prop_assert!(packet.ip.payload_at < packet.frame_bytes);
+                        return Ok(());
+                    }
                 };
                 let least = if flow.has_ports { 8 } else { 4 };
                 prop_assert!(flow.at + least <= packet.frame_bytes);

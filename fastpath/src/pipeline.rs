@@ -1,19 +1,21 @@
-//! A frame's way: parse → classify → track → rewrite. Nothing else knows the order.
+//! A frame's way: parse → classify → resolve → track → rewrite. Nothing else knows the order.
 
 use std::sync::Arc;
 
-use conntrack::{Conntrack, Direction, LoanRequest, Protocol, TenantId, Tick};
+use conntrack::{Conntrack, Direction, FiveTuple, LoanRequest, Protocol, TenantId, Tick};
 
 use crate::classify::{Class, classify, tenant_of_broken};
 use crate::counters::WorkerCounters;
+use crate::fragments::datagram::{DatagramKey, Part};
+use crate::fragments::{Fragments, Head, Limits, keeper_of};
 use crate::io::Frame;
 use crate::mss::{announces_mss, clamp_mss};
-use crate::parse::{Packet, Transport, parse};
+use crate::parse::{Flow, Packet, QuotedPacket, Transport, parse};
 use crate::reject::{AnswerLimit, answer_to, write_answer};
-use crate::rewrite::{rewrite_error, rewrite_flow, write_macs};
+use crate::rewrite::{rewrite_error, rewrite_flow, write_identification, write_macs};
 use crate::snapshot::{Side, Snapshot};
-use crate::track::{Forwarding, Lenders, Tracker, Way, owner_of};
-use crate::verdict::{DropReason, Errand, Verdict};
+use crate::track::{Forwarding, Tracker, Way, owner_of};
+use crate::verdict::{DatagramErrand, DropReason, Errand, Lending, Verdict};
 
 /// Hops that a packet takes at the gateway when it comes back in: once out, once in.
 const HAIRPIN_HOPS: u8 = 2;
@@ -25,19 +27,12 @@ pub struct Engine {
     pub snapshot: Arc<Snapshot>,
     /// Sessions.
     pub conntrack: Conntrack,
+    /// Datagrams of which fragments have come.
+    pub fragments: Fragments,
     /// Counters.
     pub counters: Arc<WorkerCounters>,
     /// Answers that may still be sent.
     pub answers: AnswerLimit,
-}
-
-/// How a frame came.
-#[derive(Clone, Copy, Debug)]
-struct Arrival {
-    side: Side,
-    /// Whether another worker found that the frame belongs to this one.
-    is_handed: bool,
-    lenders: Lenders,
 }
 
 /// What became of a frame, and whose it is.
@@ -47,8 +42,37 @@ pub struct Outcome {
     pub verdict: Verdict,
     /// Tenant, where it is known.
     pub tenant: Option<TenantId>,
-    /// Side that the frame, as it is now, comes from: outside if it was turned round.
+    /// Side that the frame, as it is now, comes from: outside if it came back in.
     pub side: Side,
+    /// What is known of the frame by now.
+    pub errand: Errand,
+}
+
+/// What is tracked and rewritten.
+#[derive(Clone, Copy, Debug)]
+enum Subject {
+    /// A packet of a flow, or a fragment of one.
+    Flow(Flow),
+    /// An ICMP error about one.
+    Error(QuotedPacket),
+}
+
+impl Subject {
+    /// Returns the tuple of the flow in the direction in which the packet goes.
+    fn wire(&self) -> FiveTuple {
+        match self {
+            Self::Flow(flow) => flow.tuple,
+            Self::Error(quoted) => quoted.flow.tuple.reversed(),
+        }
+    }
+
+    /// Returns the protocol of the packet itself.
+    fn protocol(&self) -> Protocol {
+        match self {
+            Self::Flow(flow) => flow.tuple.protocol,
+            Self::Error(_) => Protocol::Icmp,
+        }
+    }
 }
 
 impl Engine {
@@ -59,15 +83,15 @@ impl Engine {
         counters: Arc<WorkerCounters>,
         now: Tick,
     ) -> Self {
-        Self { snapshot, conntrack, counters, answers: AnswerLimit::new(now) }
+        let fragments = Fragments::new(conntrack.slot(), Limits::WORKER);
+        Self { snapshot, conntrack, fragments, counters, answers: AnswerLimit::new(now) }
     }
 
-    /// Decides about a frame that came in on `side`, and writes what is to be sent into it. `errand` is what another
-    /// worker handed it over for.
-    pub fn process(&mut self, frame: &mut Frame, side: Side, errand: Option<Errand>, now: Tick) -> Outcome {
-        let mut arrival = Arrival { side, is_handed: errand.is_some(), lenders: Lenders::after(errand) };
-        let outcome = self.pass(frame, &mut arrival, now);
-        if let Lenders::Lent { request, loan } = arrival.lenders {
+    /// Decides about a frame that came in on `side`, and writes what is to be sent into it.
+    pub fn process(&mut self, frame: &mut Frame, side: Side, errand: Errand, now: Tick) -> Outcome {
+        let outcome = self.pass(frame, side, errand, now);
+        // The loan of a port goes back if no session was made with it.
+        if let Lending::Lent { request, loan } = outcome.errand.lending {
             self.conntrack.decline(&request, &loan);
         }
         if outcome.verdict != Verdict::Hairpin {
@@ -76,55 +100,62 @@ impl Engine {
         let tenant = outcome.tenant.expect("a translated packet has a tenant");
         self.counters.hairpinned.add(1);
         self.counters.tenant(tenant).forwarded(Side::Outside, frame.bytes().len());
-        let mut again = Arrival { side: Side::Outside, is_handed: false, lenders: Lenders::NotAsked };
-        self.pass(frame, &mut again, now)
+        self.pass(frame, Side::Outside, Errand::NEW, now)
     }
 
-    fn pass(&mut self, frame: &mut Frame, arrival: &mut Arrival, now: Tick) -> Outcome {
-        let side = arrival.side;
+    fn pass(&mut self, frame: &mut Frame, side: Side, mut errand: Errand, now: Tick) -> Outcome {
         let packet = match parse(frame.bytes()) {
             Ok(packet) => packet,
             Err(reason) => {
                 let tenant = tenant_of_broken(&self.snapshot, side, frame.bytes());
-                return Outcome { verdict: Verdict::Drop(reason), tenant, side };
+                return Outcome { verdict: Verdict::Drop(reason), tenant, side, errand };
             }
         };
         frame.set_len(packet.frame_bytes);
         let (verdict, tenant) = match classify(&self.snapshot, side, &packet) {
-            Ok(class) => (self.forward(frame, class, &packet, arrival, now), Some(class.tenant)),
+            Ok(class) => {
+                let verdict = match self.resolve(class, &packet, &mut errand, now) {
+                    Ok(subject) => self.forward(frame, class, &packet, (&subject, &mut errand), now),
+                    Err(verdict) => verdict,
+                };
+                (verdict, Some(class.tenant))
+            }
             Err((reason, tenant)) => (Verdict::refuse(side, reason), tenant),
         };
         let verdict = match verdict {
             Verdict::Reject(reason) => self.answer(frame, side, &packet, (reason, tenant), now),
             Verdict::Forward(_)
             | Verdict::Hairpin
+            | Verdict::Split(_)
             | Verdict::HandOver(..)
             | Verdict::Wait(_)
             | Verdict::HoldSyn(_)
+            | Verdict::Hold(_)
             | Verdict::Drop(_) => verdict,
         };
-        Outcome { verdict, tenant, side }
+        Outcome { verdict, tenant, side, errand }
     }
 
-    /// Does what another worker handed a frame over for, if that needs no look at the frame: lends a port, or asks the
-    /// next worker.
-    pub fn lend(&mut self, request: LoanRequest, borrower: u16) -> Verdict {
+    /// Lends a port for the session of another worker's frame, or asks the next worker.
+    pub fn lend(&mut self, errand: Errand, request: &LoanRequest, borrower: u16) -> Verdict {
         let slot = self.conntrack.slot();
         let next = (slot.worker + 1) % slot.workers;
-        match (self.conntrack.lend(&request, borrower), request.outside_tuple.protocol) {
-            (Some(loan), _) => Verdict::HandOver(borrower, Errand::Lent { request, loan }),
+        let (worker, lending) = match (self.conntrack.lend(request, borrower), request.outside_tuple.protocol)
+        {
+            (Some(loan), _) => (borrower, Lending::Lent { request: *request, loan }),
             (None, Protocol::Icmp | Protocol::Tcp | Protocol::Udp) if next != borrower => {
-                Verdict::HandOver(next, Errand::Borrow { request, borrower })
+                (next, errand.lending)
             }
             (None, Protocol::Icmp | Protocol::Tcp | Protocol::Udp | Protocol::Portless(_)) => {
-                Verdict::HandOver(borrower, Errand::NotLent)
+                (borrower, Lending::Refused)
             }
-        }
+        };
+        Verdict::HandOver(worker, Errand { lending, ..errand })
     }
 
     /// Takes back what was promised with a frame that could not be handed over.
     pub fn withdraw(&mut self, errand: Errand) {
-        if let Errand::Lent { request, loan } = errand {
+        if let Lending::Lent { request, loan } = errand.lending {
             self.conntrack.withdraw(&request, &loan);
         }
     }
@@ -132,15 +163,59 @@ impl Engine {
     /// Answers a frame that could not be sent because its next hop did not resolve in time.
     pub fn give_up(&mut self, frame: &mut Frame, side: Side, now: Tick) -> Outcome {
         let reason = DropReason::NeighbourUnresolved;
+        let errand = Errand::NEW;
         let Ok(packet) = parse(frame.bytes()) else {
-            return Outcome { verdict: Verdict::Drop(reason), tenant: None, side };
+            return Outcome { verdict: Verdict::Drop(reason), tenant: None, side, errand };
         };
         let tenant = classify(&self.snapshot, side, &packet).ok().map(|class| class.tenant);
         let verdict = match Verdict::refuse(side, reason) {
             Verdict::Reject(reason) => self.answer(frame, side, &packet, (reason, tenant), now),
             verdict => verdict,
         };
-        Outcome { verdict, tenant, side }
+        Outcome { verdict, tenant, side, errand }
+    }
+
+    /// Finds out which flow a packet belongs to; the ports of a later fragment are those of the first.
+    fn resolve(
+        &mut self,
+        class: Class,
+        packet: &Packet,
+        errand: &mut Errand,
+        now: Tick,
+    ) -> Result<Subject, Verdict> {
+        let (first, protocol) = match packet.transport {
+            Transport::Error(quoted) => return Ok(Subject::Error(quoted)),
+            Transport::Flow(flow) if !packet.ip.is_fragment() => return Ok(Subject::Flow(flow)),
+            Transport::Flow(flow) => (Some(flow), flow.tuple.protocol),
+            Transport::Fragment(protocol) => (None, protocol),
+        };
+        let head = match errand.datagram {
+            DatagramErrand::Resolved(head) => head,
+            DatagramErrand::Unknown | DatagramErrand::Keep => {
+                let head = self.track_fragment(class, packet, protocol, first.as_ref(), now)?;
+                errand.datagram = DatagramErrand::Resolved(head);
+                head
+            }
+        };
+        Ok(Subject::Flow(first.unwrap_or_else(|| head.flow_of(&packet.ip, protocol))))
+    }
+
+    fn track_fragment(
+        &mut self,
+        class: Class,
+        packet: &Packet,
+        protocol: Protocol,
+        first: Option<&Flow>,
+        now: Tick,
+    ) -> Result<Head, Verdict> {
+        let key = DatagramKey::new(class, &packet.ip, protocol);
+        let slot = self.conntrack.slot();
+        let keeper = keeper_of(slot, &key);
+        if keeper != slot.worker {
+            let errand = Errand { datagram: DatagramErrand::Keep, ..Errand::NEW };
+            return Err(Verdict::HandOver(keeper, errand));
+        }
+        self.fragments.track(key, Part::of(&packet.ip), first, now)
     }
 
     fn forward(
@@ -148,58 +223,77 @@ impl Engine {
         frame: &mut Frame,
         class: Class,
         packet: &Packet,
-        arrival: &mut Arrival,
+        (subject, errand): (&Subject, &mut Errand),
         now: Tick,
     ) -> Verdict {
-        let wire = match packet.transport {
-            Transport::Flow(flow) => flow.tuple,
-            Transport::Error(quoted) => quoted.flow.tuple.reversed(),
-        };
+        let wire = subject.wire();
         let owner = owner_of(&self.conntrack, class, &wire);
-        if !arrival.is_handed && owner != self.conntrack.slot().worker {
-            return Verdict::HandOver(owner, Errand::Process);
+        if !errand.is_owned && owner != self.conntrack.slot().worker {
+            return Verdict::HandOver(owner, errand.for_owner());
         }
         let (snapshot, counters) = (&*self.snapshot, &*self.counters);
-        let lenders = &mut arrival.lenders;
-        let mut tracker = Tracker { snapshot, conntrack: &mut self.conntrack, counters, lenders, now };
+        let datagram = errand.datagram;
+        let mut tracker = Tracker { snapshot, conntrack: &mut self.conntrack, counters, errand, now };
         let tracked = match check_limits(packet, class, snapshot) {
             Err(verdict) => Err(tracker.quieten(verdict, class, &wire)),
-            Ok(()) => match &packet.transport {
-                Transport::Flow(flow) => tracker.track_flow(class, flow),
-                Transport::Error(quoted) => tracker.track_error(class, quoted),
+            Ok(()) => match subject {
+                Subject::Flow(flow) => tracker.track_flow(class, flow),
+                Subject::Error(quoted) => tracker.track_error(class, quoted),
             },
         };
         match tracked {
-            Ok(forwarding) => self.rewrite(frame, class, packet, &forwarding),
+            Ok(forwarding) => {
+                self.identify(frame, class, packet, (subject.protocol(), datagram));
+                self.rewrite(frame, class, packet, subject, &forwarding)
+            }
             Err(verdict) => verdict,
         }
     }
 
-    fn rewrite(&self, frame: &mut Frame, class: Class, packet: &Packet, forwarding: &Forwarding) -> Verdict {
+    /// Gives a packet an identification of the gateway's own where it needs one.
+    fn identify(
+        &mut self,
+        frame: &mut Frame,
+        class: Class,
+        packet: &Packet,
+        (protocol, datagram): (Protocol, DatagramErrand),
+    ) {
+        let identification = match datagram {
+            DatagramErrand::Resolved(head) => head.identification,
+            DatagramErrand::Unknown | DatagramErrand::Keep if must_identify(class, packet) => {
+                self.fragments.draw_identification(packet.ip.destination, protocol)
+            }
+            DatagramErrand::Unknown | DatagramErrand::Keep => return,
+        };
+        write_identification(frame.bytes_mut(), &packet.ip, identification);
+    }
+
+    fn rewrite(
+        &self,
+        frame: &mut Frame,
+        class: Class,
+        packet: &Packet,
+        subject: &Subject,
+        forwarding: &Forwarding,
+    ) -> Verdict {
         let Forwarding { rewrite, way } = forwarding;
         let bytes = frame.bytes_mut();
-        match &packet.transport {
-            Transport::Flow(flow) => {
+        match subject {
+            Subject::Flow(flow) => {
                 rewrite_flow(bytes, &packet.ip, flow, rewrite);
                 if announces_mss(flow) {
-                    clamp_mss(
-                        bytes,
-                        flow,
-                        self.snapshot.tenant(class.tenant).map_or(0, |tenant| tenant.mss_clamp),
-                    );
+                    let clamp = self.snapshot.tenant(class.tenant).map_or(0, |tenant| tenant.mss_clamp);
+                    clamp_mss(bytes, flow, clamp);
                 }
             }
-            Transport::Error(quoted) => rewrite_error(bytes, &packet.ip, quoted, rewrite),
+            Subject::Error(quoted) => rewrite_error(bytes, &packet.ip, quoted, rewrite),
         }
-        match way {
-            Way::Out(neighbour) => {
-                let side = Side::ahead(class.direction);
-                let source = self.snapshot.source_mac(side, class.tenant);
-                write_macs(bytes, self.snapshot.neighbour(*neighbour).mac, source);
-                Verdict::Forward(side)
-            }
-            Way::Hairpin => Verdict::Hairpin,
-        }
+        let Way::Out(neighbour) = way else { return Verdict::Hairpin };
+        let side = Side::ahead(class.direction);
+        let source = self.snapshot.source_mac(side, class.tenant);
+        write_macs(bytes, self.snapshot.neighbour(*neighbour).mac, source);
+        let is_too_big = packet.ip.total_bytes > self.snapshot.link(side).mtu;
+        if is_too_big { Verdict::Split(side) } else { Verdict::Forward(side) }
     }
 
     /// Turns a refused frame into its answer, if it gets one.
@@ -242,9 +336,8 @@ fn check_limits(packet: &Packet, class: Class, snapshot: &Snapshot) -> Result<()
     if packet.ip.ttl <= if comes_back { HAIRPIN_HOPS } else { 1 } {
         return Err(Verdict::Reject(DropReason::TtlExceeded));
     }
-    if packet.ip.total_bytes > mtu_ahead(class.direction, packet, snapshot) {
-        let reason = DropReason::TooBig;
-        return Err(if packet.ip.dont_fragment { Verdict::Reject(reason) } else { Verdict::Drop(reason) });
+    if packet.ip.total_bytes > mtu_ahead(class.direction, packet, snapshot) && packet.ip.dont_fragment {
+        return Err(Verdict::Reject(DropReason::TooBig));
     }
     Ok(())
 }
@@ -257,4 +350,10 @@ fn mtu_ahead(direction: Direction, packet: &Packet, snapshot: &Snapshot) -> u16 
 
 fn comes_back(direction: Direction, packet: &Packet, snapshot: &Snapshot) -> bool {
     direction == Direction::Outbound && snapshot.tenant_by_egress(packet.ip.destination).is_some()
+}
+
+/// Tells whether a whole packet needs an identification of the gateway's own: it leaves by an address that
+/// pods share, and may be fragmented there or behind (RFC 6864 section 4.1).
+fn must_identify(class: Class, packet: &Packet) -> bool {
+    class.direction == Direction::Outbound && !packet.ip.dont_fragment
 }

@@ -126,7 +126,8 @@ fn icmp_error(reason: DropReason, mtu: u16) -> Option<IcmpError> {
         DropReason::Malformed
         | DropReason::NotIpv4
         | DropReason::BadChecksum
-        | DropReason::Fragment
+        | DropReason::FragmentedError
+        | DropReason::QuotedFragment
         | DropReason::FragmentOverlap
         | DropReason::FragmentIncomplete
         | DropReason::FragmentLimit
@@ -139,6 +140,7 @@ fn icmp_error(reason: DropReason, mtu: u16) -> Option<IcmpError> {
         | DropReason::MisaddressedError
         | DropReason::NoSession
         | DropReason::TxRingFull
+        | DropReason::NoFreeFrame
         | DropReason::HandOverFull
         | DropReason::WorkerPanic => None,
     }

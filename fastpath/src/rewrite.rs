@@ -55,6 +55,14 @@ pub fn rewrite_error(frame: &mut [u8], outer: &IpHeader, quoted: &QuotedPacket, 
     decrement_ttl(frame, outer, ChecksumDelta::default().replace_address(old, rewrite.address));
 }
 
+/// Writes another identification into a packet, and the header checksum that this asks for (RFC 1624).
+pub fn write_identification(frame: &mut [u8], ip: &IpHeader, identification: u16) {
+    let delta = ChecksumDelta::default().replace(read_u16(frame, ip.at + 4), identification);
+    write_u16(frame, ip.at + 4, identification);
+    let header = delta.apply(read_u16(frame, ip.at + 10));
+    write_u16(frame, ip.at + 10, header);
+}
+
 /// Writes the MACs of the link that the frame leaves by.
 pub fn write_macs(frame: &mut [u8], destination: MacAddr6, source: MacAddr6) {
     frame[..6].copy_from_slice(destination.as_bytes());

@@ -13,7 +13,7 @@ use crate::parse::{Flow, Segment, parse};
 use crate::pipeline::{Engine, Outcome};
 use crate::reject::{answer_unasked, write_answer};
 use crate::snapshot::{MidStream, Side, TcpPolicy, UnsolicitedSyn};
-use crate::verdict::{DropReason, Verdict};
+use crate::verdict::{DropReason, Errand, Verdict};
 use crate::waiting::WaitingRules;
 
 /// Rules for SYNs that nobody asked for; one that was sent again while the first is held tells nothing new.
@@ -52,7 +52,12 @@ pub fn release_syn(
     tenant: Option<TenantId>,
     now: Tick,
 ) -> Outcome {
-    let dropped = Outcome { verdict: Verdict::Drop(DropReason::NoSession), tenant, side: Side::Outside };
+    let dropped = Outcome {
+        verdict: Verdict::Drop(DropReason::NoSession),
+        tenant,
+        side: Side::Outside,
+        errand: Errand::NEW,
+    };
     let Ok(packet) = parse(frame.bytes()) else { return dropped };
     let is_answered = match engine.snapshot.spec().tcp.unsolicited_syn {
         UnsolicitedSyn::Unreachable => engine.conntrack.find(key).is_none(),
@@ -66,7 +71,12 @@ pub fn release_syn(
     match answer_unasked(&packet).filter(|_| is_answered && is_ours) {
         Some(answer) if engine.answers.take(now) => {
             write_answer(frame, &packet, answer, egress);
-            Outcome { verdict: Verdict::Reject(DropReason::NoSession), tenant, side: Side::Outside }
+            Outcome {
+                verdict: Verdict::Reject(DropReason::NoSession),
+                tenant,
+                side: Side::Outside,
+                errand: Errand::NEW,
+            }
         }
         Some(_) | None => dropped,
     }

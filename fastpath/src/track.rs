@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 
 use conntrack::{
-    Admission, Conntrack, Direction, FiveTuple, Found, Key, Loan, LoanRequest, Mapping, Protocol, Refusal,
+    Admission, Conntrack, Direction, FiveTuple, Found, Key, LoanRequest, Mapping, Protocol, Refusal,
     Revision, Rewrite, SessionId, TcpSegment, Tick, owner_of_inside,
 };
 
@@ -13,7 +13,7 @@ use crate::dataplane::NeighbourRequest;
 use crate::parse::{Flow, QuotedPacket, Segment};
 use crate::snapshot::{NeighbourId, NextHop, Side, Snapshot, TenantSpec};
 use crate::stray::refuse_stray;
-use crate::verdict::{DropReason, Errand, Verdict};
+use crate::verdict::{DropReason, Errand, Lending, Verdict};
 
 /// Next hop of a session whose neighbour is not resolved.
 const UNRESOLVED: u32 = u32::MAX;
@@ -31,37 +31,10 @@ pub struct Tracker<'a> {
     pub conntrack: &'a mut Conntrack,
     /// Counters.
     pub counters: &'a WorkerCounters,
-    /// What other workers said about a port for the packet's session.
-    pub lenders: &'a mut Lenders,
+    /// What is known of the frame.
+    pub errand: &'a mut Errand,
     /// Now.
     pub now: Tick,
-}
-
-/// What other workers said when they were asked for a port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lenders {
-    /// They were not asked.
-    NotAsked,
-    /// One lent a port.
-    Lent {
-        /// What was asked for.
-        request: LoanRequest,
-        /// What was lent.
-        loan: Loan,
-    },
-    /// None has one.
-    HaveNone,
-}
-
-impl Lenders {
-    /// Returns what an errand tells of lenders.
-    pub fn after(errand: Option<Errand>) -> Self {
-        match errand {
-            Some(Errand::Lent { request, loan }) => Self::Lent { request, loan },
-            Some(Errand::NotLent) => Self::HaveNone,
-            Some(Errand::Process | Errand::Borrow { .. }) | None => Self::NotAsked,
-        }
-    }
 }
 
 /// A rewrite and where the packet goes.
@@ -92,7 +65,7 @@ impl Tracker<'_> {
         let id = match self.find_valid(class, &key) {
             Some(Found::Session(id)) if is_expected(class.direction, flow.segment) => id,
             Some(Found::Session(_)) => return Err(Verdict::Drop(DropReason::NoSession)),
-            Some(Found::Lent(borrower)) => return Err(Verdict::HandOver(borrower, Errand::Process)),
+            Some(Found::Lent(borrower)) => return Err(Verdict::HandOver(borrower, self.errand.for_owner())),
             None => match class.direction {
                 Direction::Outbound => self.open_from_inside(class, flow)?,
                 Direction::Inbound => self.open_from_outside(class, flow)?,
@@ -122,7 +95,7 @@ impl Tracker<'_> {
                 let way = self.way_of(&rewrite, &wire)?;
                 Ok(Forwarding { rewrite, way })
             }
-            Some(Found::Lent(borrower)) => Err(Verdict::HandOver(borrower, Errand::Process)),
+            Some(Found::Lent(borrower)) => Err(Verdict::HandOver(borrower, self.errand.for_owner())),
             None => Err(self.lent_mapping(class, &wire).unwrap_or(Verdict::Drop(DropReason::NoSession))),
         }
     }
@@ -219,16 +192,16 @@ impl Tracker<'_> {
             egress_addresses: &tenant.egress_addresses,
             policy: &tenant.policy,
             timeouts: &self.snapshot.spec().timeouts,
-            loan: match *self.lenders {
-                Lenders::Lent { loan, .. } => Some(loan),
-                Lenders::NotAsked | Lenders::HaveNone => None,
+            loan: match self.errand.lending {
+                Lending::Lent { loan, .. } => Some(loan),
+                Lending::NotAsked | Lending::Asked { .. } | Lending::Refused => None,
             },
             revision,
         };
         let admitted = self.conntrack.admit(&admission, self.now);
         let id = admitted.map_err(|refusal| self.refuse(class, tenant, &tuple, refusal))?;
         // A loan that is still there when the packet is done goes back.
-        *self.lenders = Lenders::NotAsked;
+        self.errand.lending = Lending::NotAsked;
         self.counters.tenant(class.tenant).session_began();
         Ok(id)
     }
@@ -240,17 +213,15 @@ impl Tracker<'_> {
             Protocol::Portless(_) => DropReason::AmbiguousProtocol,
         };
         let reason = match refusal {
-            Refusal::PortElsewhere { ask, outside } if *self.lenders == Lenders::NotAsked => {
+            Refusal::PortElsewhere { ask, outside } if self.errand.lending == Lending::NotAsked => {
                 let request = LoanRequest {
                     tenant: class.tenant,
                     outside_tuple: FiveTuple { source: outside, ..*tuple },
                     is_mapping: tenant.policy.mapping == Mapping::EndpointIndependent
                         && no_port == DropReason::NoPort,
                 };
-                return Verdict::HandOver(
-                    ask,
-                    Errand::Borrow { request, borrower: self.conntrack.slot().worker },
-                );
+                let lending = Lending::Asked { request, borrower: self.conntrack.slot().worker };
+                return Verdict::HandOver(ask, Errand { is_owned: true, lending, ..*self.errand });
             }
             Refusal::PortElsewhere { .. } | Refusal::NoPort => no_port,
             Refusal::SessionsFull => DropReason::SessionsFull,
@@ -268,7 +239,7 @@ impl Tracker<'_> {
     fn lent_mapping(&self, class: Class, wire: &FiveTuple) -> Option<Verdict> {
         let is_inbound = class.direction == Direction::Inbound;
         let borrower = self.conntrack.lent_mapping(class.tenant, wire).filter(|_| is_inbound)?;
-        Some(Verdict::HandOver(borrower, Errand::Process))
+        Some(Verdict::HandOver(borrower, self.errand.for_owner()))
     }
 
     fn revision(&self, inside: &FiveTuple) -> Revision {

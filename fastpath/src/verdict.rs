@@ -3,29 +3,71 @@
 use conntrack::{Key, Loan, LoanRequest};
 
 use crate::dataplane::NeighbourRequest;
+use crate::fragments::Head;
+use crate::fragments::table::DatagramId;
 use crate::snapshot::Side;
 
-/// What a worker shall do with a frame that another hands over to it.
+/// What is known of a frame when a worker takes it up, beside its bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Errand {
-    /// Process it: it belongs to the worker.
-    Process,
-    /// Lend a port for its session, or ask the next worker, and give it back.
-    Borrow {
-        /// What is asked for.
+pub struct Errand {
+    /// Whether another worker found that the frame's session is at this one.
+    pub is_owned: bool,
+    /// What is known of its datagram, if it is a fragment.
+    pub datagram: DatagramErrand,
+    /// What the workers said about a port for its session.
+    pub lending: Lending,
+}
+
+/// What is known of the datagram of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DatagramErrand {
+    /// Nothing, or it is no fragment.
+    Unknown,
+    /// It is a fragment, and the worker keeps its datagram.
+    Keep,
+    /// It is a fragment of a datagram with this head, and was tracked.
+    Resolved(Head),
+}
+
+/// What the workers said when they were asked for a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lending {
+    /// They were not asked.
+    NotAsked,
+    /// The worker that has the frame is asked.
+    Asked {
+        /// For what.
         request: LoanRequest,
-        /// Who asks.
+        /// By whom.
         borrower: u16,
     },
-    /// Process it: its session has this port.
+    /// One lent a port.
     Lent {
         /// What was asked for.
         request: LoanRequest,
         /// What was lent.
         loan: Loan,
     },
-    /// Process it, and refuse its session a port: no worker has one.
-    NotLent,
+    /// None has one.
+    Refused,
+}
+
+impl Errand {
+    /// The errand of a frame that comes from a wire.
+    pub const NEW: Self =
+        Self { is_owned: false, datagram: DatagramErrand::Unknown, lending: Lending::NotAsked };
+
+    /// Returns the errand of a frame whose session is at the worker that it is handed to.
+    #[must_use]
+    pub fn for_owner(self) -> Self {
+        Self { is_owned: true, lending: Lending::NotAsked, ..self }
+    }
+
+    /// Returns the errand of a frame that waited and is taken up again.
+    #[must_use]
+    pub fn again(self) -> Self {
+        Self { is_owned: false, lending: Lending::NotAsked, ..self }
+    }
 }
 
 /// What the pipeline decided about one frame.
@@ -36,6 +78,8 @@ pub enum Verdict {
     /// The frame is rewritten and comes back in by the outside: it goes to an egress address of this gateway (RFC 4787
     /// REQ-9).
     Hairpin,
+    /// The frame is rewritten and leaves by this side in fragments, because it is too large for the link.
+    Split(Side),
     /// The frame now holds an answer (ICMP error or TCP RST) that goes back where it came from; the
     /// packet that it held is dropped for the reason.
     Reject(DropReason),
@@ -46,6 +90,8 @@ pub enum Verdict {
     /// The frame is untouched, a SYN from outside that nobody asked for, and is kept until it is known whether the
     /// pod opens the connection that packets with this key belong to (RFC 5382 REQ-4).
     HoldSyn(Key),
+    /// The frame is untouched and waits for the first fragment of its datagram.
+    Hold(DatagramId),
     /// The frame is dropped.
     Drop(DropReason),
 }
@@ -99,13 +145,15 @@ drop_reasons! {
     NotIpv4 = "not_ipv4",
     /// The IPv4 header checksum is wrong.
     BadChecksum = "bad_checksum",
-    /// The packet is a fragment; fragments are not translated yet.
-    Fragment = "fragment",
+    /// The packet is a fragment of an ICMP error; they are too short to need any (RFC 1812 section 4.3.2.3).
+    FragmentedError = "fragmented_error",
+    /// The ICMP error quotes a later fragment, which has no ports to find a session by.
+    QuotedFragment = "quoted_fragment",
     /// The fragment overlaps another of its datagram (RFC 1858), or is of a datagram where that happened.
     FragmentOverlap = "fragment_overlap",
     /// The first fragment of the datagram did not come in time.
     FragmentIncomplete = "fragment_incomplete",
-    /// Too many fragments wait for the first of their datagram, or the datagram has too many.
+    /// Too many datagrams are incomplete, lie in too many pieces, or have too many fragments that wait.
     FragmentLimit = "fragment_limit",
     /// Another pod talks to the same address in the same protocol, which has no ports to tell them apart.
     AmbiguousProtocol = "ambiguous_protocol",
@@ -151,6 +199,8 @@ drop_reasons! {
     NeighbourUnresolved = "neighbour_unresolved",
     /// The outgoing ring was full.
     TxRingFull = "tx_ring_full",
+    /// No frame was free for a fragment of a packet that is too large for the link.
+    NoFreeFrame = "no_free_frame",
     /// The hand-over queue of the owning worker was full.
     HandOverFull = "hand_over_full",
     /// The worker failed while it had this frame in hand.

@@ -7,6 +7,7 @@ use conntrack::{TenantId, Tick};
 
 use crate::io::Frame;
 use crate::snapshot::Side;
+use crate::verdict::Errand;
 
 /// How many frames may wait at one worker, and how long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +34,8 @@ pub struct WaitingFrame<T> {
     pub frame: Frame,
     /// Side that it came from.
     pub arrival: Side,
+    /// With what errand it is taken up again.
+    pub errand: Errand,
     /// What it waits for.
     pub awaited: T,
     /// Whether that was asked for on behalf of this frame.
@@ -64,7 +67,7 @@ impl<T: PartialEq> WaitingRoom<T> {
     pub fn keep(
         &mut self,
         frame: Frame,
-        arrival: Side,
+        (arrival, errand): (Side, Errand),
         awaited: T,
         tenant: Option<TenantId>,
         now: Tick,
@@ -82,7 +85,15 @@ impl<T: PartialEq> WaitingRoom<T> {
             return Err(frame);
         }
         let deadline = now.after(rules.patience);
-        self.frames.push_back(WaitingFrame { frame, arrival, awaited, has_asked: false, tenant, deadline });
+        self.frames.push_back(WaitingFrame {
+            frame,
+            arrival,
+            errand,
+            awaited,
+            has_asked: false,
+            tenant,
+            deadline,
+        });
         Ok(self.frames.back_mut().filter(|_| !is_asked))
     }
 

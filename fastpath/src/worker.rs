@@ -5,6 +5,8 @@
 //!   → waiting frames → held SYNs → announcements → flush, complete, refill → expire → publish
 //! ```
 
+mod fragmenting;
+
 use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -23,7 +25,7 @@ use crate::pipeline::{Engine, Outcome};
 use crate::reject::AnswerLimit;
 use crate::snapshot::{Side, Snapshot};
 use crate::stray::{FOR_OPENING, release_syn};
-use crate::verdict::{DropReason, Errand, Verdict};
+use crate::verdict::{DropReason, Errand, Lending, Verdict};
 use crate::waiting::{FOR_NEIGHBOURS, WaitingFrame, WaitingRoom};
 
 /// Frames taken from one source in one turn.
@@ -133,6 +135,7 @@ impl<I: FrameIo> Worker<I> {
         self.announce();
         self.turn_rings();
         self.expire(now);
+        self.expire_fragments(now);
         found
     }
 
@@ -174,8 +177,15 @@ impl<I: FrameIo> Worker<I> {
     /// Returns how many frames the worker, its ports and its pool own.
     pub fn frames_owned(&self) -> usize {
         let in_ports: usize = self.parts.ports.iter().map(|port| port.io.frames_owned()).sum();
-        let kept = self.batch.len() + self.waiting.len() + self.held_syns.len();
+        let held = self.parts.engine.fragments.frames_owned();
+        let kept = self.batch.len() + self.waiting.len() + self.held_syns.len() + held;
         self.parts.pool.len() + kept + in_ports
+    }
+
+    /// Returns how many fragments wait for the first of their datagram.
+    #[cfg(test)]
+    pub(crate) fn fragments_waiting(&self) -> usize {
+        self.parts.engine.fragments.frames_owned()
     }
 
     /// Makes the worker panic with the next frame in hand.
@@ -193,6 +203,7 @@ impl<I: FrameIo> Worker<I> {
             counters.dropped(DropReason::WorkerPanic, None);
             self.parts.pool.put(frame);
         }
+        self.forget_fragments();
         if self.parts.engine.conntrack.is_torn() {
             self.parts.engine.conntrack.forget_all();
             counters.sessions_lost();
@@ -263,12 +274,13 @@ impl<I: FrameIo> Worker<I> {
         {
             found += 1;
             let arrival = Arrival { side, port: 0 };
-            if let Errand::Borrow { request, borrower } = errand {
-                let verdict = self.parts.engine.lend(request, borrower);
-                self.settle(frame, Outcome { verdict, tenant: Some(request.tenant), side }, arrival, now);
+            if let Lending::Asked { request, borrower } = errand.lending {
+                let verdict = self.parts.engine.lend(errand, &request, borrower);
+                let outcome = Outcome { verdict, tenant: Some(request.tenant), side, errand };
+                self.settle(frame, outcome, arrival, now);
             } else {
                 self.batch.push_back(frame);
-                self.process_batch(arrival, Some(errand), now);
+                self.process_batch(arrival, errand, now);
             }
         }
         found
@@ -278,24 +290,26 @@ impl<I: FrameIo> Worker<I> {
         let found = self.parts.ports[port].io.receive(&mut self.batch, BATCH_FRAMES);
         if found > 0 {
             self.parts.engine.counters.queues[port].received.add(found as u64);
-            self.process_batch(Arrival { side: self.parts.ports[port].side, port }, None, now);
+            let arrival = Arrival { side: self.parts.ports[port].side, port };
+            self.process_batch(arrival, Errand::NEW, now);
         }
         found
     }
 
-    fn process_batch(&mut self, arrival: Arrival, errand: Option<Errand>, now: Tick) {
+    fn process_batch(&mut self, arrival: Arrival, errand: Errand, now: Tick) {
         while let Some(frame) = self.batch.front_mut() {
             #[cfg(test)]
             assert!(!std::mem::take(&mut self.fails_at_next_frame), "asked to fail");
             let outcome = self.parts.engine.process(frame, arrival.side, errand, now);
             let frame = self.batch.pop_front().expect("it was at the front");
             self.settle(frame, outcome, arrival, now);
+            self.settle_freed(arrival.port, now);
         }
     }
 
     /// Moves a frame to where its verdict says: a tx ring, another worker, the waiting room or the pool.
     fn settle(&mut self, frame: Frame, outcome: Outcome, arrival: Arrival, now: Tick) {
-        let Outcome { verdict, tenant, side } = outcome;
+        let Outcome { verdict, tenant, side: from, errand } = outcome;
         match verdict {
             Verdict::Forward(side) => {
                 let bytes = frame.bytes().len();
@@ -307,16 +321,24 @@ impl<I: FrameIo> Worker<I> {
                     Err(frame) => self.drop_frame(frame, outcome, DropReason::TxRingFull),
                 }
             }
+            Verdict::Split(side) => self.send_in_fragments(frame, side, tenant, arrival),
+            Verdict::Hold(datagram) => self.parts.engine.fragments.hold(datagram, frame, from),
             Verdict::Reject(reason) => {
                 self.parts.engine.counters.dropped(reason, tenant);
-                if let Err(frame) = self.transmit(frame, arrival.side, arrival.port) {
+                if let Err(frame) = self.transmit(frame, from, arrival.port) {
                     self.parts.pool.put(frame);
                 }
             }
             Verdict::Hairpin => unreachable!("the pipeline lets it come in again itself"),
+            Verdict::HandOver(worker, errand) if !self.may_hand_over(worker, errand) => {
+                self.drop_frame(frame, outcome, DropReason::FragmentLimit);
+            }
             Verdict::HandOver(worker, errand) => {
-                match self.parts.mailboxes[usize::from(worker)].hand_over(HandedFrame { side, frame, errand })
-                {
+                match self.parts.mailboxes[usize::from(worker)].hand_over(HandedFrame {
+                    side: from,
+                    frame,
+                    errand,
+                }) {
                     Ok(()) => self.parts.engine.counters.handed_over.add(1),
                     Err(HandedFrame { frame, errand, .. }) => {
                         self.parts.engine.withdraw(errand);
@@ -324,13 +346,15 @@ impl<I: FrameIo> Worker<I> {
                     }
                 }
             }
-            Verdict::Wait(next_hop) => match self.waiting.keep(frame, side, next_hop, tenant, now) {
-                Ok(Some(first)) => first.has_asked = self.parts.requests.ask(next_hop),
-                Ok(None) => {}
-                Err(frame) => self.drop_frame(frame, outcome, DropReason::NeighbourUnresolved),
-            },
+            Verdict::Wait(next_hop) => {
+                match self.waiting.keep(frame, (from, errand.again()), next_hop, tenant, now) {
+                    Ok(Some(first)) => first.has_asked = self.parts.requests.ask(next_hop),
+                    Ok(None) => {}
+                    Err(frame) => self.drop_frame(frame, outcome, DropReason::NeighbourUnresolved),
+                }
+            }
             Verdict::HoldSyn(key) => {
-                if let Err(frame) = self.held_syns.keep(frame, arrival.side, key, tenant, now) {
+                if let Err(frame) = self.held_syns.keep(frame, (from, errand.again()), key, tenant, now) {
                     self.drop_frame(frame, outcome, DropReason::NoSession);
                 }
             }
@@ -357,11 +381,19 @@ impl<I: FrameIo> Worker<I> {
         for _ in 0..self.untried.min(BATCH_FRAMES) {
             self.untried -= 1;
             let Some(waiting) = self.waiting.take_oldest() else { break };
+            let errand = waiting.errand;
             let (outcome, waiting) =
-                self.in_hand(waiting, |engine, frame, side| engine.process(frame, side, None, now));
+                self.in_hand(waiting, |engine, frame, side| engine.process(frame, side, errand, now));
             if let Verdict::Wait(next_hop) = outcome.verdict {
                 let has_asked = waiting.has_asked && self.parts.requests.ask(next_hop);
-                self.waiting.put_back(WaitingFrame { awaited: next_hop, has_asked, ..waiting });
+                let (arrival, errand) = (outcome.side, outcome.errand.again());
+                self.waiting.put_back(WaitingFrame {
+                    arrival,
+                    errand,
+                    awaited: next_hop,
+                    has_asked,
+                    ..waiting
+                });
             } else {
                 self.settle(waiting.frame, outcome, Arrival { side: waiting.arrival, port: 0 }, now);
             }

@@ -120,13 +120,14 @@ impl Fixture {
         page.trim().parse().with_context(|| format!("the page says `{page}`"))
     }
 
-    /// Pings the server from a pod; returns how many of `count` echoes were answered.
+    /// Pings the server from a pod with so many bytes; returns how many of `count` echoes were answered.
     ///
     /// # Errors
     /// When ping prints no summary.
-    pub fn ping(&self, pod: &Pod, count: u32) -> Result<u32> {
-        let (count, target) = (count.to_string(), SERVER.to_string());
-        received(&self.in_pod(pod, "ping", &["-n", "-c", &count, "-i", "0.2", "-W", "2", &target])?)
+    pub fn ping(&self, pod: &Pod, count: u32, bytes: u32) -> Result<u32> {
+        let (count, bytes, target) = (count.to_string(), bytes.to_string(), SERVER.to_string());
+        let options = ["-n", "-c", &count, "-s", &bytes, "-i", "0.2", "-W", "2", &target];
+        received(&self.in_pod(pod, "ping", &options)?)
     }
 
     /// Fails unless every pod reaches the server under its tenant's egress address.

@@ -97,7 +97,7 @@ pub fn converse(lab: &Lab, from: Host, with: SocketAddrV4, total: usize) -> Resu
 }
 
 fn answer_datagrams(socket: &UdpSocket, stop: &AtomicBool) {
-    let mut buffer = [0; 2048];
+    let mut buffer = [0; 1 << 16];
     while !stop.load(Ordering::Relaxed) {
         // Nothing within a turn, or an ICMP error about an earlier answer.
         let Ok((length, client)) = socket.recv_from(&mut buffer) else { continue };

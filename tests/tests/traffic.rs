@@ -54,7 +54,7 @@ fn datagrams_of_every_size_come_back_unchanged() -> Result<()> {
     let Some(fixture) = Fixture::with_tenants()? else { return Ok(()) };
     let peer = Peer::udp_echo(&fixture.lab, 7)?;
     for pod in &PODS {
-        for length in [0, 1, 17, 18, 19, 512, 1300] {
+        for length in [0, 1, 17, 18, 19, 512, 1300, 1480, 4000, 20_000, 65_000] {
             let sent = noise(length);
             let (client, got) = exchange(&fixture, pod.host, &peer, &sent)
                 .with_context(|| format!("{length} bytes from pod {}", pod.address))?;
@@ -86,7 +86,9 @@ fn names_are_resolved_over_udp() -> Result<()> {
 fn every_ping_is_answered() -> Result<()> {
     let Some(fixture) = Fixture::with_tenants()? else { return Ok(()) };
     for pod in &PODS {
-        assert_eq!(fixture.ping(pod, 5)?, 5, "pod {}", pod.address);
+        for bytes in [56, 4000, 60_000] {
+            assert_eq!(fixture.ping(pod, 3, bytes)?, 3, "{bytes} bytes from pod {}", pod.address);
+        }
     }
     Ok(())
 }
@@ -202,7 +204,7 @@ fn exchange(fixture: &Fixture, from: Host, peer: &Peer, sent: &[u8]) -> Result<(
         socket.set_read_timeout(Some(std::time::Duration::from_secs(5)))?;
         socket.connect(peer.address())?;
         socket.send(sent)?;
-        let mut buffer = [0; 2048];
+        let mut buffer = [0; 1 << 16];
         let length = socket.recv(&mut buffer)?;
         let blank = buffer.iter().position(|byte| *byte == b' ').context("the answer has no blank")?;
         let client: std::net::SocketAddrV4 = std::str::from_utf8(&buffer[..blank])?.parse()?;

@@ -3,6 +3,8 @@
 //! - [`extensions`]: ICMP errors with extensions, and with little of the packet that they are about
 //! - [`forwarding`]: what passes is translated, both ways
 //! - [`refusing`]: what may not pass is refused, counted, and leaves nothing behind
+//! - [`fragments`]: datagrams in fragments pass both ways, in any order
+//! - [`oversize`]: packets that are too large for the outgoing link leave in fragments
 //! - [`changing`]: neighbours and policies change while packets come
 //! - [`counting`]: what is counted, and for whom
 //! - [`handshake`]: what a gateway changes in a SYN
@@ -14,7 +16,9 @@ mod changing;
 mod counting;
 mod extensions;
 mod forwarding;
+mod fragments;
 mod handshake;
+mod oversize;
 mod portless;
 mod refusing;
 mod stray;

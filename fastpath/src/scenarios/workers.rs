@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use conntrack::Protocol::Udp;
 use conntrack::{TcpFlags, TenantId};
 use proptest::prelude::*;
 
@@ -10,6 +11,7 @@ use super::{EGRESS, RED_EGRESS, SYN_ACK, answer, ends, leave, only};
 use crate::io::sim::Faults;
 use crate::snapshot::Side::{self, Inside, Outside};
 use crate::snapshot::UnsolicitedSyn;
+use crate::testing::fragments::{fragment, packet};
 use crate::testing::rig::{Rig, check_checksums, check_source};
 use crate::testing::{echo_frame, gateway, icmp_error_about, raw_frame, tcp_frame, udp_frame};
 use crate::verdict::DropReason;
@@ -109,7 +111,12 @@ fn any_frame() -> impl Strategy<Value = AnyFrame> {
         Just(TcpFlags(0x11)),
         Just(TcpFlags::RST)
     ];
-    let frame = (0u8..7, 0u8..4, 0u8..3, flags, any::<bool>()).prop_map(|(kind, host, port, flags, big)| {
+    // Of a datagram in fragments: three that make it whole, one that is too large for the link, one that
+    // overlaps.
+    let part = prop::sample::select(vec![(0, 800), (800, 800), (1600, 800), (0, 1600), (1200, 800)]);
+    let kinds = (0u8..10, 0u8..4, 0u8..3, flags, any::<bool>(), part);
+    let frame = kinds.prop_map(|(kind, host, port, flags, big, (offset, bytes))| {
+        let part_of = |packet: Vec<u8>| fragment(&packet, offset, bytes);
         let pod = format!("10.132.0.{host}:{}", 40000 + u16::from(port));
         let payload = vec![0; if big { 1400 } else { 3 }];
         let egress = format!("192.168.55.113:{}", 1024 + u16::from(host) * 64);
@@ -128,10 +135,13 @@ fn any_frame() -> impl Strategy<Value = AnyFrame> {
                     &[&[0; 4][..], &payload].concat(),
                 ),
             ),
-            _ => (
+            6 => (
                 Outside,
                 icmp_error_about("192.168.55.1", &udp_frame(&egress, "192.168.55.13:53", &payload), 3, 8),
             ),
+            7 => (Inside, part_of(packet(Udp, &pod, "192.168.55.13:53", &[0; 2000], false))),
+            8 => (Outside, part_of(packet(Udp, "192.168.55.13:53", &egress, &[0; 2000], true))),
+            _ => (Inside, packet(Udp, &pod, "192.168.55.13:53", &[0; 1700], false)),
         }
     });
     let noise = prop_oneof![4 => Just(None), 1 => (any::<prop::sample::Index>(), any::<u8>()).prop_map(Some)];
@@ -173,10 +183,12 @@ proptest! {
                 rig.wait(Duration::from_secs(100));
             }
         }
-        rig.wait(Duration::from_secs(6)); // SYNs that are held
+        // SYNs that are held, and fragments that wait for their first.
+        rig.wait(Duration::from_secs(15));
+        let made: u64 = rig.workers.iter().map(|worker| worker.counters().fragments_made.get()).sum();
         let report = rig.all_tenants();
         let forwarded = report.outbound_packets + report.inbound_packets;
-        let came_in = rig.accepted() + rig.hairpinned();
+        let came_in = rig.accepted() + rig.hairpinned() + made;
         prop_assert_eq!(came_in, forwarded + rig.all_drops(), "frames in = forwarded + dropped");
         prop_assert!(sent >= forwarded, "what was forwarded was sent, and so were answers");
     }

@@ -1,5 +1,6 @@
 //! What the tests of this crate share: a gateway with the reference addresses, and frames.
 
+pub(crate) mod fragments;
 pub(crate) mod rig;
 
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -17,6 +18,7 @@ pub(crate) const SERVER_MAC: MacAddr6 = MacAddr6::new(2, 0, 0, 0, 0, 0x13);
 pub(crate) const INSIDE_MAC: MacAddr6 = MacAddr6::new(2, 0, 0, 0, 1, 0x12);
 pub(crate) const OUTSIDE_MAC: MacAddr6 = MacAddr6::new(2, 0, 0, 0, 2, 0x12);
 pub(crate) const BLUE_MAC: MacAddr6 = MacAddr6::new(2, 0x53, 192, 168, 99, 13);
+pub(crate) const RED_MAC: MacAddr6 = MacAddr6::new(2, 0x53, 192, 168, 99, 14);
 pub(crate) const BLUE: TenantId = TenantId(0);
 
 /// Facts of a gateway, to be changed by a test.

@@ -21,6 +21,7 @@ use crate::verdict::DropReason;
 use crate::worker::{Port, Worker, WorkerParts};
 
 use super::BLUE;
+use super::fragments::{payload_at, place};
 
 const FRAMES_PER_WORKER: usize = 640;
 const RING: usize = 64;
@@ -233,8 +234,12 @@ pub(crate) fn check_checksums(frame: &[u8]) {
     if frame[12..14] != [8, 0] {
         return;
     }
-    assert_eq!(checksum(0, &frame[14..34]), 0, "IPv4 header checksum");
-    let transport = &frame[34..];
+    let transport_at = payload_at(frame);
+    assert_eq!(checksum(0, &frame[14..transport_at]), 0, "IPv4 header checksum");
+    if place(frame) != (0, false) {
+        return; // The transport checksum is that of the whole datagram.
+    }
+    let transport = &frame[transport_at..];
     let [high, low] = u16::try_from(transport.len()).unwrap().to_be_bytes();
     let pseudo_header = sum(sum(0, &frame[26..34]), &[0, frame[23], high, low]);
     match frame[23] {

@@ -1,0 +1,109 @@
+//! What a worker does with fragments: lets those go that waited for their first, and makes some of packets
+//! that are too large.
+
+use conntrack::{TenantId, Tick};
+
+use super::{Arrival, Worker};
+use crate::fragments::FreedFrame;
+use crate::io::{Frame, FrameIo};
+use crate::snapshot::Side;
+use crate::split::Cut;
+use crate::verdict::{DatagramErrand, DropReason, Errand};
+
+/// Datagrams that are given up in one turn.
+const DATAGRAMS_EXPIRED_PER_TURN: usize = 64;
+
+impl<I: FrameIo> Worker<I> {
+    /// Processes fragments whose ports were found, in order of arrival, and drops those whose will not be.
+    pub(super) fn settle_freed(&mut self, port: usize, now: Tick) {
+        while let Some(freed) = self.parts.engine.fragments.take_freed() {
+            let FreedFrame { frame, side, tenant, fate } = freed;
+            match fate {
+                Ok(head) => {
+                    let errand = Errand { datagram: DatagramErrand::Resolved(head), ..Errand::NEW };
+                    // In the batch it is found after a panic.
+                    self.batch.push_front(frame);
+                    let frame = self.batch.front_mut().expect("it was put there");
+                    let outcome = self.parts.engine.process(frame, side, errand, now);
+                    let frame = self.batch.pop_front().expect("it was put there");
+                    self.settle(frame, outcome, Arrival { side, port }, now);
+                }
+                Err(reason) => {
+                    self.parts.engine.counters.dropped(reason, Some(tenant));
+                    self.parts.pool.put(frame);
+                }
+            }
+        }
+    }
+
+    /// Gives up datagrams that did not become whole in time.
+    pub(super) fn expire_fragments(&mut self, now: Tick) {
+        let expired = self.parts.engine.fragments.expire(now, DATAGRAMS_EXPIRED_PER_TURN);
+        self.has_more |= expired == DATAGRAMS_EXPIRED_PER_TURN;
+        self.settle_freed(0, now);
+    }
+
+    /// Drops all fragments that wait, after a panic.
+    pub(super) fn forget_fragments(&mut self) {
+        let engine = &mut self.parts.engine;
+        for frame in engine.fragments.forget_all(engine.conntrack.slot()) {
+            engine.counters.dropped(DropReason::WorkerPanic, None);
+            self.parts.pool.put(frame);
+        }
+    }
+
+    /// Tells whether a frame may be handed over to a worker. Fragments leave room for whole packets.
+    pub(super) fn may_hand_over(&self, worker: u16, errand: Errand) -> bool {
+        match errand.datagram {
+            DatagramErrand::Unknown => true,
+            DatagramErrand::Keep | DatagramErrand::Resolved(_) => {
+                self.parts.mailboxes[usize::from(worker)].has_room_for_fragment()
+            }
+        }
+    }
+
+    /// Sends a rewritten packet in fragments, in order (RFC 4787 REQ-13a). Each that cannot be sent is a
+    /// drop.
+    #[cold]
+    pub(super) fn send_in_fragments(
+        &mut self,
+        packet: Frame,
+        side: Side,
+        tenant: Option<TenantId>,
+        arrival: Arrival,
+    ) {
+        let cut = Cut::plan(packet.bytes(), self.parts.engine.snapshot.link(side).mtu);
+        self.parts.engine.counters.fragments_made.add(cut.pieces() as u64 - 1);
+        for piece in 0..cut.pieces() {
+            let sent = self.send_piece(&cut, piece, &packet, side, arrival.port);
+            let counters = &self.parts.engine.counters;
+            match sent {
+                Ok(bytes) => {
+                    let tenant = tenant.expect("a forwarded packet has a tenant");
+                    counters.tenant(tenant).forwarded(side, bytes);
+                }
+                Err(reason) => counters.dropped(reason, tenant),
+            }
+        }
+        self.parts.pool.put(packet);
+    }
+
+    /// Sends one fragment of a packet; returns its length.
+    fn send_piece(
+        &mut self,
+        cut: &Cut,
+        piece: usize,
+        packet: &Frame,
+        side: Side,
+        port: usize,
+    ) -> Result<usize, DropReason> {
+        let mut frame = self.parts.pool.take().ok_or(DropReason::NoFreeFrame)?;
+        cut.write_piece(piece, packet.bytes(), &mut frame);
+        let bytes = frame.bytes().len();
+        self.transmit(frame, side, port).map_err(|frame| {
+            self.parts.pool.put(frame);
+            DropReason::TxRingFull
+        })?;
+        Ok(bytes)
+    }
+}
