@@ -1,29 +1,25 @@
 //! What a tenant's sessions may do, in the words of people and the API.
 
-use clap::ValueEnum;
 use conntrack::Quota;
 use serde::{Deserialize, Serialize};
 
 /// How outside ports are chosen (RFC 4787 section 4.1).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Mapping {
     /// A port for each session; the same port serves others towards other destinations.
     #[default]
-    #[value(name = "address-and-port")]
     AddressAndPortDependent,
     /// A port for each inside port, whatever the destination.
     EndpointIndependent,
 }
 
 /// Who may send to an outside port that a pod has opened (RFC 4787 section 5).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Filtering {
     /// The address and port that the pod has sent to.
     #[default]
-    #[value(name = "address-and-port")]
     AddressAndPortDependent,
     /// Any port of an address that the pod has sent to; needs endpoint-independent mapping.
-    #[value(name = "address")]
     AddressDependent,
     /// Anybody; needs endpoint-independent mapping.
     EndpointIndependent,
@@ -47,9 +43,47 @@ pub struct Limits {
     pub new_sessions_per_second_per_pod: u32,
 }
 
-/// Returns a value's word on the command line and in the config file.
-pub fn word(value: &impl ValueEnum) -> String {
-    value.to_possible_value().map(|possible| possible.get_name().to_owned()).unwrap_or_default()
+/// A choice that people make by a word, on the command line and in the config file.
+pub trait Choice: Copy + PartialEq + Send + Sync + 'static {
+    /// Every value, its word, and what it means.
+    const WORDS: &'static [(Self, &'static str, &'static str)];
+
+    /// Returns the word.
+    fn word(self) -> &'static str {
+        Self::WORDS.iter().find(|(value, ..)| *value == self).map_or("", |(_, word, _)| word)
+    }
+
+    /// Returns the value that has this word.
+    fn from_word(text: &str) -> Option<Self> {
+        Self::WORDS.iter().find(|(_, word, _)| *word == text).map(|(value, ..)| *value)
+    }
+}
+
+impl Choice for Mapping {
+    const WORDS: &'static [(Self, &'static str, &'static str)] = &[
+        (
+            Self::AddressAndPortDependent,
+            "address-and-port",
+            "a port for each session; the same port serves others towards other destinations",
+        ),
+        (
+            Self::EndpointIndependent,
+            "endpoint-independent",
+            "a port for each inside port, whatever the destination",
+        ),
+    ];
+}
+
+impl Choice for Filtering {
+    const WORDS: &'static [(Self, &'static str, &'static str)] = &[
+        (Self::AddressAndPortDependent, "address-and-port", "the address and port that the pod has sent to"),
+        (
+            Self::AddressDependent,
+            "address",
+            "any port of an address that the pod has sent to; needs endpoint-independent mapping",
+        ),
+        (Self::EndpointIndependent, "endpoint-independent", "anybody; needs endpoint-independent mapping"),
+    ];
 }
 
 impl Limits {

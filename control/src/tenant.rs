@@ -8,7 +8,7 @@ use ipnet::Ipv4Net;
 use macaddr::MacAddr6;
 use serde::{Deserialize, Serialize};
 
-use crate::policy::{Filtering, Limits, Mapping, word};
+use crate::policy::{Choice, Filtering, Limits, Mapping};
 use crate::refusal::Refusal;
 
 /// Prefix of the names of all links that Spillway makes.
@@ -133,7 +133,7 @@ impl Tenant {
             "{} needs endpoint-independent mapping: else pods share outside ports, and only address and port of the \
              other end tell whose an answer is (RFC 4787 section 5, RFC 7857 section 3); set mapping too, or leave \
              filtering out",
-            word(&self.filtering)
+            self.filtering.word()
         );
         Err(Refusal::invalid("filtering", message))
     }

@@ -1,19 +1,20 @@
 //! Flags for what a tenant's sessions may do, and how it is shown.
 
 use clap::Args;
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 
-use crate::policy::{Filtering, Limits, Mapping, word};
+use crate::policy::{Choice, Filtering, Limits, Mapping};
 use crate::tenant::Tenant;
 
 /// What a tenant's sessions may do.
 #[derive(Debug, Args)]
 pub(super) struct PolicyArguments {
     /// How outside ports are chosen
-    #[arg(long, value_enum, default_value_t)]
+    #[arg(long, value_parser = choice::<Mapping>(), default_value = Mapping::default().word())]
     mapping: Mapping,
 
     /// Who may send to an outside port that a pod has opened
-    #[arg(long, value_enum, default_value_t)]
+    #[arg(long, value_parser = choice::<Filtering>(), default_value = Filtering::default().word())]
     filtering: Filtering,
 
     /// Sessions of the tenant at the same time; 0: any number
@@ -65,6 +66,13 @@ impl PolicyArguments {
     }
 }
 
+/// Reads a choice by its word.
+fn choice<T: Choice>() -> impl TypedValueParser<Value = T> {
+    let words = T::WORDS.iter().map(|(_, word, help)| PossibleValue::new(*word).help(*help));
+    PossibleValuesParser::new(words)
+        .map(|word| T::from_word(&word).expect("only words of the table are let through"))
+}
+
 /// Returns what a tenant's sessions may do, as names and values.
 pub(super) fn rows(tenant: &Tenant) -> [(&'static str, String); 4] {
     let clamp = match tenant.mss_clamp {
@@ -72,8 +80,8 @@ pub(super) fn rows(tenant: &Tenant) -> [(&'static str, String); 4] {
         bytes => format!("{bytes} bytes"),
     };
     [
-        ("mapping", word(&tenant.mapping)),
-        ("filtering", word(&tenant.filtering)),
+        ("mapping", tenant.mapping.word().to_owned()),
+        ("filtering", tenant.filtering.word().to_owned()),
         ("limits", limits(&tenant.limits)),
         ("mss clamp", clamp),
     ]

@@ -4,12 +4,11 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::ValueEnum;
 use ipnet::Ipv4Net;
 use serde::de::Error;
 use serde::{Deserialize, Deserializer};
 
-use crate::policy::{Filtering, Mapping};
+use crate::policy::{Choice, Filtering, Mapping};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -196,10 +195,10 @@ pub(super) struct Limits {
 }
 
 /// Reads a value by the word that the command line has for it.
-fn word<'de, D: Deserializer<'de>, T: ValueEnum>(from: D) -> Result<T, D::Error> {
+fn word<'de, D: Deserializer<'de>, T: Choice>(from: D) -> Result<T, D::Error> {
     let text = String::deserialize(from)?;
-    T::from_str(&text, false).map_err(|_| {
-        let words: Vec<_> = T::value_variants().iter().map(crate::policy::word).collect();
+    T::from_word(&text).ok_or_else(|| {
+        let words: Vec<_> = T::WORDS.iter().map(|(_, word, _)| *word).collect();
         D::Error::custom(format!("{text:?} is none of {}", words.join(", ")))
     })
 }
