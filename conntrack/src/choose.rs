@@ -37,31 +37,27 @@ pub(crate) struct Wanted {
     tenant: TenantId,
     /// Its source port is the inside port, which decides the class.
     outside_tuple: FiveTuple,
-    is_mapping: bool,
     destination: Destination,
 }
 
 impl Wanted {
     pub(crate) fn new(tenant: TenantId, outside_tuple: &FiveTuple, is_mapping: bool) -> Self {
-        let outside_tuple = if is_mapping { outside_tuple.towards_anybody() } else { *outside_tuple };
-        let destination = Destination::of(tenant, &outside_tuple);
-        Self { tenant, outside_tuple, is_mapping, destination }
+        let towards = if is_mapping { outside_tuple.towards_anybody() } else { *outside_tuple };
+        Self { tenant, outside_tuple: *outside_tuple, destination: Destination::of(tenant, &towards) }
     }
 
     fn class(&self) -> RangeInclusive<u16> {
         class_of(self.outside_tuple.protocol, self.outside_tuple.source_port)
     }
 
-    /// Tells whether a port of this worker is free; `mappings` tells how many ports are mapped.
+    /// Tells whether a port of this worker is free: for a mapping too, towards its first destination, where sessions from
+    /// before its tenant's mapping changed may have the port. `mappings` tells how many ports are mapped.
     fn is_free(&self, lookup: Lookup<'_>, mappings: u32, port: u16) -> bool {
         let tuple = FiveTuple { source_port: port, ..self.outside_tuple };
         let has_mapping = || {
             let key = mapping_key_outside(self.tenant, tuple.protocol, (tuple.source, port));
             lookup.find(&key).is_some()
         };
-        if self.is_mapping {
-            return !has_mapping();
-        }
         let key = Key::new(self.tenant, Direction::Inbound, &tuple.reversed());
         lookup.find(&key).is_none() && (mappings == 0 || !has_mapping())
     }

@@ -146,3 +146,21 @@ fn ports_lent_to_a_worker_that_forgets_are_free_again_and_so_are_those_it_lent()
     gateway.expire(tick(1_000_000));
     gateway.assert_empty(&[EGRESS], 1);
 }
+
+#[test]
+fn a_mapping_takes_no_port_that_an_older_session_has_towards_its_destination() {
+    for workers in [1, 3] {
+        let mut gateway = Workers::new(workers, 4000, &[EGRESS], 2);
+        let mut outside = HashSet::new();
+        let policies = [Policy::default(), endpoint_independent()];
+        for pod in 0..1023 {
+            let policy = &policies[usize::from(pod >= 500)];
+            let at = gateway.admit(&ask(tuple(pod, 500), policy), tick(0)).unwrap();
+            assert!(outside.insert(gateway.tables[at.worker].session(at.id).outside_tuple()));
+        }
+        let refused = gateway.admit(&ask(tuple(2000, 500), &policies[1]), tick(0));
+        assert_eq!(refused, Err(Refusal::NoPort));
+        gateway.expire(tick(1_000_000));
+        gateway.assert_empty(&[EGRESS], 1);
+    }
+}
