@@ -101,9 +101,9 @@ impl Conntrack {
         let random = self.rng.random();
         let class = wanted.class();
         if class == SYSTEM_PORTS {
-            return class
-                .into_iter()
-                .find(|port| self.may_use(ports, wanted, *port, true) && self.is_free(wanted, *port));
+            return self
+                .probe(wanted, ports, random)
+                .or_else(|| self.system_port(wanted, ports, port_at(random, &class)));
         }
         let start = port_at(random, &class);
         match self.crowded_port(wanted, ports, start) {
@@ -147,7 +147,7 @@ impl Conntrack {
         let mut left = PROBES;
         for probe in 0..u64::from(PROBES) * 2 * u64::from(self.slot.workers) {
             let port = port_at(mix(random.wrapping_add(probe)), &class);
-            if self.may_use(ports, wanted, port, false) {
+            if self.may_use(ports, wanted, port) {
                 if self.is_free(wanted, port) {
                     return Some(port);
                 }
@@ -158,6 +158,14 @@ impl Conntrack {
             }
         }
         None
+    }
+
+    /// Looks at every system port, from `start` on: those of this worker first, then those that nobody owns.
+    fn system_port(&mut self, wanted: &Wanted, ports: &EgressPorts, start: u16) -> Option<u16> {
+        let mut all = (start..=*SYSTEM_PORTS.end()).chain(*SYSTEM_PORTS.start()..start);
+        let mut own = all.clone().filter(|port| ports.owner(*port) == Some(self.slot.worker));
+        own.find(|port| !ports.is_exhausted(*port) && self.is_free(wanted, *port))
+            .or_else(|| all.find(|port| self.claim(ports, wanted, *port)))
     }
 
     /// Looks at every port of this worker.
@@ -196,15 +204,14 @@ impl Conntrack {
         starts.filter(|port| class.contains(port)).find(|port| self.claim(ports, wanted, *port))
     }
 
-    /// Tells whether this worker may hand out a port: it owns the block, or claims it now. While others may want blocks
-    /// too, only a fair share is claimed before it is needed.
-    fn may_use(&mut self, ports: &EgressPorts, wanted: &Wanted, port: u16, is_needed: bool) -> bool {
+    /// Tells whether this worker may hand out a port: it owns the block, or claims it now. Others may want blocks too, so
+    /// only a fair share is claimed before it is needed.
+    fn may_use(&mut self, ports: &EgressPorts, wanted: &Wanted, port: u16) -> bool {
         match ports.owner(port) {
             Some(owner) => owner == self.slot.worker && !ports.is_exhausted(port),
             None => {
                 let fair_share = u32::from(BLOCKS.div_ceil(self.slot.workers));
-                (is_needed || ports.blocks_of(self.slot.worker) < fair_share)
-                    && self.claim(ports, wanted, port)
+                ports.blocks_of(self.slot.worker) < fair_share && self.claim(ports, wanted, port)
             }
         }
     }

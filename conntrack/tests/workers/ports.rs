@@ -87,13 +87,19 @@ fn a_port_that_comes_free_at_any_worker_is_found_by_any_other() {
 }
 
 #[test]
-fn system_ports_stand_for_system_ports_only() {
+fn system_ports_stand_for_system_ports_only_and_are_random_to_the_last() {
     let mut gateway = Workers::new(2, 4000, &[EGRESS], 1);
     let policy = Policy::default();
+    let mut upwards = 0;
+    let mut before = 0;
     for pod in 0..1023 {
         let at = gateway.admit(&ask(tuple(pod, 500), &policy), tick(0)).unwrap();
-        assert!((1..1024).contains(&gateway.tables[at.worker].session(at.id).outside_tuple().source_port));
+        let port = gateway.tables[at.worker].session(at.id).outside_tuple().source_port;
+        assert!((1..1024).contains(&port));
+        upwards += u32::from(port > before);
+        before = port;
     }
+    assert!((400..620).contains(&upwards), "{upwards} of 1023 ports are above the one before");
     assert_eq!(gateway.admit(&ask(tuple(1023, 500), &policy), tick(0)), Err(Refusal::NoPort));
     gateway.admit(&ask(tuple(1023, 1024), &policy), tick(0)).unwrap();
 }
