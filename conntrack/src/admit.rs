@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use crate::anchor::{Anchor, Role, mapping_key_inside, mapping_key_outside, peer_key, pod_key};
+use crate::anchor::{Anchor, Role, mapping_key_outside, peer_key, pod_key};
 use crate::checksum::ChecksumDelta;
 use crate::flow::{Direction, FiveTuple, Key, Portless, Protocol, TenantId};
 use crate::lending::Loan;
@@ -104,7 +104,7 @@ impl Conntrack {
         }
     }
 
-    fn survey(&mut self, admission: &Admission<'_>) -> Result<Ground, Refusal> {
+    fn survey(&self, admission: &Admission<'_>) -> Result<Ground, Refusal> {
         let Admission { tenant, tuple, egress_addresses, .. } = *admission;
         let pod = self.find_entry(&pod_key(tenant, tuple.source));
         let paired =
@@ -114,27 +114,12 @@ impl Conntrack {
         let mapping = match admission.policy.mapping {
             Mapping::AddressAndPortDependent => None,
             Mapping::EndpointIndependent if !has_ports(tuple.protocol) => None,
-            Mapping::EndpointIndependent => self.current_mapping(admission, outside),
+            Mapping::EndpointIndependent => self
+                .current_mapping(admission)
+                .filter(|mapping| self.slab.anchor(*mapping).outside == outside),
         };
         let has_port = mapping.is_some_and(|mapping| self.slab.anchor(mapping).sessions > 0);
         Ok(Ground { pod, outside, mapping, new_ports: u32::from(!has_port) })
-    }
-
-    /// Returns the mapping of an inside port; one by another egress address than the pod's is no longer current.
-    fn current_mapping(&mut self, admission: &Admission<'_>, outside: Ipv4Addr) -> Option<u32> {
-        let Admission { tenant, tuple, .. } = *admission;
-        let key = mapping_key_inside(tenant, tuple.protocol, (tuple.source, tuple.source_port));
-        let id = self.find_entry(&key)?;
-        if self.slab.anchor(id).outside == outside {
-            return Some(id);
-        }
-        self.is_changing = true;
-        self.drop_key(id, Direction::Outbound);
-        if let Role::Mapping { is_current, .. } = &mut self.slab.anchor_mut(id).role {
-            *is_current = false;
-        }
-        self.is_changing = false;
-        None
     }
 
     fn check_room(&self, admission: &Admission<'_>, ground: Ground) -> Result<(), Refusal> {

@@ -1,8 +1,8 @@
 //! Endpoint-independent mappings (RFC 4787 REQ-1): an outside port for each inside port, as long as it has sessions.
 
 use crate::admit::Admission;
-use crate::anchor::{Anchor, Role, mapping_key_outside};
-use crate::flow::{FiveTuple, Protocol};
+use crate::anchor::{Anchor, Role, mapping_key_inside, mapping_key_outside};
+use crate::flow::{Direction, FiveTuple, Protocol};
 use crate::policy::Filtering;
 use crate::session::Session;
 use crate::slab::Kind;
@@ -34,8 +34,21 @@ impl Conntrack {
         }
     }
 
+    /// Returns the mapping that new sessions of an inside port use.
+    pub(crate) fn current_mapping(&self, admission: &Admission<'_>) -> Option<u32> {
+        let Admission { tenant, tuple, .. } = *admission;
+        self.find_entry(&mapping_key_inside(tenant, tuple.protocol, (tuple.source, tuple.source_port)))
+    }
+
+    /// Makes a mapping. One by an egress address that the pod no longer has stays for its sessions only.
     fn make_mapping(&mut self, admission: &Admission<'_>, outside_tuple: &FiveTuple) -> u32 {
         let Admission { tenant, tuple, loan, .. } = *admission;
+        if let Some(former) = self.current_mapping(admission) {
+            self.drop_key(former, Direction::Outbound);
+            if let Role::Mapping { is_current, .. } = &mut self.slab.anchor_mut(former).role {
+                *is_current = false;
+            }
+        }
         let role = Role::Mapping { rests: rests(admission), is_borrowed: loan.is_some(), is_current: true };
         let everybody = outside_tuple.towards_anybody();
         if loan.is_none() {

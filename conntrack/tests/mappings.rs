@@ -1,0 +1,47 @@
+//! Endpoint-independent mappings where the model does not go: egress addresses that come and go.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+mod common;
+
+use std::net::Ipv4Addr;
+
+use common::{Ask, Workers, tick};
+use conntrack::{Direction, FiveTuple, Mapping, Policy, Protocol, Quota, Refusal, TenantId};
+
+const POOL: [Ipv4Addr; 2] = [Ipv4Addr::new(192, 168, 55, 113), Ipv4Addr::new(192, 168, 55, 200)];
+const BLUE: TenantId = TenantId(0);
+
+fn tuple(port: u16, remote_port: u16) -> FiveTuple {
+    FiveTuple {
+        source: Ipv4Addr::new(10, 132, 0, 5),
+        destination: Ipv4Addr::new(198, 51, 100, 1),
+        source_port: port,
+        destination_port: remote_port,
+        protocol: Protocol::Udp,
+    }
+}
+
+fn ask<'a>(tuple: FiveTuple, pool: &'a [Ipv4Addr], policy: &'a Policy) -> Ask<'a> {
+    Ask { tenant: BLUE, tuple, opened_by: Direction::Outbound, pool, policy }
+}
+
+fn endpoint_independent() -> Policy {
+    Policy { mapping: Mapping::EndpointIndependent, ..Policy::default() }
+}
+
+#[test]
+fn a_refused_session_leaves_the_mapping_of_its_inside_port_as_it_is() {
+    let mut gateway = Workers::new(1, 100, &POOL, 1);
+    let policy = endpoint_independent();
+    let first = gateway.admit(&ask(tuple(4000, 53), &POOL[..1], &policy), tick(0)).unwrap();
+    let outside = gateway.tables[0].session(first.id).outside_tuple();
+    let full = Policy { tenant_quota: Quota { sessions: 1, ..Quota::default() }, ..policy };
+    let refused = gateway.admit(&ask(tuple(4000, 54), &POOL[1..], &full), tick(0));
+    assert_eq!((refused, gateway.sessions()), (Err(Refusal::TenantSessions), 1));
+    let second = gateway.admit(&ask(tuple(4000, 54), &POOL[..1], &policy), tick(0)).unwrap();
+    let same = FiveTuple { destination_port: 54, ..outside };
+    assert_eq!(gateway.find_inbound(BLUE, &same.reversed()), Some(second));
+    assert_eq!(gateway.find_outbound(BLUE, &tuple(4000, 54)), Some(second));
+    gateway.expire(tick(1_000_000));
+    gateway.assert_empty(&POOL, 1);
+}
