@@ -144,6 +144,8 @@ impl Conntrack {
                     self.shared.tenant(session.tenant).end(own_ports);
                 }
                 Kind::Anchor(anchor) => match anchor.role {
+                    // The port of one that rests was counted out with its last session.
+                    Role::Mapping { .. } if anchor.sessions == 0 => {}
                     Role::Mapping { .. } => self.shared.tenant(anchor.tenant).end_port(),
                     Role::Pod | Role::Peer | Role::LentPort { .. } | Role::LentMapping { .. } => {}
                 },

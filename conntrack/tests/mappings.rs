@@ -6,7 +6,7 @@ mod common;
 use std::net::Ipv4Addr;
 
 use common::{Ask, Workers, tick};
-use conntrack::{Direction, FiveTuple, Mapping, Policy, Protocol, Quota, Refusal, TenantId};
+use conntrack::{Direction, Filtering, FiveTuple, Mapping, Policy, Protocol, Quota, Refusal, TenantId};
 
 const POOL: [Ipv4Addr; 2] = [Ipv4Addr::new(192, 168, 55, 113), Ipv4Addr::new(192, 168, 55, 200)];
 const BLUE: TenantId = TenantId(0);
@@ -44,4 +44,18 @@ fn a_refused_session_leaves_the_mapping_of_its_inside_port_as_it_is() {
     assert_eq!(gateway.find_outbound(BLUE, &tuple(4000, 54)), Some(second));
     gateway.expire(tick(1_000_000));
     gateway.assert_empty(&POOL, 1);
+}
+
+#[test]
+fn a_worker_that_forgets_counts_no_port_out_twice() {
+    let mut gateway = Workers::new(2, 100, &POOL, 1);
+    let policy = Policy { filtering: Filtering::EndpointIndependent, ..endpoint_independent() };
+    let resting = gateway.admit(&ask(tuple(4000, 53), &POOL, &policy), tick(0)).unwrap();
+    gateway.tables[resting.worker].remove(resting.id, tick(0));
+    let from = |pod: u8| FiveTuple { source: Ipv4Addr::new(10, 132, 0, pod), ..tuple(4000, 53) };
+    let elsewhere = (6..).find(|pod| gateway.owner(BLUE, from(*pod).source) != resting.worker).unwrap();
+    gateway.admit(&ask(from(elsewhere), &POOL, &policy), tick(0)).unwrap();
+    gateway.tables[resting.worker].forget_all();
+    let used = gateway.shared.tenant(BLUE);
+    assert_eq!((used.sessions(), used.ports()), (1, 1), "those of the other worker");
 }
