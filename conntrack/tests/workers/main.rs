@@ -1,12 +1,14 @@
 //! The tables of one worker and of several.
 //!
 //! - `gateway`: several tables that share egress addresses
+//! - `mappings`: endpoint-independent mappings among older sessions
 //! - `model`: behave like a naive model, whatever the order of events
 //! - `ports`: to the last outside port, at any number of workers
 //! - `table`: one table's memory, room and bounds
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 mod gateway;
+mod mappings;
 mod model;
 mod ports;
 mod table;

@@ -1,11 +1,8 @@
 //! Endpoint-independent mappings where the model does not go: egress addresses that come and go.
-#![expect(clippy::unwrap_used, reason = "a test may panic")]
-
-mod common;
 
 use std::net::Ipv4Addr;
 
-use common::{Ask, Workers, tick};
+use crate::gateway::{Ask, Workers, tick};
 use conntrack::{Direction, Filtering, FiveTuple, Mapping, Policy, Protocol, Quota, Refusal, TenantId};
 
 const POOL: [Ipv4Addr; 2] = [Ipv4Addr::new(192, 168, 55, 113), Ipv4Addr::new(192, 168, 55, 200)];
