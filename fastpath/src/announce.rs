@@ -21,6 +21,22 @@ pub struct Announcement {
     pub mac: MacAddr6,
 }
 
+impl Announcement {
+    /// Tells whether the gateway answers for the address, with this MAC, under a snapshot too.
+    pub fn holds_under(&self, snapshot: &Snapshot) -> bool {
+        match self.side {
+            Side::Inside => snapshot
+                .tenant_by_mac(self.mac)
+                .and_then(|tenant| snapshot.tenant(tenant))
+                .is_some_and(|tenant| tenant.gateway_address == self.address),
+            Side::Outside => {
+                snapshot.tenant_by_egress(self.address).is_some()
+                    && snapshot.link(Side::Outside).mac == self.mac
+            }
+        }
+    }
+}
+
 /// Returns what `next` announces and `previous` did not.
 pub fn new_announcements(previous: Option<&Snapshot>, next: &Snapshot) -> Vec<Announcement> {
     let mut announcements: Vec<_> = all_announcements(next).collect();

@@ -99,6 +99,22 @@ fn sessions_end_with_the_right_to_have_them() {
 }
 
 #[test]
+fn an_address_that_is_gone_before_its_turn_is_not_announced() {
+    let many = |spec: &mut SnapshotSpec| {
+        spec.tenants[1].egress_addresses = (1..=40).map(|host| Ipv4Addr::new(192, 168, 56, host)).collect();
+    };
+    let mut rig = Rig::new(gateway().spec());
+    rig.offer(gateway().epoch(2).change(many).spec());
+    rig.turn(0);
+    let announced = rig.take(Outside).len();
+    assert!(0 < announced && announced < 40, "{announced} in one turn");
+    rig.offer(gateway().epoch(3).spec());
+    rig.run();
+    let late: Vec<_> = rig.take(Outside).into_iter().map(|frame| frame[28..32].to_vec()).collect();
+    assert_eq!(late, [[192, 168, 55, 114]], "what is back, and nothing that is gone");
+}
+
+#[test]
 fn no_tenant_takes_all_places_of_those_that_wait() {
     let dark = |spec: &mut SnapshotSpec| spec.neighbours.retain(|neighbour| neighbour.side == Inside);
     let mut rig = Rig::new(gateway().change(dark).spec());

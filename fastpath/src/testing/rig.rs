@@ -23,9 +23,23 @@ use crate::worker::{Port, Worker, WorkerParts};
 use super::BLUE;
 use super::fragments::{payload_at, place};
 
-const FRAMES_PER_WORKER: usize = 640;
-const RING: usize = 64;
-const SESSIONS: u32 = 256;
+/// How big a rig is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Size {
+    /// Number of workers.
+    pub(crate) workers: u16,
+    /// Frames that each worker starts with.
+    pub(crate) frames: usize,
+    /// Frames that each fill and tx ring holds.
+    pub(crate) ring: usize,
+    /// Sessions that each worker can hold.
+    pub(crate) sessions: u32,
+}
+
+impl Size {
+    /// One worker, as most scenarios need it.
+    const USUAL: Self = Self { workers: 1, frames: 640, ring: 64, sessions: 256 };
+}
 
 /// Some workers, each with a wire on both sides.
 pub(crate) struct Rig {
@@ -37,7 +51,7 @@ pub(crate) struct Rig {
     retired: Receiver<Arc<Snapshot>>,
     book: SharedBook,
     pub(crate) now: Tick,
-    _area: FrameArea,
+    frames: usize,
 }
 
 impl Rig {
@@ -48,18 +62,33 @@ impl Rig {
 
     /// Makes `workers` workers on wires with faults.
     pub(crate) fn with(spec: SnapshotSpec, workers: u16, faults: Faults, seed: u64) -> Self {
-        Self::build(spec, workers, SESSIONS, faults, seed)
+        Self::of_size(spec, Size { workers, ..Size::USUAL }, faults, seed)
     }
 
     /// Makes one worker that can hold so many sessions, on wires without faults.
     pub(crate) fn with_room_for(sessions: u32, spec: SnapshotSpec) -> Self {
-        Self::build(spec, 1, sessions, Faults::default(), 1)
+        Self::of_size(spec, Size { sessions, ..Size::USUAL }, Faults::default(), 1)
     }
 
-    fn build(spec: SnapshotSpec, workers: u16, sessions: u32, faults: Faults, seed: u64) -> Self {
-        let count = usize::from(workers);
-        let total = count * FRAMES_PER_WORKER;
-        let (area, mut frames) = FrameArea::allocate(total).unwrap();
+    fn of_size(spec: SnapshotSpec, size: Size, faults: Faults, seed: u64) -> Self {
+        let (_area, frames) = FrameArea::allocate(usize::from(size.workers) * size.frames).unwrap();
+        let mut rig = Self::assemble(spec, size, faults, seed, frames);
+        rig.run();
+        // Announcements of the first snapshot.
+        Side::BOTH.iter().for_each(|side| drop(rig.take(*side)));
+        rig
+    }
+
+    /// Makes workers that share these frames, as many as their size asks for; they have not turned yet.
+    pub(crate) fn assemble(
+        spec: SnapshotSpec,
+        size: Size,
+        faults: Faults,
+        seed: u64,
+        mut frames: FramePool,
+    ) -> Self {
+        let count = usize::from(size.workers);
+        let total = count * size.frames;
         let commons = Arc::new(ArrayQueue::new(total));
         let mailboxes: Vec<_> = (0..count).map(|_| Arc::new(Mailbox::new().unwrap())).collect();
         let requests = Arc::new(RequestQueue::new().unwrap());
@@ -69,12 +98,14 @@ impl Rig {
         let wires: Vec<_> = (0..count as u64)
             .map(|worker| [Wire::new(faults, seed + 2 * worker), Wire::new(faults, seed + 2 * worker + 1)])
             .collect();
-        let workers = (0..workers).zip(&wires).map(|(number, wires)| {
+        let workers = (0..size.workers).zip(&wires).map(|(number, wires)| {
             let mut pool = FramePool::with_capacity(total);
-            (0..FRAMES_PER_WORKER).for_each(|_| pool.put(frames.take().unwrap()));
-            let ports = Side::BOTH.map(|side| Port { side, io: SimPort::new(&wires[side.index()], RING) });
-            let slot = WorkerSlot { worker: number, workers };
-            let conntrack = Conntrack::new(sessions, slot, Arc::clone(snapshot.shared().unwrap()), [7; 32]);
+            (0..size.frames).for_each(|_| pool.put(frames.take().unwrap()));
+            let ports =
+                Side::BOTH.map(|side| Port { side, io: SimPort::new(&wires[side.index()], size.ring) });
+            let slot = WorkerSlot { worker: number, workers: size.workers };
+            let shared = Arc::clone(snapshot.shared().unwrap());
+            let conntrack = Conntrack::new(size.sessions, slot, shared, [7; 32]);
             let counters = Arc::new(WorkerCounters::new(2));
             Worker::new(WorkerParts {
                 engine: Engine::new(Arc::clone(&snapshot), conntrack, counters, Tick::default()),
@@ -88,11 +119,7 @@ impl Rig {
         });
         let workers = workers.collect();
         let now = Tick::default();
-        let mut rig = Self { workers, wires, commons, mailboxes, requests, retired, book, now, _area: area };
-        rig.run();
-        // Announcements of the first snapshot.
-        Side::BOTH.iter().for_each(|side| drop(rig.take(*side)));
-        rig
+        Self { workers, wires, commons, mailboxes, requests, retired, book, now, frames: total }
     }
 
     /// Puts a frame on a wire of a worker.
@@ -103,13 +130,23 @@ impl Rig {
     /// Lets all workers turn until none finds anything.
     pub(crate) fn run(&mut self) {
         for _ in 0..10_000 {
-            let found: usize = self.workers.iter_mut().map(|worker| worker.turn(self.now)).sum();
-            let waits = self.mailboxes.iter().any(|mailbox| mailbox.frames_waiting() > 0);
-            if found == 0 && !waits && !self.workers.iter().any(|worker| worker.is_busy()) {
+            let found: usize = (0..self.workers.len()).map(|worker| self.turn(worker)).sum();
+            if found == 0 && self.is_at_rest() {
                 return;
             }
         }
         panic!("the workers find no rest");
+    }
+
+    /// Lets one worker do one turn; returns how many frames it found.
+    pub(crate) fn turn(&mut self, worker: usize) -> usize {
+        self.workers[worker].turn(self.now)
+    }
+
+    /// Tells whether nothing is left to do, unless a frame comes.
+    pub(crate) fn is_at_rest(&self) -> bool {
+        let waits = self.mailboxes.iter().any(|mailbox| mailbox.frames_waiting() > 0);
+        !waits && !self.workers.iter().any(Worker::is_busy)
     }
 
     /// Lets time pass, and the workers turn.
@@ -138,17 +175,25 @@ impl Rig {
 
     /// Takes what left on a side, at any worker.
     pub(crate) fn take(&self, side: Side) -> Vec<Vec<u8>> {
-        self.wires.iter().flat_map(|wires| std::iter::from_fn(|| wires[side.index()].take())).collect()
+        (0..self.wires.len()).flat_map(|worker| self.take_from(worker, side)).collect()
+    }
+
+    /// Takes what left on a side of one worker.
+    pub(crate) fn take_from(&self, worker: usize, side: Side) -> impl Iterator<Item = Vec<u8>> {
+        std::iter::from_fn(move || self.wires[worker][side.index()].take())
+    }
+
+    /// Puts a snapshot before all workers, which adopt it with their next turns.
+    pub(crate) fn offer(&self, spec: SnapshotSpec) {
+        let snapshot = Arc::new(Snapshot::compile(spec));
+        for mailbox in &self.mailboxes {
+            mailbox.put_snapshot(Arc::clone(&snapshot));
+        }
     }
 
     /// Publishes a snapshot and waits until all workers use it.
     pub(crate) fn publish(&mut self, spec: SnapshotSpec) {
-        let applied = self.workers.iter().map(|worker| worker.counters().epoch.get()).min().unwrap();
-        let applied = Epoch(u32::try_from(applied).unwrap());
-        let snapshot = Arc::new(Snapshot::compile(spec).with_shared(&mut self.book, applied));
-        for mailbox in &self.mailboxes {
-            mailbox.put_snapshot(Arc::clone(&snapshot));
-        }
+        self.offer(spec);
         self.run();
         assert_eq!(self.retired.try_iter().count(), self.workers.len(), "every worker acknowledges");
     }
@@ -202,8 +247,11 @@ impl Drop for Rig {
         }
         let owned: usize = self.workers.iter().map(Worker::frames_owned).sum();
         let handed: usize = self.mailboxes.iter().map(|mailbox| mailbox.frames_waiting()).sum();
-        let total = self.workers.len() * FRAMES_PER_WORKER;
-        assert_eq!(owned + handed + self.commons.len(), total, "every frame is owned in exactly one place");
+        assert_eq!(
+            owned + handed + self.commons.len(),
+            self.frames,
+            "every frame is owned in exactly one place"
+        );
         let counted = self.all_tenants().sessions;
         assert_eq!(counted, u64::from(self.sessions()), "tenants' sessions add up");
     }
