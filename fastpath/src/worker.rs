@@ -221,6 +221,7 @@ impl<I: FrameIo> Worker<I> {
             self.parts.engine.conntrack.adopt(Arc::clone(shared));
         }
         let previous = std::mem::replace(&mut self.parts.engine.snapshot, next);
+        self.announcements.retain(|announcement| announcement.holds_under(&self.parts.engine.snapshot));
         self.announcements.extend(self.to_announce(Some(&previous)));
         self.parts.engine.counters.adopt(&self.parts.engine.snapshot);
         // Nobody listens while the control side ends.
