@@ -8,7 +8,10 @@ export PATH := $(PATH):/usr/sbin:/sbin
 ROOT := $(filter 0,$(shell id -u))
 SUDO := $(if $(ROOT),,sudo)
 
-.PHONY: help demo test lint bench dependencies
+# How long `make fuzz` runs each target.
+SECONDS ?= 60
+
+.PHONY: help demo test lint bench fuzz dependencies
 
 help: ## lists the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -26,11 +29,16 @@ lint: dependencies ## checks format, lints and documentation
 		{ echo "error: cargo $${tool%:*} is missing; add it: rustup component add $${tool#*:}" >&2; exit 1; }; done
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --workspace --all-targets --features spillway-fuzz/targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps
 
 bench: dependencies ## measures the gateway on this machine, shortly
 	$(CARGO) build --release -p control -p spillway-bench
 	$(SUDO) $(TARGET)/release/spillway-bench wire --short $(ARGS)
+
+fuzz: ## feeds anything to the parser and the pipeline, SECONDS each (60)
+	@scripts/install-deps fuzz
+	@scripts/fuzz $(SECONDS) $(abspath $(TARGET))/fuzz
 
 dependencies:
 	@scripts/install-deps

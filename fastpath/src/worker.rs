@@ -188,6 +188,12 @@ impl<I: FrameIo> Worker<I> {
         self.parts.engine.fragments.frames_owned()
     }
 
+    /// Takes the worker apart.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn into_parts(self) -> WorkerParts<I> {
+        self.parts
+    }
+
     /// Makes the worker panic with the next frame in hand.
     #[cfg(test)]
     pub(crate) fn fail_at_next_frame(&mut self) {

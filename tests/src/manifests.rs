@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-/// Every crate of the workspace, by directory.
+/// Every crate of the workspace, by directory; the fuzz targets belong to the fast path.
 pub const CRATES: [&str; 5] = ["conntrack", "fastpath", "control", "bench", "tests"];
 
 /// Returns the workspace's root.

@@ -100,6 +100,11 @@ impl SimPort {
             ring_frames,
         }
     }
+
+    /// Closes the port and returns the frames that it owned.
+    pub fn into_frames(mut self) -> impl Iterator<Item = Frame> {
+        self.transmitting.into_iter().chain(std::iter::from_fn(move || self.fill.take()))
+    }
 }
 
 impl FrameIo for SimPort {

@@ -1,6 +1,7 @@
 //! What the tests of this crate share: a gateway with the reference addresses, and frames.
 
 pub(crate) mod fragments;
+pub mod fuzzing;
 pub(crate) mod rig;
 
 use std::net::{Ipv4Addr, SocketAddrV4};

@@ -184,8 +184,10 @@ impl Rig {
     }
 
     /// Puts a snapshot before all workers, which adopt it with their next turns.
-    pub(crate) fn offer(&self, spec: SnapshotSpec) {
-        let snapshot = Arc::new(Snapshot::compile(spec));
+    pub(crate) fn offer(&mut self, spec: SnapshotSpec) {
+        let applied = self.workers.iter().map(|worker| worker.counters().epoch.get()).min().unwrap();
+        let applied = Epoch(u32::try_from(applied).unwrap());
+        let snapshot = Arc::new(Snapshot::compile(spec).with_shared(&mut self.book, applied));
         for mailbox in &self.mailboxes {
             mailbox.put_snapshot(Arc::clone(&snapshot));
         }
@@ -196,6 +198,22 @@ impl Rig {
         self.offer(spec);
         self.run();
         assert_eq!(self.retired.try_iter().count(), self.workers.len(), "every worker acknowledges");
+    }
+
+    /// Takes the rig apart, and returns its frames from all the places where they lie while nothing waits.
+    pub(crate) fn dismantle(mut self) -> Vec<Frame> {
+        let mut frames: Vec<_> = std::iter::from_fn(|| self.commons.pop()).collect();
+        for worker in std::mem::take(&mut self.workers) {
+            let mut parts = worker.into_parts();
+            frames.extend(std::iter::from_fn(|| parts.pool.take()));
+            frames.extend(parts.ports.into_iter().flat_map(|port| port.io.into_frames()));
+        }
+        let mut places: Vec<_> = frames.iter().map(|frame| frame.bytes().as_ptr()).collect();
+        places.sort_unstable();
+        places.dedup();
+        assert_eq!((frames.len(), places.len()), (self.frames, self.frames), "every frame is there, once");
+        self.frames = 0;
+        frames
     }
 
     pub(crate) fn drops(&self, reason: DropReason) -> u64 {
@@ -209,6 +227,11 @@ impl Rig {
     /// Returns how many packets came back in because they went to an egress address.
     pub(crate) fn hairpinned(&self) -> u64 {
         self.workers.iter().map(|worker| worker.counters().hairpinned.get()).sum()
+    }
+
+    /// Returns how many fragments were made of packets that were too large for their link.
+    pub(crate) fn fragments_made(&self) -> u64 {
+        self.workers.iter().map(|worker| worker.counters().fragments_made.get()).sum()
     }
 
     pub(crate) fn sessions(&self) -> u32 {

@@ -1,0 +1,80 @@
+//! What holds of every frame that the gateway sends, whatever came in.
+
+use std::collections::HashMap;
+use std::net::Ipv4Addr;
+
+use super::frames::{Header, is_error, is_sealed, read_address};
+use crate::snapshot::{Side, SnapshotSpec};
+
+const ARP_SENDER: usize = 28;
+
+/// What the snapshots allowed, by epoch.
+#[derive(Debug, Default)]
+pub(crate) struct Laws {
+    by_epoch: HashMap<u64, Allowed>,
+}
+
+#[derive(Debug)]
+struct Allowed {
+    egress_addresses: Vec<Ipv4Addr>,
+    gateway_addresses: Vec<Ipv4Addr>,
+    mtus: [u16; 2],
+}
+
+impl Laws {
+    /// Notes what a snapshot allows.
+    pub(crate) fn learn(&mut self, spec: &SnapshotSpec) {
+        let tenants = || spec.tenants.iter();
+        let allowed = Allowed {
+            egress_addresses: tenants().flat_map(|tenant| tenant.egress_addresses.clone()).collect(),
+            gateway_addresses: tenants().map(|tenant| tenant.gateway_address).collect(),
+            mtus: [spec.inside.mtu, spec.outside.mtu],
+        };
+        self.by_epoch.insert(u64::from(spec.epoch.0), allowed);
+    }
+
+    /// Checks a frame that a worker sent under the snapshot of an epoch. `was_sealed` says that no frame with a wrong
+    /// checksum had come in.
+    pub(crate) fn check(&self, epoch: u64, side: Side, frame: &[u8], was_sealed: bool) {
+        let allowed = &self.by_epoch[&epoch];
+        match frame[12..14] {
+            [8, 0] => allowed.check_packet(side, frame, was_sealed),
+            [8, 6] => allowed.check_announcement(side, frame),
+            _ => panic!("neither IPv4 nor ARP was sent: {frame:02x?}"),
+        }
+    }
+}
+
+impl Allowed {
+    fn check_packet(&self, side: Side, frame: &[u8], was_sealed: bool) {
+        let ip = Header::of_frame(frame).expect("what is sent is a whole packet");
+        assert_eq!(ip.end, frame.len(), "no byte is sent that is not the packet's");
+        assert!(ip.end - ip.at <= usize::from(self.mtus[side.index()]), "it fits the link");
+        assert!(frame[ip.at + 8] > 0, "time to live");
+        assert_eq!(conntrack::checksum::checksum(0, &frame[ip.at..ip.payload_at]), 0, "header checksum");
+        assert!(!was_sealed || is_sealed(frame), "checksums that were right stay right: {frame:02x?}");
+        match side {
+            Side::Inside => {}
+            Side::Outside => self.check_leak(&ip, frame),
+        }
+    }
+
+    /// No inside address gets out: not as source, and not as receiver of what an ICMP error quotes.
+    fn check_leak(&self, ip: &Header, frame: &[u8]) {
+        let source = read_address(frame, ip.at + 12);
+        assert!(self.egress_addresses.contains(&source), "{source} left by the outside");
+        if ip.protocol == 1 && !ip.is_fragment && is_error(frame[ip.payload_at]) {
+            let quoted = read_address(frame, ip.payload_at + 8 + 16);
+            assert!(self.egress_addresses.contains(&quoted), "an error about a packet to {quoted} left");
+        }
+    }
+
+    fn check_announcement(&self, side: Side, frame: &[u8]) {
+        let sender = read_address(frame, ARP_SENDER);
+        let addresses = match side {
+            Side::Inside => &self.gateway_addresses,
+            Side::Outside => &self.egress_addresses,
+        };
+        assert!(addresses.contains(&sender), "{sender} is announced on the {}", side.name());
+    }
+}
