@@ -14,6 +14,9 @@ use control::demo::topology::{Host, SERVER};
 /// The service's first line, like that of an SSH server.
 pub const BANNER: &str = "SSH-2.0-lab\r\n";
 
+/// Bytes of the largest datagram.
+const LARGEST: usize = 1 << 16;
+
 const TURN: Duration = Duration::from_millis(50);
 
 /// A service; it ends when this is dropped.
@@ -96,8 +99,46 @@ pub fn converse(lab: &Lab, from: Host, with: SocketAddrV4, total: usize) -> Resu
     Ok(())
 }
 
+/// Sends one datagram from a host to a [`Peer::udp_echo`]; returns the host's address as the peer saw it, and what came
+/// back.
+///
+/// # Errors
+/// When nothing comes back, or no echo.
+pub fn exchange(lab: &Lab, from: Host, peer: &Peer, sent: &[u8]) -> Result<(Ipv4Addr, Vec<u8>)> {
+    let socket = lab.namespace(from).enter(|| UdpSocket::bind("0.0.0.0:0"))??;
+    socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+    let (client, got) = exchange_with(&socket, peer, sent)?;
+    Ok((*client.ip(), got))
+}
+
+/// Does the same with a socket that is there; returns its address and port as the peer saw them.
+///
+/// # Errors
+/// As [`exchange`].
+pub fn exchange_with(socket: &UdpSocket, peer: &Peer, sent: &[u8]) -> Result<(SocketAddrV4, Vec<u8>)> {
+    socket.send_to(sent, peer.address())?;
+    let mut buffer = vec![0; LARGEST];
+    let length = socket.recv(&mut buffer)?;
+    let blank = buffer.iter().position(|byte| *byte == b' ').context("the answer has no blank")?;
+    let client = std::str::from_utf8(&buffer[..blank])?.parse()?;
+    Ok((client, buffer[blank + 1..length].to_vec()))
+}
+
+/// Returns bytes without a pattern, the same on every call.
+pub fn noise(length: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    std::iter::repeat_with(|| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()[3]
+    })
+    .take(length)
+    .collect()
+}
+
 fn answer_datagrams(socket: &UdpSocket, stop: &AtomicBool) {
-    let mut buffer = [0; 1 << 16];
+    let mut buffer = vec![0; LARGEST];
     while !stop.load(Ordering::Relaxed) {
         // Nothing within a turn, or an ICMP error about an earlier answer.
         let Ok((length, client)) = socket.recv_from(&mut buffer) else { continue };

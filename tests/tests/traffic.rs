@@ -10,7 +10,7 @@ use control::demo::topology::{
     BLUE, GATEWAY_INSIDE, GATEWAY_OUTSIDE, Host, INTERNET, PODS, RED, ROUTER, SERVER,
 };
 use spillway_tests::fixture::{Fixture, hops};
-use spillway_tests::peers::{Peer, converse};
+use spillway_tests::peers::{Peer, converse, exchange, noise};
 use spillway_tests::stream::Stream;
 
 #[test]
@@ -56,7 +56,7 @@ fn datagrams_of_every_size_come_back_unchanged() -> Result<()> {
     for pod in &PODS {
         for length in [0, 1, 17, 18, 19, 512, 1300, 1480, 4000, 20_000, 65_000] {
             let sent = noise(length);
-            let (client, got) = exchange(&fixture, pod.host, &peer, &sent)
+            let (client, got) = exchange(&fixture.lab, pod.host, &peer, &sent)
                 .with_context(|| format!("{length} bytes from pod {}", pod.address))?;
             assert_eq!(client, pod.tenant.egress, "pod {}", pod.address);
             assert!(got == sent, "{length} bytes from pod {} came back changed", pod.address);
@@ -195,32 +195,4 @@ fn the_tenants_gateway_address_answers_its_nodes() -> Result<()> {
         assert!(neighbour.contains("02:53:c0:a8:63:0d"), "{neighbour}");
     }
     Ok(())
-}
-
-/// Sends one datagram; returns the client's address as the server saw it, and what came back.
-fn exchange(fixture: &Fixture, from: Host, peer: &Peer, sent: &[u8]) -> Result<(Ipv4Addr, Vec<u8>)> {
-    fixture.lab.namespace(from).enter(|| {
-        let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
-        socket.set_read_timeout(Some(std::time::Duration::from_secs(5)))?;
-        socket.connect(peer.address())?;
-        socket.send(sent)?;
-        let mut buffer = [0; 1 << 16];
-        let length = socket.recv(&mut buffer)?;
-        let blank = buffer.iter().position(|byte| *byte == b' ').context("the answer has no blank")?;
-        let client: std::net::SocketAddrV4 = std::str::from_utf8(&buffer[..blank])?.parse()?;
-        Ok((*client.ip(), buffer[blank + 1..length].to_vec()))
-    })?
-}
-
-/// Bytes without a pattern, the same on every call.
-fn noise(length: usize) -> Vec<u8> {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    std::iter::repeat_with(|| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.to_le_bytes()[3]
-    })
-    .take(length)
-    .collect()
 }
