@@ -163,6 +163,7 @@ impl Rig {
     }
 
     /// Sends a frame in at the first worker, which panics with it in hand and recovers.
+    #[cfg(test)]
     pub(crate) fn fail_at(&mut self, side: Side, frame: &[u8]) {
         self.inject(0, side, frame);
         let (worker, now) = (&mut self.workers[0], self.now);
