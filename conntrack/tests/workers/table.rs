@@ -2,7 +2,7 @@
 use std::net::Ipv4Addr;
 
 use crate::gateway::{Ask, Workers, tick};
-use conntrack::{Direction, FiveTuple, Policy, Protocol, Refusal, TenantId};
+use conntrack::{Direction, FiveTuple, Policy, Protocol, Refusal, TcpSegment, TenantId};
 
 const EGRESS: Ipv4Addr = Ipv4Addr::new(192, 168, 55, 113);
 const BLUE: TenantId = TenantId(0);
@@ -66,6 +66,20 @@ fn expiry_stops_at_its_bound_and_takes_the_oldest_first() {
     assert!(workers.find_outbound(BLUE, &tuple(5, 2004)).is_some());
     assert_eq!(workers.tables[0].expire(late, &timeouts, 3, |_| {}), 1);
     assert_eq!(workers.tables[0].expire(late, &timeouts, 3, |_| {}), 0);
+}
+
+#[test]
+fn packets_to_a_pod_keep_a_udp_session_alive_unless_the_configuration_says_otherwise() {
+    for (inbound_refreshes, is_alive) in [(true, true), (false, false)] {
+        let mut workers = Workers::new(1, 16, &[EGRESS], 0);
+        workers.timeouts.inbound_refreshes = inbound_refreshes;
+        admit(&mut workers, tuple(5, 2000), 0).unwrap();
+        let at = workers.find_outbound(BLUE, &tuple(5, 2000)).unwrap();
+        let (segment, timeouts) = (TcpSegment::default(), workers.timeouts);
+        workers.tables[0].touch(at.id, Direction::Inbound, &segment, tick(2000), &timeouts);
+        workers.expire(tick(3500));
+        assert_eq!(workers.find_outbound(BLUE, &tuple(5, 2000)).is_some(), is_alive);
+    }
 }
 
 #[test]

@@ -7,6 +7,7 @@
 //! - [`oversize`]: packets that are too large for the outgoing link leave in fragments
 //! - [`changing`]: neighbours and policies change while packets come
 //! - [`counting`]: what is counted, and for whom
+//! - [`hairpin`]: pods that talk to egress addresses of the gateway
 //! - [`handshake`]: what a gateway changes in a SYN
 //! - [`portless`]: protocols without ports are translated by address
 //! - [`stray`]: packets that belong to no session and may not open one
@@ -17,6 +18,7 @@ mod counting;
 mod extensions;
 mod forwarding;
 mod fragments;
+mod hairpin;
 mod handshake;
 mod oversize;
 mod portless;
