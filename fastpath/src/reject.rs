@@ -224,19 +224,8 @@ mod tests {
             tcp_frame("10.132.0.5:40000", "192.168.55.13:80", TcpFlags::SYN),
             udp_frame("10.132.0.5:40000", "192.168.55.13:53", b"x"),
         ];
-        let reasons = [
-            DropReason::NoPort,
-            DropReason::AmbiguousProtocol,
-            DropReason::SessionsFull,
-            DropReason::TenantSessionLimit,
-            DropReason::TenantPortLimit,
-            DropReason::TenantRateLimit,
-            DropReason::PodSessionLimit,
-            DropReason::PodPortLimit,
-            DropReason::PodRateLimit,
-        ];
         for packet in frames.map(|frame| parse(&frame).unwrap()) {
-            for reason in reasons {
+            for reason in DropReason::SHORTAGES {
                 let answer = answer_to(&packet, reason, 1500);
                 let prohibited = IcmpError { kind: 3, code: 13, mtu: 0 };
                 assert_eq!(answer, Some(Answer::Error(prohibited)), "{}", reason.name());

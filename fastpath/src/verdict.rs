@@ -207,6 +207,22 @@ drop_reasons! {
     WorkerPanic = "worker_panic",
 }
 
+impl DropReason {
+    /// Reasons to refuse a session for lack of room, or by a limit: the pod and the operator are told (RFC 5508 REQ-8, RFC
+    /// 6888 REQ-11).
+    pub const SHORTAGES: [Self; 9] = [
+        Self::NoPort,
+        Self::AmbiguousProtocol,
+        Self::SessionsFull,
+        Self::TenantSessionLimit,
+        Self::TenantPortLimit,
+        Self::TenantRateLimit,
+        Self::PodSessionLimit,
+        Self::PodPortLimit,
+        Self::PodRateLimit,
+    ];
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;

@@ -11,18 +11,6 @@ use super::gateway::Gateway;
 
 const TELL_EVERY: Duration = Duration::from_secs(60);
 
-const REASONS: [DropReason; 9] = [
-    DropReason::NoPort,
-    DropReason::SessionsFull,
-    DropReason::AmbiguousProtocol,
-    DropReason::TenantSessionLimit,
-    DropReason::TenantPortLimit,
-    DropReason::TenantRateLimit,
-    DropReason::PodSessionLimit,
-    DropReason::PodPortLimit,
-    DropReason::PodRateLimit,
-];
-
 /// What operators were told, and when.
 #[derive(Debug, Default)]
 pub struct Shortages {
@@ -44,7 +32,7 @@ impl Shortages {
         drops: &[(DropReason, u64)],
         now: Instant,
     ) -> Vec<(DropReason, u64)> {
-        let short = drops.iter().filter(|(reason, _)| REASONS.contains(reason));
+        let short = drops.iter().filter(|(reason, _)| DropReason::SHORTAGES.contains(reason));
         short
             .filter_map(|(reason, count)| Some((*reason, self.untold((tenant, *reason), *count, now)?)))
             .collect()
