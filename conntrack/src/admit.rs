@@ -2,10 +2,11 @@
 
 use std::net::Ipv4Addr;
 
-use crate::anchor::{Anchor, Role, mapping_key_outside, peer_key, pod_key};
+use crate::anchor::{Anchor, Role, mapping_key_inside, mapping_key_outside, peer_key, pod_key};
+use crate::blocks::EgressPorts;
 use crate::checksum::ChecksumDelta;
 use crate::flow::{Direction, FiveTuple, Key, Portless, Protocol, TenantId};
-use crate::lending::Loan;
+use crate::lending::{Loan, LoanRequest};
 use crate::pairing::pair_egress;
 use crate::policy::{Filtering, Mapping, Policy, Quota};
 use crate::session::{PortHolder, Session, SessionId};
@@ -29,7 +30,7 @@ pub struct Admission<'a> {
     pub policy: &'a Policy,
     /// Timeouts.
     pub timeouts: &'a Timeouts,
-    /// A port that another worker has lent for this session.
+    /// A port that another worker has lent for this session, if it still fits.
     pub loan: Option<Loan>,
     /// What the session is checked under, and where its packets go.
     pub revision: Revision,
@@ -45,11 +46,18 @@ struct Ground {
     new_ports: u32,
 }
 
+/// The port of a session that shall be made, and the worker that lends it, if one does.
+#[derive(Clone, Copy, Debug)]
+struct FoundPort {
+    port: u16,
+    lender: Option<u16>,
+}
+
 impl Conntrack {
     /// Makes a session.
     ///
-    /// The pod keeps the egress address that it has as long as it has sessions, else it gets the one that
-    /// [`pair_egress`] gives (RFC 4787 REQ-2). With [`Mapping::EndpointIndependent`] the session takes the port of its
+    /// The pod keeps the egress address that it has as long as it has sessions, else it gets the one that it asked for
+    /// another worker's port of, or that [`pair_egress`] gives (RFC 4787 REQ-2). With [`Mapping::EndpointIndependent`] the session takes the port of its
     /// mapping, or makes the mapping.
     ///
     /// # Errors
@@ -60,11 +68,11 @@ impl Conntrack {
         self.check_room(admission, ground)?;
         self.check_pod_quota(admission, ground, now)?;
         let quota = &admission.policy.tenant_quota;
-        self.shared.tenant(admission.tenant).begin(quota, ground.new_ports, second(now))?;
+        let second = self.shared.tenant(admission.tenant).begin(quota, ground.new_ports, second(now))?;
         match self.find_port(admission, ground) {
             Ok(port) => Ok(self.begin(admission, ground, port, now)),
             Err(refusal) => {
-                self.shared.tenant(admission.tenant).undo(quota, ground.new_ports);
+                self.shared.tenant(admission.tenant).undo(quota, ground.new_ports, second);
                 Err(refusal)
             }
         }
@@ -72,6 +80,7 @@ impl Conntrack {
 
     /// Returns the inside address and port that an unexpected packet from outside may open a session to: those of the
     /// mapping of its destination, if filtering lets its source in (RFC 4787 section 5). `wire` is the packet's tuple.
+    /// Nobody is let in to a mapping by an egress address that its pod had before.
     pub fn admitted_from_outside(
         &self,
         tenant: TenantId,
@@ -81,7 +90,10 @@ impl Conntrack {
         let outside = (wire.destination, wire.destination_port);
         let mapping = self.find_entry(&mapping_key_outside(tenant, wire.protocol, outside))?;
         let mapping = self.slab.anchor(mapping);
-        let is_alive = matches!(mapping.role, Role::Mapping { is_current: true, .. }) && mapping.sessions > 0;
+        let pod = self.find_entry(&pod_key(tenant, mapping.inside));
+        let is_alive = matches!(mapping.role, Role::Mapping { .. })
+            && mapping.sessions > 0
+            && pod.is_some_and(|pod| self.slab.anchor(pod).outside == mapping.outside);
         let is_let_in = match filtering {
             Filtering::AddressAndPortDependent => false,
             Filtering::AddressDependent => self.find_entry(&peer_key(tenant, &wire.reversed())).is_some(),
@@ -109,17 +121,30 @@ impl Conntrack {
         let pod = self.find_entry(&pod_key(tenant, tuple.source));
         let paired =
             pod.map(|pod| self.slab.anchor(pod).outside).filter(|paired| egress_addresses.contains(paired));
-        let outside =
-            paired.or_else(|| pair_egress(tuple.source, egress_addresses)).ok_or(Refusal::NoPort)?;
+        let outside = paired
+            .or_else(|| self.asked_for(admission))
+            .or_else(|| pair_egress(tuple.source, egress_addresses, |egress| self.pods_of(egress)))
+            .ok_or(Refusal::NoPort)?;
         let mapping = match admission.policy.mapping {
             Mapping::AddressAndPortDependent => None,
             Mapping::EndpointIndependent if !has_ports(tuple.protocol) => None,
-            Mapping::EndpointIndependent => self
-                .current_mapping(admission)
-                .filter(|mapping| self.slab.anchor(*mapping).outside == outside),
+            Mapping::EndpointIndependent => {
+                let inside = (tuple.source, tuple.source_port);
+                self.find_entry(&mapping_key_inside(tenant, tuple.protocol, inside, outside))
+            }
         };
         let has_port = mapping.is_some_and(|mapping| self.slab.anchor(mapping).sessions > 0);
         Ok(Ground { pod, outside, mapping, new_ports: u32::from(!has_port) })
+    }
+
+    /// Returns the egress address of the port that was lent for a session.
+    fn asked_for(&self, admission: &Admission<'_>) -> Option<Ipv4Addr> {
+        let outside = admission.loan.filter(|loan| self.is_valid(loan))?.request.outside_tuple.source;
+        admission.egress_addresses.contains(&outside).then_some(outside)
+    }
+
+    fn pods_of(&self, egress: Ipv4Addr) -> u32 {
+        self.shared.ports(egress).map_or(0, EgressPorts::pods)
     }
 
     fn check_room(&self, admission: &Admission<'_>, ground: Ground) -> Result<(), Refusal> {
@@ -144,7 +169,7 @@ impl Conntrack {
         }
     }
 
-    fn find_port(&mut self, admission: &Admission<'_>, ground: Ground) -> Result<u16, Refusal> {
+    fn find_port(&mut self, admission: &Admission<'_>, ground: Ground) -> Result<FoundPort, Refusal> {
         let Admission { tenant, tuple, loan, .. } = *admission;
         let outside_tuple = FiveTuple { source: ground.outside, ..tuple };
         if let Some(mapping) = ground.mapping {
@@ -152,29 +177,39 @@ impl Conntrack {
             let outside_tuple = FiveTuple { source_port: port, ..outside_tuple };
             let key = Key::new(tenant, Direction::Inbound, &outside_tuple.reversed());
             // A session from before the mapping may have the port towards this destination.
-            return if self.find_entry(&key).is_none() { Ok(port) } else { Err(Refusal::NoPort) };
+            return match self.find_entry(&key) {
+                None => Ok(FoundPort { port, lender: None }),
+                Some(_) => Err(Refusal::NoPort),
+            };
         }
         if admission.opened_by == Direction::Inbound {
             // The mapping that let it in is by an address that the pod no longer has.
             return Err(Refusal::NoPort);
         }
-        match loan {
-            Some(loan) if loan.is_mapping == is_mapped(admission) => Ok(loan.port),
-            Some(_) => Err(Refusal::NoPort),
-            None => self.choose_port(tenant, &outside_tuple, is_mapped(admission)),
+        let is_mapping = is_mapped(admission);
+        let request = LoanRequest { borrower: self.party(), tenant, outside_tuple, is_mapping };
+        match loan.filter(|loan| loan.request == request && self.is_valid(loan)) {
+            Some(loan) => Ok(FoundPort { port: loan.port, lender: Some(loan.lender.worker) }),
+            None => Ok(FoundPort { port: self.choose_port(request)?, lender: None }),
         }
     }
 
-    fn begin(&mut self, admission: &Admission<'_>, ground: Ground, port: u16, now: Tick) -> SessionId {
+    fn begin(
+        &mut self,
+        admission: &Admission<'_>,
+        ground: Ground,
+        FoundPort { port, lender }: FoundPort,
+        now: Tick,
+    ) -> SessionId {
         let outside_tuple = FiveTuple { source: ground.outside, source_port: port, ..admission.tuple };
         let mut session = prepare(admission, &outside_tuple, now);
         self.is_changing = true;
-        session.port = match (is_mapped(admission), admission.loan) {
+        session.port = match (is_mapped(admission), lender) {
             (true, _) => {
-                self.join_mapping(admission, ground.mapping, &outside_tuple);
+                self.join_mapping(admission, ground.mapping, &outside_tuple, lender);
                 PortHolder::Mapping
             }
-            (false, Some(_)) => PortHolder::Lender,
+            (false, Some(lender)) => PortHolder::Lender(lender),
             (false, None) => {
                 self.take_port(admission.tenant, &outside_tuple);
                 PortHolder::Session
@@ -196,16 +231,28 @@ impl Conntrack {
     fn join_pod(&mut self, admission: &Admission<'_>, ground: Ground, now: Tick) {
         let Admission { tenant, tuple, .. } = *admission;
         let id = ground.pod.unwrap_or_else(|| {
+            self.count_pod(ground.outside, EgressPorts::add_pod);
             self.put_entry(Kind::Anchor(Anchor::pod(tenant, tuple.source, ground.outside)))
         });
+        let former = std::mem::replace(&mut self.slab.anchor_mut(id).outside, ground.outside);
+        if former != ground.outside {
+            self.count_pod(former, EgressPorts::remove_pod);
+            self.count_pod(ground.outside, EgressPorts::add_pod);
+        }
         let pod = self.slab.anchor_mut(id);
-        pod.outside = ground.outside;
         pod.sessions += 1;
         pod.tally.ports += ground.new_ports;
         if pod.tally.second != second(now) {
             (pod.tally.second, pod.tally.begun) = (second(now), 0);
         }
         pod.tally.begun += 1;
+    }
+
+    /// Counts a pod in or out at an egress address.
+    pub(crate) fn count_pod(&self, egress: Ipv4Addr, count: impl FnOnce(&EgressPorts)) {
+        if let Some(ports) = self.shared.ports(egress) {
+            count(ports);
+        }
     }
 
     fn join_peer(&mut self, tenant: TenantId, outside_tuple: &FiveTuple) {

@@ -35,10 +35,8 @@ pub(crate) enum Role {
     Mapping {
         /// Whether the port rests when the last session ends (RFC 6888 REQ-8).
         rests: bool,
-        /// Whether another worker lent the port.
-        is_borrowed: bool,
-        /// Whether new sessions of the inside port use it; not when its egress address was taken from the tenant.
-        is_current: bool,
+        /// The worker that lent the port, if one did.
+        lender: Option<u16>,
     },
     /// An address that a mapping has sent to, and that may answer from any port (RFC 4787 section 5).
     Peer,
@@ -106,8 +104,9 @@ impl Anchor {
     pub(crate) fn key(&self, direction: Direction) -> Option<Key> {
         match (self.role, direction) {
             (Role::Pod, Direction::Outbound) => Some(pod_key(self.tenant, self.inside)),
-            (Role::Mapping { is_current: true, .. }, Direction::Outbound) => {
-                Some(mapping_key_inside(self.tenant, self.protocol, (self.inside, self.inside_port)))
+            (Role::Mapping { .. }, Direction::Outbound) => {
+                let inside = (self.inside, self.inside_port);
+                Some(mapping_key_inside(self.tenant, self.protocol, inside, self.outside))
             }
             (Role::Mapping { .. } | Role::LentMapping { .. }, Direction::Inbound) => {
                 Some(mapping_key_outside(self.tenant, self.protocol, (self.outside, self.outside_port)))
@@ -117,10 +116,7 @@ impl Anchor {
                 Some(Key::new(self.tenant, direction, &self.outside_tuple().reversed()))
             }
             (Role::Pod, Direction::Inbound)
-            | (
-                Role::Mapping { .. } | Role::Peer | Role::LentPort { .. } | Role::LentMapping { .. },
-                Direction::Outbound,
-            ) => None,
+            | (Role::Peer | Role::LentPort { .. } | Role::LentMapping { .. }, Direction::Outbound) => None,
         }
     }
 
@@ -142,9 +138,15 @@ pub(crate) fn pod_key(tenant: TenantId, inside: Ipv4Addr) -> Key {
     Key::scoped(Scope::Pod, tenant, Direction::Outbound, &tuple)
 }
 
-/// Returns the key of the mapping of an inside address and port.
-pub(crate) fn mapping_key_inside(tenant: TenantId, protocol: Protocol, inside: (Ipv4Addr, u16)) -> Key {
-    Key::scoped(Scope::Mapping, tenant, Direction::Outbound, &from_inside(inside, protocol))
+/// Returns the key of the mapping of an inside address and port by an egress address.
+pub(crate) fn mapping_key_inside(
+    tenant: TenantId,
+    protocol: Protocol,
+    inside: (Ipv4Addr, u16),
+    outside: Ipv4Addr,
+) -> Key {
+    let tuple = FiveTuple { destination: outside, ..from_inside(inside, protocol) };
+    Key::scoped(Scope::Mapping, tenant, Direction::Outbound, &tuple)
 }
 
 /// Returns the key of the mapping of an outside address and port.

@@ -1,4 +1,4 @@
-//! Who owns which block of outside ports of one egress address.
+//! Who owns which block of outside ports of one egress address, and how many pods have it.
 //!
 //! Workers lease the ports of an egress address in blocks of 64 and return a block with its last session, so that one
 //! worker may have them all while the others are idle, and the worker of a reply is known from its destination port.
@@ -26,6 +26,8 @@ const COUNT_MASK: u32 = (1 << COUNT_BITS) - 1;
 pub struct EgressPorts {
     words: [AtomicU32; BLOCKS as usize],
     owned: [AtomicU32; MAX_WORKERS as usize],
+    /// Pods of all workers that are paired with the address.
+    pods: AtomicU32,
 }
 
 impl Default for EgressPorts {
@@ -33,6 +35,7 @@ impl Default for EgressPorts {
         Self {
             words: std::array::from_fn(|_| AtomicU32::new(0)),
             owned: std::array::from_fn(|_| AtomicU32::new(0)),
+            pods: AtomicU32::new(0),
         }
     }
 }
@@ -48,9 +51,25 @@ impl EgressPorts {
         self.owned[usize::from(worker)].load(Ordering::Relaxed)
     }
 
-    /// Tells whether nobody owns any port.
+    /// Returns how many pods are paired with the address.
+    pub fn pods(&self) -> u32 {
+        self.pods.load(Ordering::Relaxed)
+    }
+
+    /// Tells whether nobody owns any port and no pod is paired with the address.
     pub fn is_free(&self) -> bool {
-        self.words.iter().all(|word| word.load(Ordering::Acquire) == 0)
+        self.pods() == 0 && self.words.iter().all(|word| word.load(Ordering::Acquire) == 0)
+    }
+
+    /// Counts a pod that is paired with the address.
+    pub(crate) fn add_pod(&self) {
+        self.pods.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts a pod out that was paired with the address.
+    pub(crate) fn remove_pod(&self) {
+        // One that was never counted, because no snapshot had the address, changes nothing.
+        let _ = self.pods.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |pods| pods.checked_sub(1));
     }
 
     /// Claims the block of a port for a worker; tells whether it was free.

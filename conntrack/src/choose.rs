@@ -13,6 +13,7 @@ use crate::anchor::mapping_key_outside;
 use crate::blocks::{BLOCK_PORTS, BLOCKS, EgressPorts};
 use crate::crowd::{Destination, FreePort, Taken};
 use crate::flow::{Direction, FiveTuple, Key, TenantId};
+use crate::lending::LoanRequest;
 use crate::pairing::mix;
 use crate::ports::{SYSTEM_PORTS, class_of, port_at};
 use crate::table::{Conntrack, Lookup, Refusal};
@@ -41,9 +42,10 @@ pub(crate) struct Wanted {
 }
 
 impl Wanted {
-    pub(crate) fn new(tenant: TenantId, outside_tuple: &FiveTuple, is_mapping: bool) -> Self {
-        let towards = if is_mapping { outside_tuple.towards_anybody() } else { *outside_tuple };
-        Self { tenant, outside_tuple: *outside_tuple, destination: Destination::of(tenant, &towards) }
+    pub(crate) fn new(request: &LoanRequest) -> Self {
+        let LoanRequest { tenant, outside_tuple, is_mapping, .. } = *request;
+        let towards = if is_mapping { outside_tuple.towards_anybody() } else { outside_tuple };
+        Self { tenant, outside_tuple, destination: Destination::of(tenant, &towards) }
     }
 
     fn class(&self) -> RangeInclusive<u16> {
@@ -64,28 +66,20 @@ impl Wanted {
 }
 
 impl Conntrack {
-    /// Returns a random port that is free towards the destination of `outside_tuple`, or towards all if it is for a
-    /// mapping; whose port it has been from inside decides the class.
-    pub(crate) fn choose_port(
-        &mut self,
-        tenant: TenantId,
-        outside_tuple: &FiveTuple,
-        is_mapping: bool,
-    ) -> Result<u16, Refusal> {
-        let wanted = Wanted::new(tenant, outside_tuple, is_mapping);
-        let home = self.home_of(outside_tuple);
+    /// Returns a random port of this worker that is free for what would be asked of others, if it has none.
+    pub(crate) fn choose_port(&mut self, request: LoanRequest) -> Result<u16, Refusal> {
+        let wanted = Wanted::new(&request);
+        let home = self.home_of(&request.outside_tuple);
         if home.is_none_or(|home| home == self.slot.worker)
             && let Some(port) = self.free_port_here(&wanted)
         {
             return Ok(port);
         }
         match home {
-            Some(home) if home != self.slot.worker => {
-                Err(Refusal::PortElsewhere { ask: home, outside: outside_tuple.source })
-            }
+            Some(home) if home != self.slot.worker => Err(Refusal::PortElsewhere { ask: home, request }),
             None if self.slot.workers > 1 => {
                 let ask = (self.slot.worker + 1) % self.slot.workers;
-                Err(Refusal::PortElsewhere { ask, outside: outside_tuple.source })
+                Err(Refusal::PortElsewhere { ask, request })
             }
             Some(_) | None => Err(Refusal::NoPort),
         }

@@ -6,12 +6,15 @@
 //! ```text
 //!   borrower                                   lender (owns the block of the port)
 //!   admit → PortElsewhere ── the frame ──────▶ lend: an entry under the reply's key
-//!   admit with the loan   ◀── frame, port ────
+//!   admit with the loan   ◀── frame, loan ────
 //!                         ◀── each reply ───── find → Lent(borrower)
 //!   the session ends      ──── Return ───────▶ take_back: the port is free
 //! ```
 //!
 //! Protocols without ports have a home worker for each destination, by hash, which lends the one "port" that there is.
+//!
+//! A worker that loses its sessions begins a new life: what it lent and borrowed in an old one counts for nothing, also
+//! if it is still under way. The others end it when they are told, before they lend to or borrow from the new life.
 
 use std::net::Ipv4Addr;
 
@@ -19,25 +22,36 @@ use crate::anchor::{Anchor, Role, mapping_key_outside};
 use crate::choose::Wanted;
 use crate::flow::{Direction, FiveTuple, Key, Protocol, TenantId};
 use crate::pairing::mix;
-use crate::session::{PortHolder, SessionId};
+use crate::session::{PortHolder, Session, SessionId};
 use crate::slab::Kind;
 use crate::table::Conntrack;
 use crate::time::Tick;
 
+/// A worker that lends or borrows, in one of its lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Party {
+    /// Number of the worker.
+    pub worker: u16,
+    /// How often it had forgotten its sessions before.
+    pub life: u32,
+}
+
 /// A port that another worker has lent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Loan {
-    /// Egress address.
-    pub outside: Ipv4Addr,
+    /// What was asked for.
+    pub request: LoanRequest,
+    /// Who lent it.
+    pub lender: Party,
     /// The port.
     pub port: u16,
-    /// Whether it stands for all destinations.
-    pub is_mapping: bool,
 }
 
 /// What is asked of a lender.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LoanRequest {
+    /// Who asks.
+    pub borrower: Party,
     /// Tenant.
     pub tenant: TenantId,
     /// The tuple of the session's packets after translation, but for its source port: that is still the inside port.
@@ -51,6 +65,8 @@ pub struct LoanRequest {
 pub struct Return {
     /// Worker that lent it.
     pub lender: u16,
+    /// Worker that had it.
+    pub borrower: u16,
     /// Tenant.
     pub tenant: TenantId,
     /// The tuple that it was lent for.
@@ -59,40 +75,55 @@ pub struct Return {
     pub is_mapping: bool,
 }
 
+impl Loan {
+    /// Returns the port as it goes back.
+    fn returned(&self) -> Return {
+        let LoanRequest { borrower, tenant, outside_tuple, is_mapping } = self.request;
+        let lent = FiveTuple { source_port: self.port, ..outside_tuple };
+        let outside_tuple = if is_mapping { lent.towards_anybody() } else { lent };
+        let (lender, borrower) = (self.lender.worker, borrower.worker);
+        Return { lender, borrower, tenant, outside_tuple, is_mapping }
+    }
+}
+
+impl Return {
+    /// Returns the key that the port is found by, at the lender and at the borrower.
+    fn key(&self) -> Key {
+        let outside_tuple = self.outside_tuple;
+        if self.is_mapping {
+            let outside = (outside_tuple.source, outside_tuple.source_port);
+            mapping_key_outside(self.tenant, outside_tuple.protocol, outside)
+        } else {
+            Key::new(self.tenant, Direction::Inbound, &outside_tuple.reversed())
+        }
+    }
+}
+
 impl Conntrack {
     /// Lends a port to another worker; none when this one has none either, or no room.
-    pub fn lend(&mut self, request: &LoanRequest, borrower: u16) -> Option<Loan> {
-        let LoanRequest { tenant, outside_tuple, is_mapping } = *request;
-        if self.slab.room() == 0 {
+    pub fn lend(&mut self, request: &LoanRequest) -> Option<Loan> {
+        let LoanRequest { borrower, tenant, is_mapping, .. } = *request;
+        if self.slab.room() == 0 || !self.is_alive(borrower) {
             return None;
         }
-        let port = self.free_port_here(&Wanted::new(tenant, &outside_tuple, is_mapping))?;
-        let lent = FiveTuple { source_port: port, ..outside_tuple };
-        let (role, lent) = match is_mapping {
-            true => (Role::LentMapping { borrower }, lent.towards_anybody()),
-            false => (Role::LentPort { borrower }, lent),
-        };
+        let port = self.free_port_here(&Wanted::new(request))?;
+        let loan = Loan { request: *request, lender: self.party(), port };
+        let lent = loan.returned().outside_tuple;
+        let borrower = borrower.worker;
+        let role = if is_mapping { Role::LentMapping { borrower } } else { Role::LentPort { borrower } };
         self.is_changing = true;
         self.take_port(tenant, &lent);
         self.mappings += u32::from(is_mapping);
         let nobody = (Ipv4Addr::UNSPECIFIED, 0);
         self.put_entry(Kind::Anchor(Anchor::of_port(tenant, role, nobody, &lent)));
         self.is_changing = false;
-        Some(Loan { outside: outside_tuple.source, port, is_mapping })
+        Some(loan)
     }
 
     /// Takes a port back that this worker has lent. One that it has not is ignored.
     pub fn take_back(&mut self, returned: &Return) {
-        let Return { tenant, outside_tuple, is_mapping, .. } = *returned;
-        let key = match is_mapping {
-            true => {
-                let outside = (outside_tuple.source, outside_tuple.source_port);
-                mapping_key_outside(tenant, outside_tuple.protocol, outside)
-            }
-            false => Key::new(tenant, Direction::Inbound, &outside_tuple.reversed()),
-        };
-        if let Some(id) = self.find_entry(&key)
-            && self.is_lent(id, None)
+        if let Some(id) = self.find_entry(&returned.key())
+            && self.is_lent(id, returned.borrower)
         {
             self.end_loan(id);
         }
@@ -109,36 +140,34 @@ impl Conntrack {
     }
 
     /// Takes back a port that this worker lent when the borrower could not be told.
-    pub fn withdraw(&mut self, request: &LoanRequest, loan: &Loan) {
-        let LoanRequest { tenant, outside_tuple, is_mapping } = *request;
-        let lent = FiveTuple { source_port: loan.port, ..outside_tuple };
-        let outside_tuple = if is_mapping { lent.towards_anybody() } else { lent };
-        self.take_back(&Return { lender: self.slot.worker, tenant, outside_tuple, is_mapping });
+    pub fn withdraw(&mut self, loan: &Loan) {
+        self.take_back(&loan.returned());
     }
 
-    /// Returns the loan of a frame whose session was not made to its lender.
-    pub fn decline(&mut self, request: &LoanRequest, loan: &Loan) {
-        let LoanRequest { tenant, outside_tuple, .. } = *request;
-        let outside_tuple = FiveTuple { source: loan.outside, source_port: loan.port, ..outside_tuple };
-        self.return_port(tenant, outside_tuple, loan.is_mapping);
+    /// Gives a loan back to its lender unless a session was made with it.
+    pub fn settle_loan(&mut self, loan: &Loan) {
+        let returned = loan.returned();
+        if self.is_valid(loan) && self.find_entry(&returned.key()).is_none() {
+            self.returns.push(returned);
+        }
     }
 
-    /// Ends what was lent to, and borrowed from, a worker that forgot all its sessions; returns how many sessions that
-    /// ended.
+    /// Ends what was lent to, and borrowed from, a worker that forgot all its sessions, and shows the tenant of each
+    /// session that it ends.
     pub fn forget_worker(&mut self, worker: u16, now: Tick, mut on_end: impl FnMut(TenantId)) {
         for id in 0..self.capacity() {
-            let is_borrowed = match &self.slab.entry(id).kind {
-                Kind::Session(session) => {
-                    let holder = self.lender_of(&session.outside_tuple());
-                    session.port != PortHolder::Session && holder.is_none_or(|holder| holder == worker)
-                }
-                Kind::Free | Kind::Anchor(_) => false,
-            };
-            if is_borrowed {
-                on_end(self.slab.session(SessionId(id)).tenant);
-                self.remove(SessionId(id), now);
-            } else if self.is_lent(id, Some(worker)) {
+            if self.is_lent(id, worker) {
                 self.end_loan(id);
+            } else if let Kind::Session(session) = &self.slab.entry(id).kind
+                && self.lender_of(session) == Some(worker)
+            {
+                on_end(session.tenant);
+                self.remove(SessionId(id), now);
+            }
+        }
+        for id in 0..self.capacity() {
+            if self.is_borrowed_mapping(id, worker) {
+                self.end_rest(id);
             }
         }
         self.returns.retain(|returned| returned.lender != worker);
@@ -163,25 +192,62 @@ impl Conntrack {
         Some(u16::try_from(hash).unwrap_or(0))
     }
 
+    /// Returns this worker in its present life.
+    pub fn party(&self) -> Party {
+        let worker = self.slot.worker;
+        Party { worker, life: self.shared.life_of(worker) }
+    }
+
+    /// Tells whether a loan is good: neither its lender nor this worker has forgotten it.
+    pub(crate) fn is_valid(&self, loan: &Loan) -> bool {
+        loan.request.borrower == self.party() && self.is_alive(loan.lender)
+    }
+
+    fn is_alive(&self, party: Party) -> bool {
+        self.shared.life_of(party.worker) == party.life
+    }
+
     /// Notes that a borrowed port goes back.
-    pub(crate) fn return_port(&mut self, tenant: TenantId, outside_tuple: FiveTuple, is_mapping: bool) {
-        if let Some(lender) = self.lender_of(&outside_tuple) {
-            self.returns.push(Return { lender, tenant, outside_tuple, is_mapping });
+    pub(crate) fn return_port(
+        &mut self,
+        lender: u16,
+        tenant: TenantId,
+        outside_tuple: FiveTuple,
+        is_mapping: bool,
+    ) {
+        let borrower = self.slot.worker;
+        self.returns.push(Return { lender, borrower, tenant, outside_tuple, is_mapping });
+    }
+
+    /// Returns the worker that has lent the port of a session.
+    fn lender_of(&self, session: &Session) -> Option<u16> {
+        match session.port {
+            PortHolder::Session => None,
+            PortHolder::Lender(lender) => Some(lender),
+            PortHolder::Mapping => match self.slab.anchor(self.mapping_of(session)).role {
+                Role::Mapping { lender, .. } => lender,
+                Role::Pod | Role::Peer | Role::LentPort { .. } | Role::LentMapping { .. } => None,
+            },
         }
     }
 
-    fn lender_of(&self, outside_tuple: &FiveTuple) -> Option<u16> {
-        self.owner_of_outside(outside_tuple)
-    }
-
-    /// Tells whether an entry is a port that is lent, to `worker` if one is named.
-    fn is_lent(&self, id: u32, worker: Option<u16>) -> bool {
+    /// Tells whether an entry is a port that is lent to `worker`.
+    fn is_lent(&self, id: u32, worker: u16) -> bool {
         match &self.slab.entry(id).kind {
             Kind::Anchor(anchor) => match anchor.role {
-                Role::LentPort { borrower } | Role::LentMapping { borrower } => {
-                    worker.is_none_or(|worker| worker == borrower)
-                }
+                Role::LentPort { borrower } | Role::LentMapping { borrower } => borrower == worker,
                 Role::Pod | Role::Mapping { .. } | Role::Peer => false,
+            },
+            Kind::Session(_) | Kind::Free => false,
+        }
+    }
+
+    /// Tells whether an entry is a mapping whose port `worker` has lent.
+    fn is_borrowed_mapping(&self, id: u32, worker: u16) -> bool {
+        match &self.slab.entry(id).kind {
+            Kind::Anchor(anchor) => match anchor.role {
+                Role::Mapping { lender, .. } => lender == Some(worker),
+                Role::Pod | Role::Peer | Role::LentPort { .. } | Role::LentMapping { .. } => false,
             },
             Kind::Session(_) | Kind::Free => false,
         }

@@ -62,7 +62,7 @@ pub mod time;
 pub use admit::Admission;
 pub use checksum::ChecksumDelta;
 pub use flow::{Direction, FiveTuple, Key, Portless, Protocol, TenantId};
-pub use lending::{Loan, LoanRequest, Return};
+pub use lending::{Loan, LoanRequest, Party, Return};
 pub use pairing::{owner_of_inside, pair_egress};
 pub use policy::{Filtering, Mapping, Policy, Quota};
 pub use session::{Rewrite, Session, SessionId};

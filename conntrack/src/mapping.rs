@@ -1,8 +1,8 @@
 //! Endpoint-independent mappings (RFC 4787 REQ-1): an outside port for each inside port, as long as it has sessions.
 
 use crate::admit::Admission;
-use crate::anchor::{Anchor, Role, mapping_key_inside, mapping_key_outside};
-use crate::flow::{Direction, FiveTuple, Protocol};
+use crate::anchor::{Anchor, Role, mapping_key_outside};
+use crate::flow::{FiveTuple, Protocol};
 use crate::policy::Filtering;
 use crate::session::Session;
 use crate::slab::Kind;
@@ -16,6 +16,7 @@ impl Conntrack {
         admission: &Admission<'_>,
         mapping: Option<u32>,
         outside_tuple: &FiveTuple,
+        lender: Option<u16>,
     ) {
         let id = match mapping {
             Some(id) => {
@@ -24,7 +25,7 @@ impl Conntrack {
                 }
                 id
             }
-            None => self.make_mapping(admission, outside_tuple),
+            None => self.make_mapping(admission, outside_tuple, lender),
         };
         let rests = rests(admission);
         let anchor = self.slab.anchor_mut(id);
@@ -34,24 +35,16 @@ impl Conntrack {
         }
     }
 
-    /// Returns the mapping that new sessions of an inside port use.
-    pub(crate) fn current_mapping(&self, admission: &Admission<'_>) -> Option<u32> {
+    fn make_mapping(
+        &mut self,
+        admission: &Admission<'_>,
+        outside_tuple: &FiveTuple,
+        lender: Option<u16>,
+    ) -> u32 {
         let Admission { tenant, tuple, .. } = *admission;
-        self.find_entry(&mapping_key_inside(tenant, tuple.protocol, (tuple.source, tuple.source_port)))
-    }
-
-    /// Makes a mapping. One by an egress address that the pod no longer has stays for its sessions only.
-    fn make_mapping(&mut self, admission: &Admission<'_>, outside_tuple: &FiveTuple) -> u32 {
-        let Admission { tenant, tuple, loan, .. } = *admission;
-        if let Some(former) = self.current_mapping(admission) {
-            self.drop_key(former, Direction::Outbound);
-            if let Role::Mapping { is_current, .. } = &mut self.slab.anchor_mut(former).role {
-                *is_current = false;
-            }
-        }
-        let role = Role::Mapping { rests: rests(admission), is_borrowed: loan.is_some(), is_current: true };
+        let role = Role::Mapping { rests: rests(admission), lender };
         let everybody = outside_tuple.towards_anybody();
-        if loan.is_none() {
+        if lender.is_none() {
             self.take_port(tenant, &everybody);
         }
         self.mappings += 1;
@@ -59,12 +52,16 @@ impl Conntrack {
         self.put_entry(Kind::Anchor(Anchor::of_port(tenant, role, inside, &everybody)))
     }
 
+    /// Returns the mapping of a session that has one.
+    pub(crate) fn mapping_of(&self, session: &Session) -> u32 {
+        let outside = (session.outside, session.outside_port);
+        self.find_entry(&mapping_key_outside(session.tenant, session.protocol, outside))
+            .expect("a mapped session has its mapping")
+    }
+
     /// Counts a session out of its mapping; tells whether it was the last. The port then rests, or is free.
     pub(crate) fn leave_mapping(&mut self, session: &Session, now: Tick) -> bool {
-        let outside = (session.outside, session.outside_port);
-        let id = self
-            .find_entry(&mapping_key_outside(session.tenant, session.protocol, outside))
-            .expect("a mapped session has its mapping");
+        let id = self.mapping_of(session);
         let anchor = self.slab.anchor_mut(id);
         anchor.sessions -= 1;
         if anchor.sessions > 0 {
@@ -98,8 +95,8 @@ impl Conntrack {
         self.drop_entry(id);
         self.mappings -= 1;
         let outside_tuple = anchor.outside_tuple();
-        if matches!(anchor.role, Role::Mapping { is_borrowed: true, .. }) {
-            self.return_port(anchor.tenant, outside_tuple, true);
+        if let Role::Mapping { lender: Some(lender), .. } = anchor.role {
+            self.return_port(lender, anchor.tenant, outside_tuple, true);
         } else {
             self.free_port(anchor.tenant, &outside_tuple);
         }

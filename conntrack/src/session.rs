@@ -42,12 +42,11 @@ pub struct Session {
 
 /// Who holds the outside port of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
 pub(crate) enum PortHolder {
     /// The session.
     Session,
-    /// The session, and it has it from another worker.
-    Lender,
+    /// The session, and it has it from this worker.
+    Lender(u16),
     /// The endpoint-independent mapping that the session is of.
     Mapping,
 }

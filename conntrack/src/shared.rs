@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use ahash::RandomState;
 
 use crate::Epoch;
-use crate::blocks::EgressPorts;
+use crate::blocks::{EgressPorts, MAX_WORKERS};
 use crate::flow::TenantId;
 use crate::policy::Quota;
 use crate::table::Refusal;
@@ -18,6 +18,7 @@ use crate::table::Refusal;
 pub struct Shared {
     egress: HashMap<Ipv4Addr, Arc<EgressPorts>, RandomState>,
     tenants: Arc<[TenantUse]>,
+    lives: Arc<[AtomicU32]>,
 }
 
 impl Shared {
@@ -31,6 +32,16 @@ impl Shared {
         &self.tenants[usize::from(tenant.0)]
     }
 
+    /// Returns how often a worker has forgotten its sessions.
+    pub(crate) fn life_of(&self, worker: u16) -> u32 {
+        self.lives[usize::from(worker)].load(Ordering::Acquire)
+    }
+
+    /// Notes that a worker forgets its sessions.
+    pub(crate) fn begin_life(&self, worker: u16) {
+        self.lives[usize::from(worker)].fetch_add(1, Ordering::Release);
+    }
+
     pub(crate) fn give_back_all(&self, worker: u16) {
         self.egress.values().for_each(|ports| ports.give_back_all(worker));
     }
@@ -42,6 +53,7 @@ impl Shared {
 pub struct SharedBook {
     egress: HashMap<Ipv4Addr, Known, RandomState>,
     tenants: Arc<[TenantUse]>,
+    lives: Arc<[AtomicU32]>,
 }
 
 #[derive(Debug)]
@@ -54,7 +66,8 @@ struct Known {
 impl Default for SharedBook {
     fn default() -> Self {
         let tenants = (0..=u16::MAX).map(|_| TenantUse::default()).collect();
-        Self { egress: HashMap::default(), tenants }
+        let lives = (0..MAX_WORKERS).map(|_| AtomicU32::new(0)).collect();
+        Self { egress: HashMap::default(), tenants, lives }
     }
 }
 
@@ -78,7 +91,8 @@ impl SharedBook {
                 None;
         }
         let egress = self.egress.iter().map(|(address, known)| (*address, Arc::clone(&known.ports)));
-        Shared { egress: egress.collect(), tenants: Arc::clone(&self.tenants) }
+        let (tenants, lives) = (Arc::clone(&self.tenants), Arc::clone(&self.lives));
+        Shared { egress: egress.collect(), tenants, lives }
     }
 }
 
@@ -102,26 +116,27 @@ impl TenantUse {
         self.ports.load(Ordering::Relaxed)
     }
 
-    /// Counts a session that takes `ports` outside ports in `second`; nothing is counted when it is refused.
-    pub(crate) fn begin(&self, quota: &Quota, ports: u32, second: u32) -> Result<(), Refusal> {
+    /// Counts a session that takes `ports` outside ports in `second`; nothing is counted when it is refused. Returns the
+    /// second that it counts in.
+    pub(crate) fn begin(&self, quota: &Quota, ports: u32, second: u32) -> Result<u32, Refusal> {
         add_within(&self.sessions, 1, quota.sessions).ok_or(Refusal::TenantSessions)?;
         if add_within(&self.ports, ports, quota.ports).is_none() {
             subtract(&self.sessions, 1);
             return Err(Refusal::TenantPorts);
         }
-        if !self.begin_in_second(quota.new_per_second, second) {
+        self.begin_in_second(quota.new_per_second, second).ok_or_else(|| {
             self.end(ports);
-            return Err(Refusal::TenantRate);
-        }
-        Ok(())
+            Refusal::TenantRate
+        })
     }
 
-    /// Takes back a [`TenantUse::begin`] whose session was not made.
-    pub(crate) fn undo(&self, quota: &Quota, ports: u32) {
+    /// Takes back a [`TenantUse::begin`], which returned `second`, when the session was not made.
+    pub(crate) fn undo(&self, quota: &Quota, ports: u32, second: u32) {
         self.end(ports);
         if quota.new_per_second > 0 {
-            // Zero sessions in a second need no undoing; another second has begun then.
-            let less = |begun: u64| (count_in(begun) > 0).then(|| begun - 1);
+            // Once another second has begun there is nothing to undo.
+            let is_counted = |begun: u64| second_of(begun) == second && count_in(begun) > 0;
+            let less = |begun: u64| is_counted(begun).then(|| begun - 1);
             let _ = self.begun.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
         }
     }
@@ -137,9 +152,10 @@ impl TenantUse {
         subtract(&self.ports, 1);
     }
 
-    fn begin_in_second(&self, limit: u32, second: u32) -> bool {
+    /// Returns the second that a session counts in that begins in `second`.
+    fn begin_in_second(&self, limit: u32, second: u32) -> Option<u32> {
         if limit == 0 {
-            return true;
+            return Some(second);
         }
         let count = |begun: u64| {
             // Workers read the clock at different moments: the newest second counts.
@@ -147,7 +163,8 @@ impl TenantUse {
             let count = if newest == second_of(begun) { count_in(begun) } else { 0 };
             (count < limit).then(|| u64::from(newest) << 32 | u64::from(count + 1))
         };
-        self.begun.fetch_update(Ordering::Relaxed, Ordering::Relaxed, count).is_ok()
+        let before = self.begun.fetch_update(Ordering::Relaxed, Ordering::Relaxed, count).ok()?;
+        Some(second_of(before).max(second))
     }
 }
 
@@ -207,8 +224,18 @@ mod tests {
         assert_eq!((used.sessions(), used.ports()), (3, 1));
         used.begin(&quota(0, 0, 1), 0, 8).unwrap();
         assert_eq!(used.begin(&quota(0, 0, 1), 0, 7), Err(Refusal::TenantRate), "a late clock");
-        used.undo(&quota(0, 0, 1), 0);
-        used.begin(&quota(0, 0, 1), 0, 8).unwrap();
+        used.undo(&quota(0, 0, 1), 0, 8);
+        assert_eq!(used.begin(&quota(0, 0, 1), 0, 7), Ok(8));
+    }
+
+    #[test]
+    fn what_is_undone_late_does_not_make_room_in_another_second() {
+        let used = TenantUse::default();
+        let late = used.begin(&quota(0, 0, 1), 1, 7).unwrap();
+        used.begin(&quota(0, 0, 1), 1, 8).unwrap();
+        used.undo(&quota(0, 0, 1), 1, late);
+        assert_eq!(used.begin(&quota(0, 0, 1), 1, 8), Err(Refusal::TenantRate));
+        assert_eq!((used.sessions(), used.ports()), (1, 1));
     }
 
     #[test]

@@ -1,6 +1,5 @@
 //! All sessions of one worker.
 
-use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use ahash::RandomState;
@@ -10,12 +9,13 @@ use thiserror::Error;
 
 use crate::Epoch;
 use crate::anchor::{Role, peer_key, pod_key};
+use crate::blocks::EgressPorts;
 use crate::choose::CROWDED_PORTS;
 use crate::crowd::Crowds;
 use crate::expiry::ExpiryLists;
 use crate::flow::{Direction, Key};
 use crate::index::{Index, Place};
-use crate::lending::Return;
+use crate::lending::{LoanRequest, Return};
 use crate::session::{PortHolder, Session, SessionId};
 use crate::shared::Shared;
 use crate::slab::{Kind, Slab};
@@ -54,8 +54,8 @@ pub enum Refusal {
     PortElsewhere {
         /// The worker to ask.
         ask: u16,
-        /// Egress address of the pod.
-        outside: Ipv4Addr,
+        /// What to ask for.
+        request: LoanRequest,
     },
     /// The tenant has as many sessions as it may.
     #[error("the tenant has as many sessions as it may")]
@@ -137,6 +137,7 @@ impl Conntrack {
     /// Forgets all sessions and returns their ports; hashing and ports are drawn anew. The other workers must be told
     /// ([`Conntrack::forget_worker`]).
     pub fn forget_all(&mut self) {
+        self.shared.begin_life(self.slot.worker);
         for (_, entry) in self.slab.range(0, self.capacity()) {
             match &entry.kind {
                 Kind::Session(session) => {
@@ -147,7 +148,8 @@ impl Conntrack {
                     // The port of one that rests was counted out with its last session.
                     Role::Mapping { .. } if anchor.sessions == 0 => {}
                     Role::Mapping { .. } => self.shared.tenant(anchor.tenant).end_port(),
-                    Role::Pod | Role::Peer | Role::LentPort { .. } | Role::LentMapping { .. } => {}
+                    Role::Pod => self.count_pod(anchor.outside, EgressPorts::remove_pod),
+                    Role::Peer | Role::LentPort { .. } | Role::LentMapping { .. } => {}
                 },
                 Kind::Free => {}
             }
@@ -279,8 +281,8 @@ impl Conntrack {
                 self.free_port(session.tenant, &session.outside_tuple());
                 1
             }
-            PortHolder::Lender => {
-                self.return_port(session.tenant, session.outside_tuple(), false);
+            PortHolder::Lender(lender) => {
+                self.return_port(lender, session.tenant, session.outside_tuple(), false);
                 1
             }
             PortHolder::Mapping => 0,
@@ -335,7 +337,9 @@ impl Conntrack {
         pod.sessions -= 1;
         pod.tally.ports = pod.tally.ports.saturating_sub(ports);
         if pod.sessions == 0 {
+            let outside = pod.outside;
             self.drop_entry(id);
+            self.count_pod(outside, EgressPorts::remove_pod);
         }
     }
 
@@ -373,16 +377,11 @@ impl Conntrack {
     /// Takes an entry out of the table.
     pub(crate) fn drop_entry(&mut self, entry: u32) {
         for direction in [Direction::Outbound, Direction::Inbound] {
-            self.drop_key(entry, direction);
+            if let Some(key) = self.slab.entry(entry).key(direction) {
+                self.index.remove(self.hash(&key), Place { entry, direction });
+            }
         }
         self.slab.remove(entry);
-    }
-
-    /// Takes one key of an entry out of the index.
-    pub(crate) fn drop_key(&mut self, entry: u32, direction: Direction) {
-        if let Some(key) = self.slab.entry(entry).key(direction) {
-            self.index.remove(self.hash(&key), Place { entry, direction });
-        }
     }
 
     fn hash(&self, key: &Key) -> u32 {

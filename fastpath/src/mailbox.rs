@@ -5,7 +5,6 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 
-use conntrack::blocks::MAX_WORKERS;
 use conntrack::{Return, TenantId};
 use crossbeam::channel::Sender;
 use crossbeam::queue::ArrayQueue;
@@ -20,7 +19,7 @@ use crate::verdict::Errand;
 const HANDED_FRAMES: usize = 1024;
 
 /// Ports that may wait to be taken back by one worker.
-const RETURNS: usize = 1024;
+pub const RETURNS: usize = 1024;
 
 /// A frame that one worker hands over to another.
 #[derive(Debug)]
@@ -141,15 +140,22 @@ impl Mailbox {
         self.returns.pop()
     }
 
-    /// Takes the workers that forgot all their sessions.
-    pub fn take_forgetful(&self) -> impl Iterator<Item = u16> {
+    /// Forgets the ports that come back, because the worker no longer knows that it has lent them.
+    pub fn discard_returns(&self) {
+        for _ in 0..RETURNS {
+            self.returns.pop();
+        }
+    }
+
+    /// Takes a worker that forgot all its sessions.
+    pub fn take_forgetful(&self) -> Option<u16> {
         // Nearly always nobody did, and the line stays shared.
-        let bits = if self.forgetful.load(Ordering::Relaxed) == 0 {
-            0
-        } else {
-            self.forgetful.swap(0, Ordering::AcqRel)
-        };
-        (0..MAX_WORKERS).filter(move |worker| bits & 1 << worker != 0)
+        let worker = self.forgetful.load(Ordering::Acquire).trailing_zeros();
+        if worker == u64::BITS {
+            return None;
+        }
+        self.forgetful.fetch_and(!(1 << worker), Ordering::AcqRel);
+        u16::try_from(worker).ok()
     }
 
     /// Takes a question.
@@ -172,12 +178,16 @@ impl Mailbox {
         self.is_asleep.store(true, Ordering::Relaxed);
         // Pairs with the fence in `wake_up`: either the worker sees what was put, or the putter sees it sleep.
         fence(Ordering::SeqCst);
+        self.is_empty() && !self.is_stopping()
+    }
+
+    /// Tells whether nothing waits for the worker.
+    pub fn is_empty(&self) -> bool {
         self.snapshot.is_empty()
             && self.handed.is_empty()
             && self.questions.is_empty()
             && self.returns.is_empty()
             && self.forgetful.load(Ordering::Relaxed) == 0
-            && !self.is_stopping()
     }
 
     /// Notes that the worker woke.

@@ -90,9 +90,8 @@ impl Engine {
     /// Decides about a frame that came in on `side`, and writes what is to be sent into it.
     pub fn process(&mut self, frame: &mut Frame, side: Side, errand: Errand, now: Tick) -> Outcome {
         let outcome = self.pass(frame, side, errand, now);
-        // The loan of a port goes back if no session was made with it.
-        if let Lending::Lent { request, loan } = outcome.errand.lending {
-            self.conntrack.decline(&request, &loan);
+        if let Lending::Lent(loan) = errand.lending {
+            self.conntrack.settle_loan(&loan);
         }
         if outcome.verdict != Verdict::Hairpin {
             return outcome;
@@ -115,7 +114,7 @@ impl Engine {
         let (verdict, tenant) = match classify(&self.snapshot, side, &packet) {
             Ok(class) => {
                 let verdict = match self.resolve(class, &packet, &mut errand, now) {
-                    Ok(subject) => self.forward(frame, class, &packet, (&subject, &mut errand), now),
+                    Ok(subject) => self.forward(frame, class, &packet, (&subject, errand), now),
                     Err(verdict) => verdict,
                 };
                 (verdict, Some(class.tenant))
@@ -137,12 +136,11 @@ impl Engine {
     }
 
     /// Lends a port for the session of another worker's frame, or asks the next worker.
-    pub fn lend(&mut self, errand: Errand, request: &LoanRequest, borrower: u16) -> Verdict {
+    pub fn lend(&mut self, errand: Errand, request: &LoanRequest) -> Verdict {
         let slot = self.conntrack.slot();
-        let next = (slot.worker + 1) % slot.workers;
-        let (worker, lending) = match (self.conntrack.lend(request, borrower), request.outside_tuple.protocol)
-        {
-            (Some(loan), _) => (borrower, Lending::Lent { request: *request, loan }),
+        let (next, borrower) = ((slot.worker + 1) % slot.workers, request.borrower.worker);
+        let (worker, lending) = match (self.conntrack.lend(request), request.outside_tuple.protocol) {
+            (Some(loan), _) => (borrower, Lending::Lent(loan)),
             (None, Protocol::Icmp | Protocol::Tcp | Protocol::Udp) if next != borrower => {
                 (next, errand.lending)
             }
@@ -155,8 +153,8 @@ impl Engine {
 
     /// Takes back what was promised with a frame that could not be handed over.
     pub fn withdraw(&mut self, errand: Errand) {
-        if let Lending::Lent { request, loan } = errand.lending {
-            self.conntrack.withdraw(&request, &loan);
+        if let Lending::Lent(loan) = errand.lending {
+            self.conntrack.withdraw(&loan);
         }
     }
 
@@ -223,7 +221,7 @@ impl Engine {
         frame: &mut Frame,
         class: Class,
         packet: &Packet,
-        (subject, errand): (&Subject, &mut Errand),
+        (subject, errand): (&Subject, Errand),
         now: Tick,
     ) -> Verdict {
         let wire = subject.wire();

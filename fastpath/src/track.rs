@@ -3,15 +3,15 @@
 use std::net::Ipv4Addr;
 
 use conntrack::{
-    Admission, Conntrack, Direction, FiveTuple, Found, Key, LoanRequest, Mapping, Protocol, Refusal,
-    Revision, Rewrite, SessionId, TcpSegment, Tick, owner_of_inside,
+    Admission, Conntrack, Direction, FiveTuple, Found, Key, Protocol, Refusal, Revision, Rewrite, SessionId,
+    TcpSegment, Tick, owner_of_inside,
 };
 
 use crate::classify::Class;
 use crate::counters::WorkerCounters;
 use crate::dataplane::NeighbourRequest;
 use crate::parse::{Flow, QuotedPacket, Segment};
-use crate::snapshot::{NeighbourId, NextHop, Side, Snapshot, TenantSpec};
+use crate::snapshot::{NeighbourId, NextHop, Side, Snapshot};
 use crate::stray::refuse_stray;
 use crate::verdict::{DropReason, Errand, Lending, Verdict};
 
@@ -32,7 +32,7 @@ pub struct Tracker<'a> {
     /// Counters.
     pub counters: &'a WorkerCounters,
     /// What is known of the frame.
-    pub errand: &'a mut Errand,
+    pub errand: Errand,
     /// Now.
     pub now: Tick,
 }
@@ -193,35 +193,28 @@ impl Tracker<'_> {
             policy: &tenant.policy,
             timeouts: &self.snapshot.spec().timeouts,
             loan: match self.errand.lending {
-                Lending::Lent { loan, .. } => Some(loan),
-                Lending::NotAsked | Lending::Asked { .. } | Lending::Refused => None,
+                Lending::Lent(loan) => Some(loan),
+                Lending::NotAsked | Lending::Asked(_) | Lending::Refused => None,
             },
             revision,
         };
         let admitted = self.conntrack.admit(&admission, self.now);
-        let id = admitted.map_err(|refusal| self.refuse(class, tenant, &tuple, refusal))?;
-        // A loan that is still there when the packet is done goes back.
-        self.errand.lending = Lending::NotAsked;
+        let id = admitted.map_err(|refusal| self.refuse(class, tuple.protocol, refusal))?;
         self.counters.tenant(class.tenant).session_began();
         Ok(id)
     }
 
     /// Returns what becomes of a packet whose session was refused.
-    fn refuse(&self, class: Class, tenant: &TenantSpec, tuple: &FiveTuple, refusal: Refusal) -> Verdict {
-        let no_port = match tuple.protocol {
+    fn refuse(&self, class: Class, protocol: Protocol, refusal: Refusal) -> Verdict {
+        let no_port = match protocol {
             Protocol::Icmp | Protocol::Tcp | Protocol::Udp => DropReason::NoPort,
             Protocol::Portless(_) => DropReason::AmbiguousProtocol,
         };
         let reason = match refusal {
-            Refusal::PortElsewhere { ask, outside } if self.errand.lending == Lending::NotAsked => {
-                let request = LoanRequest {
-                    tenant: class.tenant,
-                    outside_tuple: FiveTuple { source: outside, ..*tuple },
-                    is_mapping: tenant.policy.mapping == Mapping::EndpointIndependent
-                        && no_port == DropReason::NoPort,
-                };
-                let lending = Lending::Asked { request, borrower: self.conntrack.slot().worker };
-                return Verdict::HandOver(ask, Errand { is_owned: true, lending, ..*self.errand });
+            // A loan that no longer fits, because the pod or its tenant has changed, is asked for anew.
+            Refusal::PortElsewhere { ask, request } if self.errand.lending != Lending::Refused => {
+                let lending = Lending::Asked(request);
+                return Verdict::HandOver(ask, Errand { is_owned: true, lending, ..self.errand });
             }
             Refusal::PortElsewhere { .. } | Refusal::NoPort => no_port,
             Refusal::SessionsFull => DropReason::SessionsFull,

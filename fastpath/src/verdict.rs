@@ -35,19 +35,9 @@ pub enum Lending {
     /// They were not asked.
     NotAsked,
     /// The worker that has the frame is asked.
-    Asked {
-        /// For what.
-        request: LoanRequest,
-        /// By whom.
-        borrower: u16,
-    },
+    Asked(LoanRequest),
     /// One lent a port.
-    Lent {
-        /// What was asked for.
-        request: LoanRequest,
-        /// What was lent.
-        loan: Loan,
-    },
+    Lent(Loan),
     /// None has one.
     Refused,
 }

@@ -6,6 +6,7 @@
 //! ```
 
 mod fragmenting;
+mod loans;
 
 use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
@@ -72,6 +73,8 @@ pub struct Worker<I> {
     waiting: WaitingRoom<NeighbourRequest>,
     held_syns: WaitingRoom<Key>,
     batch: VecDeque<Frame>,
+    /// What the frame in the batch was handed over for.
+    errand: Option<Errand>,
     announcements: VecDeque<Announcement>,
     listing: Option<Listing>,
     tx_ports: [Vec<usize>; 2],
@@ -101,6 +104,7 @@ impl<I: FrameIo> Worker<I> {
             waiting: WaitingRoom::new(FOR_NEIGHBOURS),
             held_syns: WaitingRoom::new(FOR_OPENING),
             batch: VecDeque::with_capacity(BATCH_FRAMES),
+            errand: None,
             announcements: VecDeque::new(),
             listing: None,
             tx_ports,
@@ -211,11 +215,10 @@ impl<I: FrameIo> Worker<I> {
         }
         self.forget_fragments();
         if self.parts.engine.conntrack.is_torn() {
-            self.parts.engine.conntrack.forget_all();
-            counters.sessions_lost();
-            for mailbox in &self.parts.mailboxes {
-                mailbox.note_forgetful(self.number());
-            }
+            self.forget_sessions();
+        }
+        if let Some(Errand { lending: Lending::Lent(loan), .. }) = self.errand.take() {
+            self.parts.engine.conntrack.settle_loan(&loan);
         }
         self.parts.engine.answers = AnswerLimit::new(now);
         self.listing = None;
@@ -254,43 +257,37 @@ impl<I: FrameIo> Worker<I> {
         }
     }
 
-    /// Takes back ports that were lent, gives back those that were borrowed, and forgets what workers that lost their
-    /// sessions had to do with this one.
-    fn exchange_loans(&mut self, now: Tick) {
-        let (mailbox, engine) = (Arc::clone(self.mailbox()), &mut self.parts.engine);
-        for returned in std::iter::from_fn(|| mailbox.take_return()).take(BATCH_FRAMES) {
-            engine.conntrack.take_back(&returned);
-        }
-        for worker in mailbox.take_forgetful() {
-            let counters = &engine.counters;
-            engine.conntrack.forget_worker(worker, now, |tenant| counters.tenant(tenant).session_ended());
-        }
-        while let Some(returned) = engine.conntrack.next_return() {
-            if let Err(returned) = self.parts.mailboxes[usize::from(returned.lender)].give_back(returned) {
-                engine.conntrack.put_back(returned);
-                self.has_more = true;
-                break;
-            }
-        }
-    }
-
     fn serve_handed(&mut self, now: Tick) -> usize {
         let mut found = 0;
         while found < BATCH_FRAMES
             && let Some(HandedFrame { side, frame, errand }) = self.mailbox().take_frame()
         {
             found += 1;
-            let arrival = Arrival { side, port: 0 };
-            if let Lending::Asked { request, borrower } = errand.lending {
-                let verdict = self.parts.engine.lend(errand, &request, borrower);
-                let outcome = Outcome { verdict, tenant: Some(request.tenant), side, errand };
-                self.settle(frame, outcome, arrival, now);
-            } else {
-                self.batch.push_back(frame);
-                self.process_batch(arrival, errand, now);
-            }
+            self.batch.push_back(frame);
+            self.errand = Some(errand);
+            self.run_errand(errand, Arrival { side, port: 0 }, now);
+            self.errand = None;
         }
         found
+    }
+
+    /// Does what the frame in the batch was handed over for.
+    fn run_errand(&mut self, errand: Errand, arrival: Arrival, now: Tick) {
+        match errand.lending {
+            Lending::Asked(request) => {
+                // The borrower may have begun another life since the turn began.
+                self.learn_of_forgetful(now);
+                let verdict = self.parts.engine.lend(errand, &request);
+                let frame = self.batch.pop_front().expect("it was put there");
+                let outcome = Outcome { verdict, tenant: Some(request.tenant), side: arrival.side, errand };
+                self.settle(frame, outcome, arrival, now);
+            }
+            Lending::Lent(_) => {
+                self.learn_of_forgetful(now);
+                self.process_batch(arrival, errand, now);
+            }
+            Lending::NotAsked | Lending::Refused => self.process_batch(arrival, errand, now),
+        }
     }
 
     fn serve_port(&mut self, port: usize, now: Tick) -> usize {
@@ -348,8 +345,8 @@ impl<I: FrameIo> Worker<I> {
                 }) {
                     Ok(()) => self.parts.engine.counters.handed_over.add(1),
                     Err(HandedFrame { frame, errand, .. }) => {
-                        self.parts.engine.withdraw(errand);
                         self.drop_frame(frame, outcome, DropReason::HandOverFull);
+                        self.parts.engine.withdraw(errand);
                     }
                 }
             }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use conntrack::{
-    Admission, Conntrack, Direction, Epoch, FiveTuple, Found, Key, LoanRequest, Mapping, Policy, Protocol,
-    Refusal, Revision, SessionId, Shared, SharedBook, TenantId, Tick, Timeouts, WorkerSlot, owner_of_inside,
+    Admission, Conntrack, Direction, Epoch, FiveTuple, Found, Key, Policy, Protocol, Refusal, Revision,
+    SessionId, Shared, SharedBook, TenantId, Tick, Timeouts, WorkerSlot, owner_of_inside,
 };
 
 /// The workers of one gateway.
@@ -86,24 +86,16 @@ impl Workers {
     /// Makes a session, with a port of another worker if need be.
     pub(crate) fn admit(&mut self, ask: &Ask<'_>, now: Tick) -> Result<At, Refusal> {
         let worker = self.owner(ask.tenant, ask.tuple.source);
-        let refusal = match self.admit_at(worker, ask, None, now) {
-            Err(Refusal::PortElsewhere { ask: first, outside }) => (first, outside),
+        let (first, request) = match self.admit_at(worker, ask, None, now) {
+            Err(Refusal::PortElsewhere { ask: first, request }) => (first, request),
             settled => return settled,
         };
-        let request = LoanRequest {
-            tenant: ask.tenant,
-            outside_tuple: FiveTuple { source: refusal.1, ..ask.tuple },
-            is_mapping: ask.policy.mapping == Mapping::EndpointIndependent
-                && !matches!(ask.tuple.protocol, Protocol::Portless(_)),
-        };
         let is_portless = matches!(ask.tuple.protocol, Protocol::Portless(_));
-        let mut asked = usize::from(refusal.0);
+        let mut asked = usize::from(first);
         while asked != worker {
-            if let Some(loan) = self.tables[asked].lend(&request, u16::try_from(worker).unwrap()) {
+            if let Some(loan) = self.tables[asked].lend(&request) {
                 let admitted = self.admit_at(worker, ask, Some(loan), now);
-                if admitted.is_err() {
-                    self.tables[worker].decline(&request, &loan);
-                }
+                self.tables[worker].settle_loan(&loan);
                 return admitted;
             }
             asked = if is_portless { worker } else { (asked + 1) % self.tables.len() };
@@ -111,7 +103,7 @@ impl Workers {
         Err(Refusal::NoPort)
     }
 
-    fn admit_at(
+    pub(crate) fn admit_at(
         &mut self,
         worker: usize,
         ask: &Ask<'_>,

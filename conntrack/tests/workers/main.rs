@@ -1,14 +1,20 @@
 //! The tables of one worker and of several.
 //!
 //! - `gateway`: several tables that share egress addresses
+//! - `loans`: ports that workers lend to each other
 //! - `mappings`: endpoint-independent mappings among older sessions
 //! - `model`: behave like a naive model, whatever the order of events
+//! - `oracle`: the naive model
+//! - `pairing`: which egress address a pod gets
 //! - `ports`: to the last outside port, at any number of workers
 //! - `table`: one table's memory, room and bounds
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 mod gateway;
+mod loans;
 mod mappings;
 mod model;
+mod oracle;
+mod pairing;
 mod ports;
 mod table;

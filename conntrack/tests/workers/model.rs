@@ -1,32 +1,14 @@
 //! Tables of several workers against a naive model: lists and loops, nothing shared with the code under test.
+
 use std::collections::{HashMap, HashSet};
-use std::net::Ipv4Addr;
 
 use crate::gateway::{Ask, At, Workers, tick};
+use crate::oracle::{Flow, Model, POOL, POOLS, REST, Rest, Session, Tcp};
 use conntrack::{
-    Direction, Filtering, FiveTuple, Mapping, Policy, Portless, Protocol, Quota, Refusal, TcpFlags,
-    TcpSegment, TenantId, pair_egress,
+    Direction, Filtering, FiveTuple, Mapping, Policy, Portless, Protocol, Quota, TcpFlags, TcpSegment,
+    TenantId,
 };
 use proptest::prelude::*;
-
-const POOL: [Ipv4Addr; 4] = [
-    Ipv4Addr::new(192, 168, 55, 113),
-    Ipv4Addr::new(192, 168, 55, 200),
-    Ipv4Addr::new(192, 168, 55, 114),
-    Ipv4Addr::new(192, 168, 55, 115),
-];
-const REST: u64 = 1200;
-
-/// One flow of few pods of three tenants, which use the same pod addresses, towards few ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Flow {
-    tenant: u16,
-    pod: u8,
-    protocol: Protocol,
-    port: u16,
-    remote: u8,
-    remote_port: u16,
-}
 
 #[derive(Clone, Debug)]
 enum Event {
@@ -36,226 +18,8 @@ enum Event {
     Stranger(Flow, u8, u16),
     Wait(u64),
     Remove(Flow),
-    /// The first tenant has one egress address, or two.
-    Pool(bool),
-}
-
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Tcp {
-    Opening(Direction),
-    Open { inside_fin: bool, outside_fin: bool },
-    Reset,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Session {
-    flow: Flow,
-    outside: (Ipv4Addr, u16),
-    tcp: Tcp,
-    deadline: u64,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Rest {
-    flow: Flow,
-    outside: (Ipv4Addr, u16),
-    until: u64,
-}
-
-/// What should be. Time in tenths of a second.
-struct Model {
-    policies: [Policy; 3],
-    has_two: bool,
-    sessions: Vec<Session>,
-    rests: Vec<Rest>,
-    /// Egress address of each tenant's pod, as long as it has sessions.
-    paired: HashMap<(u16, u8), Ipv4Addr>,
-    /// Tenant and second of every session that began.
-    begun: Vec<(u16, u64)>,
-    /// Tenant, pod and second of every session that began; of pods that have sessions.
-    begun_by_pod: Vec<(u16, u8, u64)>,
-    now: u64,
-}
-
-impl Flow {
-    fn tuple(self) -> FiveTuple {
-        let (port, remote_port) = match self.protocol {
-            Protocol::Tcp | Protocol::Udp => (self.port, self.remote_port),
-            Protocol::Icmp => (self.port, 0),
-            Protocol::Portless(_) => (0, 0),
-        };
-        FiveTuple {
-            source: Ipv4Addr::new(10, 132, 0, self.pod),
-            destination: Ipv4Addr::new(198, 51, 100, self.remote),
-            source_port: port,
-            destination_port: remote_port,
-            protocol: self.protocol,
-        }
-    }
-
-    /// Tells whether both are of one inside port.
-    fn shares_inside(self, other: Self) -> bool {
-        let (mine, others) = (self.tuple(), other.tuple());
-        (self.tenant, mine.source, mine.source_port, mine.protocol)
-            == (other.tenant, others.source, others.source_port, others.protocol)
-    }
-
-    fn is_portless(self) -> bool {
-        matches!(self.protocol, Protocol::Portless(_))
-    }
-}
-
-impl Model {
-    fn pool(&self, tenant: u16) -> &'static [Ipv4Addr] {
-        match tenant {
-            0 if self.has_two => &POOL[..2],
-            0 => &POOL[..1],
-            1 => &POOL[2..3],
-            _ => &POOL[3..],
-        }
-    }
-
-    fn policy(&self, flow: Flow) -> Policy {
-        self.policies[usize::from(flow.tenant)]
-    }
-
-    fn is_mapped(&self, flow: Flow) -> bool {
-        self.policy(flow).mapping == Mapping::EndpointIndependent && !flow.is_portless()
-    }
-
-    fn find(&self, flow: Flow) -> Option<usize> {
-        self.sessions
-            .iter()
-            .position(|session| (session.flow.tenant, session.flow.tuple()) == (flow.tenant, flow.tuple()))
-    }
-
-    fn of_pod(&self, flow: Flow) -> impl Iterator<Item = &Session> {
-        self.sessions
-            .iter()
-            .filter(move |other| (other.flow.tenant, other.flow.pod) == (flow.tenant, flow.pod))
-    }
-
-    fn ports<'a>(&self, sessions: impl Iterator<Item = &'a Session>) -> usize {
-        let holders: HashSet<_> = sessions
-            .map(|session| {
-                let whole = if self.is_mapped(session.flow) { None } else { Some(session.flow.tuple()) };
-                let tuple = session.flow.tuple();
-                (session.flow.tenant, tuple.protocol, tuple.source, tuple.source_port, session.outside, whole)
-            })
-            .collect();
-        holders.len()
-    }
-
-    /// Returns the egress address, and the port if it is given by a mapping, that a session should have.
-    fn admit(&self, flow: Flow, opened_by: Direction) -> Result<(Ipv4Addr, Option<u16>), Refusal> {
-        let policy = self.policy(flow);
-        let pool = self.pool(flow.tenant);
-        let paired =
-            self.paired.get(&(flow.tenant, flow.pod)).copied().filter(|address| pool.contains(address));
-        let paired = paired.filter(|_| self.of_pod(flow).next().is_some());
-        let address = paired.unwrap_or_else(|| pair_egress(flow.tuple().source, pool).unwrap());
-        let same_inside = |other: &Flow| self.is_mapped(flow) && other.shares_inside(flow);
-        let live = self.sessions.iter().find(|other| same_inside(&other.flow) && other.outside.0 == address);
-        let rest = self.rests.iter().find(|rest| same_inside(&rest.flow) && rest.outside.0 == address);
-        let more = usize::from(live.is_none());
-        let exceeds =
-            |count: usize, more: usize, limit: u32| limit > 0 && more > 0 && count + more > limit as usize;
-        let second = self.now / 10;
-        let of_tenant = || self.sessions.iter().filter(|other| other.flow.tenant == flow.tenant);
-        let begun_by_pod =
-            self.begun_by_pod.iter().filter(|begun| **begun == (flow.tenant, flow.pod, second)).count();
-        let begun = self.begun.iter().filter(|begun| **begun == (flow.tenant, second)).count();
-        let quotas = [
-            (self.of_pod(flow).count(), 1, policy.pod_quota.sessions, Refusal::PodSessions),
-            (self.ports(self.of_pod(flow)), more, policy.pod_quota.ports, Refusal::PodPorts),
-            (begun_by_pod, 1, policy.pod_quota.new_per_second, Refusal::PodRate),
-            (of_tenant().count(), 1, policy.tenant_quota.sessions, Refusal::TenantSessions),
-            (self.ports(of_tenant()), more, policy.tenant_quota.ports, Refusal::TenantPorts),
-            (begun, 1, policy.tenant_quota.new_per_second, Refusal::TenantRate),
-        ];
-        for (count, more, limit, refusal) in quotas {
-            if exceeds(count, more, limit) {
-                return Err(refusal);
-            }
-        }
-        let is_taken = |other: &Session| {
-            let (mine, others) = (flow.tuple(), other.flow.tuple());
-            other.outside.0 == address
-                && (mine.protocol, mine.destination) == (others.protocol, others.destination)
-        };
-        if opened_by == Direction::Inbound && live.is_none()
-            || flow.is_portless() && self.sessions.iter().any(is_taken)
-        {
-            return Err(Refusal::NoPort);
-        }
-        let port = live.map(|live| live.outside.1).or(rest.map(|rest| rest.outside.1));
-        Ok((address, port))
-    }
-
-    fn touch(&mut self, at: usize, direction: Direction, flags: u8) {
-        let (now, session) = (self.now, &mut self.sessions[at]);
-        let (fin, rst) = (flags & 1 != 0, flags & 4 != 0);
-        let outbound = direction == Direction::Outbound;
-        let closed = |tcp| tcp == Tcp::Open { inside_fin: true, outside_fin: true };
-        let before = session.tcp;
-        session.tcp = match before {
-            Tcp::Opening(_) if rst => before,
-            _ if rst && closed(before) => before,
-            _ if rst => Tcp::Reset,
-            Tcp::Opening(by) if by != direction && flags & 2 != 0 => {
-                Tcp::Open { inside_fin: false, outside_fin: false }
-            }
-            Tcp::Opening(_) => before,
-            _ if (closed(before) || before == Tcp::Reset) && flags & 0x17 == 2 => Tcp::Opening(direction),
-            Tcp::Reset => Tcp::Open { inside_fin: false, outside_fin: false },
-            Tcp::Open { inside_fin, outside_fin } => Tcp::Open {
-                inside_fin: inside_fin || fin && outbound,
-                outside_fin: outside_fin || fin && !outbound,
-            },
-        };
-        let dying = closed(session.tcp) || session.tcp == Tcp::Reset;
-        let idle = match (session.flow.protocol, session.tcp) {
-            (Protocol::Udp | Protocol::Portless(_), _) => 3000,
-            (Protocol::Icmp, _) => 600,
-            (Protocol::Tcp, Tcp::Open { .. }) if !dying => 74400,
-            (Protocol::Tcp, _) => 2400,
-        };
-        if session.flow.protocol != Protocol::Tcp || !dying && !rst || before != session.tcp {
-            session.deadline = now + idle;
-        }
-    }
-
-    fn end(&mut self, at: usize) {
-        let gone = self.sessions.swap_remove(at);
-        if self.of_pod(gone.flow).next().is_none() {
-            let pod = (gone.flow.tenant, gone.flow.pod);
-            self.begun_by_pod.retain(|(tenant, pod_number, _)| (*tenant, *pod_number) != pod);
-        }
-        let rests = self.policy(gone.flow).filtering == Filtering::EndpointIndependent
-            && gone.flow.protocol != Protocol::Tcp
-            && self.is_mapped(gone.flow);
-        let is_last = !self
-            .sessions
-            .iter()
-            .any(|other| other.flow.shares_inside(gone.flow) && other.outside == gone.outside);
-        if rests && is_last {
-            self.rests.push(Rest { flow: gone.flow, outside: gone.outside, until: self.now + REST });
-        }
-    }
-
-    fn lets_in(&self, known: &Session, remote: u8) -> bool {
-        let of_mapping = |other: &&Session| {
-            other.flow.shares_inside(known.flow)
-                && other.outside == known.outside
-                && other.flow.remote == remote
-        };
-        self.is_mapped(known.flow)
-            && match self.policy(known.flow).filtering {
-                Filtering::AddressAndPortDependent => false,
-                Filtering::AddressDependent => self.sessions.iter().any(|other| of_mapping(&other)),
-                Filtering::EndpointIndependent => true,
-            }
-    }
+    /// The first tenant's egress addresses change to one of [`POOLS`].
+    Pool(usize),
 }
 
 struct Test {
@@ -314,9 +78,8 @@ impl Test {
         );
         self.model.rests = rests;
         self.model.paired.insert((flow.tenant, flow.pod), address);
-        let second = self.model.now / 10;
-        self.model.begun.push((flow.tenant, second));
-        self.model.begun_by_pod.push((flow.tenant, flow.pod, second));
+        self.model.begun.push((flow.tenant, self.model.now / 10));
+        self.model.begun_by_pods.push((flow.tenant, flow.pod, self.model.now / 10));
         self.model.sessions.push(Session {
             flow,
             outside,
@@ -327,7 +90,9 @@ impl Test {
     }
 
     fn touch(&mut self, at: At, flow: Flow, direction: Direction, flags: u8) {
-        let segment = TcpSegment { flags: TcpFlags(flags), ..TcpSegment::default() };
+        // Both sides begin at 0 and never send data, so every RST is where it is expected.
+        let sequence = u32::from(flags & 2 == 0);
+        let segment = TcpSegment { flags: TcpFlags(flags), sequence, acknowledgement: 1 };
         let (now, timeouts) = (tick(self.model.now), self.workers.timeouts);
         self.workers.tables[at.worker].touch(at.id, direction, &segment, now, &timeouts);
         let at = self.model.find(flow).unwrap();
@@ -344,7 +109,7 @@ impl Test {
 
     fn stranger(&mut self, flow: Flow, remote: u8, remote_port: u16) {
         let Some(known) = self.model.find(flow).map(|at| self.model.sessions[at]) else { return };
-        if flow.is_portless() || !self.model.pool(flow.tenant).contains(&known.outside.0) {
+        if flow.is_portless() {
             return;
         }
         let stranger = Flow { remote, remote_port, ..flow };
@@ -433,7 +198,7 @@ fn event() -> impl Strategy<Value = Event> {
         2 => (0u64..15).prop_map(Event::Wait),
         1 => Just(Event::Wait(74_400)),
         1 => flow().prop_map(Event::Remove),
-        1 => any::<bool>().prop_map(Event::Pool),
+        1 => (0..POOLS.len()).prop_map(Event::Pool),
     ]
 }
 
@@ -470,8 +235,8 @@ proptest! {
         seed in any::<u8>(),
     ) {
         let model = Model {
-            policies, has_two: true, sessions: Vec::new(), rests: Vec::new(), paired: HashMap::new(), begun: Vec::new(), begun_by_pod: Vec::new(),
-            now: 0,
+            policies, pool: 0, sessions: Vec::new(), rests: Vec::new(), paired: HashMap::new(), begun: Vec::new(),
+            begun_by_pods: Vec::new(), now: 0,
         };
         let mut test = Test { workers: Workers::new(workers, 600, &POOL, seed), model };
         for event in events {
@@ -481,7 +246,7 @@ proptest! {
                 Event::Stranger(flow, remote, port) => test.stranger(flow, remote, port),
                 Event::Wait(tenths) => test.wait(tenths),
                 Event::Remove(flow) => test.remove(flow),
-                Event::Pool(has_two) => test.model.has_two = has_two,
+                Event::Pool(pool) => test.model.pool = pool,
             }
             test.check_laws();
         }

@@ -1,4 +1,5 @@
 //! Outside ports: to the last one, at any number of workers, and what each costs.
+
 use std::collections::HashSet;
 use std::net::Ipv4Addr;
 

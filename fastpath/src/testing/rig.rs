@@ -145,7 +145,7 @@ impl Rig {
 
     /// Tells whether nothing is left to do, unless a frame comes.
     pub(crate) fn is_at_rest(&self) -> bool {
-        let waits = self.mailboxes.iter().any(|mailbox| mailbox.frames_waiting() > 0);
+        let waits = self.mailboxes.iter().any(|mailbox| !mailbox.is_empty());
         !waits && !self.workers.iter().any(Worker::is_busy)
     }
 
