@@ -80,12 +80,13 @@ impl Conntrack {
 
     /// Returns the inside address and port that an unexpected packet from outside may open a session to: those of the
     /// mapping of its destination, if filtering lets its source in (RFC 4787 section 5). `wire` is the packet's tuple.
-    /// Nobody is let in to a mapping by an egress address that its pod had before.
+    /// Nobody is let in to a mapping by an egress address that its pod had before, nor to one from before its tenant's
+    /// mapping became dependent on the other end.
     pub fn admitted_from_outside(
         &self,
         tenant: TenantId,
         wire: &FiveTuple,
-        filtering: Filtering,
+        policy: &Policy,
     ) -> Option<(Ipv4Addr, u16)> {
         let outside = (wire.destination, wire.destination_port);
         let mapping = self.find_entry(&mapping_key_outside(tenant, wire.protocol, outside))?;
@@ -94,10 +95,13 @@ impl Conntrack {
         let is_alive = matches!(mapping.role, Role::Mapping { .. })
             && mapping.sessions > 0
             && pod.is_some_and(|pod| self.slab.anchor(pod).outside == mapping.outside);
-        let is_let_in = match filtering {
-            Filtering::AddressAndPortDependent => false,
-            Filtering::AddressDependent => self.find_entry(&peer_key(tenant, &wire.reversed())).is_some(),
-            Filtering::EndpointIndependent => true,
+        let is_let_in = match (policy.mapping, policy.filtering) {
+            (Mapping::AddressAndPortDependent, _) => false,
+            (Mapping::EndpointIndependent, Filtering::AddressAndPortDependent) => false,
+            (Mapping::EndpointIndependent, Filtering::AddressDependent) => {
+                self.find_entry(&peer_key(tenant, &wire.reversed())).is_some()
+            }
+            (Mapping::EndpointIndependent, Filtering::EndpointIndependent) => true,
         };
         (is_alive && is_let_in).then_some((mapping.inside, mapping.inside_port))
     }

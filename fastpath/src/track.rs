@@ -167,10 +167,12 @@ impl Tracker<'_> {
             Segment::Udp | Segment::Reply => true,
             Segment::Query | Segment::Opaque => false,
         };
-        let policy = self.snapshot.tenant(class.tenant).map(|tenant| tenant.policy).filter(|_| may_open);
-        let filtering = policy.ok_or_else(stray)?.filtering;
-        let (address, port) =
-            self.conntrack.admitted_from_outside(class.tenant, &flow.tuple, filtering).ok_or_else(stray)?;
+        let tenant = self.snapshot.tenant(class.tenant).filter(|_| may_open).ok_or_else(stray)?;
+        let (address, port) = self
+            .conntrack
+            .admitted_from_outside(class.tenant, &flow.tuple, &tenant.policy)
+            .filter(|(address, _)| tenant.may_send_from(*address))
+            .ok_or_else(stray)?;
         let tuple = FiveTuple { source: address, source_port: port, ..flow.tuple.reversed() };
         let revision = self.revision(&tuple);
         self.way(revision.next_hops[1], Side::Inside, address)?;

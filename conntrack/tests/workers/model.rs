@@ -119,9 +119,9 @@ impl Test {
         let outside = FiveTuple { source: known.outside.0, source_port: known.outside.1, ..stranger.tuple() };
         let tenant = TenantId(flow.tenant);
         let worker = self.workers.owner(tenant, flow.tuple().source);
-        let filtering = self.model.policy(flow).filtering;
+        let policy = self.model.policy(flow);
         let admitted =
-            self.workers.tables[worker].admitted_from_outside(tenant, &outside.reversed(), filtering);
+            self.workers.tables[worker].admitted_from_outside(tenant, &outside.reversed(), &policy);
         let inside = (stranger.tuple().source, stranger.tuple().source_port);
         assert_eq!(admitted, self.model.lets_in(&known, remote).then_some(inside));
         if admitted.is_some() {

@@ -9,6 +9,7 @@
 //! - [`counting`]: what is counted, and for whom
 //! - [`hairpin`]: pods that talk to egress addresses of the gateway
 //! - [`handshake`]: what a gateway changes in a SYN
+//! - [`mapping`]: which outside address and port stand for a pod's, and who may use them
 //! - [`portless`]: protocols without ports are translated by address
 //! - [`stray`]: packets that belong to no session and may not open one
 //! - [`workers`]: several workers, listings, panics, and frames of every kind at once
@@ -20,6 +21,7 @@ mod forwarding;
 mod fragments;
 mod hairpin;
 mod handshake;
+mod mapping;
 mod oversize;
 mod portless;
 mod refusing;
@@ -80,8 +82,12 @@ fn only(mut frames: Vec<Vec<u8>>) -> Vec<u8> {
 }
 
 fn leave(rig: &mut Rig, frame: &[u8]) -> Vec<u8> {
+    leave_by(rig, frame, &[EGRESS])
+}
+
+fn leave_by(rig: &mut Rig, frame: &[u8], egress_addresses: &[Ipv4Addr]) -> Vec<u8> {
     let sent = only(rig.send(Inside, frame, Outside));
-    check_sent(Outside, &sent, &[EGRESS]);
+    check_sent(Outside, &sent, egress_addresses);
     sent
 }
 

@@ -1,11 +1,12 @@
 //! Workers on simulated wires, and the laws that hold at the end of every scenario.
 
+use std::collections::HashSet;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use conntrack::checksum::{checksum, sum};
-use conntrack::{Conntrack, Epoch, SharedBook, Tick, WorkerSlot};
+use conntrack::{Conntrack, Epoch, FiveTuple, Shared, SharedBook, TcpState, Tick, WorkerSlot};
 use crossbeam::channel::{Receiver, bounded};
 use crossbeam::queue::ArrayQueue;
 
@@ -50,6 +51,7 @@ pub(crate) struct Rig {
     requests: Arc<RequestQueue>,
     retired: Receiver<Arc<Snapshot>>,
     book: SharedBook,
+    shared: Arc<Shared>,
     pub(crate) now: Tick,
     frames: usize,
 }
@@ -68,6 +70,11 @@ impl Rig {
     /// Makes one worker that can hold so many sessions, on wires without faults.
     pub(crate) fn with_room_for(sessions: u32, spec: SnapshotSpec) -> Self {
         Self::of_size(spec, Size { sessions, ..Size::USUAL }, Faults::default(), 1)
+    }
+
+    /// Makes workers that can hold so many sessions each, on wires without faults.
+    pub(crate) fn with_workers(workers: u16, sessions: u32, spec: SnapshotSpec) -> Self {
+        Self::of_size(spec, Size { workers, sessions, ..Size::USUAL }, Faults::default(), 1)
     }
 
     fn of_size(spec: SnapshotSpec, size: Size, faults: Faults, seed: u64) -> Self {
@@ -119,7 +126,8 @@ impl Rig {
         });
         let workers = workers.collect();
         let now = Tick::default();
-        Self { workers, wires, commons, mailboxes, requests, retired, book, now, frames: total }
+        let shared = Arc::clone(snapshot.shared().unwrap());
+        Self { workers, wires, commons, mailboxes, requests, retired, book, shared, now, frames: total }
     }
 
     /// Puts a frame on a wire of a worker.
@@ -258,6 +266,13 @@ impl Rig {
         report
     }
 
+    /// Returns what the sessions of all workers look like from inside, and their TCP states.
+    pub(crate) fn flows(&self) -> Vec<(FiveTuple, Option<TcpState>)> {
+        let tables = self.workers.iter().map(Worker::conntrack);
+        let sessions = tables.flat_map(|table| table.scan(0, table.capacity()));
+        sessions.map(|session| (session.inside_tuple(), session.tcp_state())).collect()
+    }
+
     pub(crate) fn accepted(&self) -> u64 {
         self.wires.iter().flatten().map(Wire::frames_accepted).sum()
     }
@@ -278,6 +293,10 @@ impl Drop for Rig {
         );
         let counted = self.all_tenants().sessions;
         assert_eq!(counted, u64::from(self.sessions()), "tenants' sessions add up");
+        let tenants: HashSet<_> =
+            self.workers.iter().flat_map(|worker| worker.counters().tenants()).map(|(id, _)| id).collect();
+        let in_use: u32 = tenants.iter().map(|tenant| self.shared.tenant(*tenant).sessions()).sum();
+        assert_eq!(in_use, self.sessions(), "what quotas count adds up");
     }
 }
 
