@@ -9,6 +9,7 @@
 //! - [`counting`]: what is counted, and for whom
 //! - [`hairpin`]: pods that talk to egress addresses of the gateway
 //! - [`handshake`]: what a gateway changes in a SYN
+//! - [`limits`]: how much a tenant and a pod may have
 //! - [`mapping`]: which outside address and port stand for a pod's, and who may use them
 //! - [`portless`]: protocols without ports are translated by address
 //! - [`stray`]: packets that belong to no session and may not open one
@@ -21,6 +22,7 @@ mod forwarding;
 mod fragments;
 mod hairpin;
 mod handshake;
+mod limits;
 mod mapping;
 mod oversize;
 mod portless;

@@ -191,6 +191,12 @@ pub(crate) fn icmp_error_about(sender: &str, about: &[u8], kind: u8, transport_b
     frame
 }
 
+/// Returns a frame to red's MAC.
+pub(crate) fn red(mut frame: Vec<u8>) -> Vec<u8> {
+    frame[..6].copy_from_slice(RED_MAC.as_bytes());
+    frame
+}
+
 /// Returns a copy of a frame with some bytes replaced.
 pub(crate) fn corrupt(frame: &[u8], changes: &[(usize, u8)]) -> Vec<u8> {
     let mut frame = frame.to_vec();

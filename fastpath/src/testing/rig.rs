@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use conntrack::checksum::{checksum, sum};
-use conntrack::{Conntrack, Epoch, FiveTuple, Shared, SharedBook, TcpState, Tick, WorkerSlot};
+use conntrack::{Conntrack, Epoch, FiveTuple, Shared, SharedBook, TcpState, TenantId, Tick, WorkerSlot};
 use crossbeam::channel::{Receiver, bounded};
 use crossbeam::queue::ArrayQueue;
 
@@ -247,6 +247,11 @@ impl Rig {
         self.workers.iter().map(|worker| worker.conntrack().len()).sum()
     }
 
+    /// Returns the number of free entries in all tables.
+    pub(crate) fn room(&self) -> u32 {
+        self.workers.iter().map(|worker| worker.conntrack().room()).sum()
+    }
+
     pub(crate) fn requests(&self) -> Vec<NeighbourRequest> {
         self.requests.drain()
     }
@@ -256,6 +261,13 @@ impl Rig {
         let mut report = TenantReport::default();
         self.workers[0].counters().tenant(BLUE).add_to(&mut report);
         report
+    }
+
+    /// Returns how many packets of a tenant were dropped for a reason, at any worker.
+    pub(crate) fn drops_of(&self, tenant: TenantId, reason: DropReason) -> u64 {
+        let mut report = TenantReport::default();
+        self.workers.iter().for_each(|worker| worker.counters().tenant(tenant).add_to(&mut report));
+        report.drops.iter().filter(|(other, _)| *other == reason).map(|(_, count)| count).sum()
     }
 
     /// Returns the counts of all tenants at all workers, added up.
