@@ -26,6 +26,7 @@
 //! What the workers share:
 //! - [`blocks`]: who owns which block of outside ports
 //! - [`shared`]: these for all egress addresses, and how much of its quota each tenant uses
+//! - [`tenants`]: one value for each tenant that there ever was
 //!
 //! Words and rules:
 //! - [`flow`]: five-tuples, directions and the 16-byte lookup key
@@ -57,6 +58,7 @@ pub mod shared;
 mod slab;
 pub mod table;
 pub mod tcp;
+pub mod tenants;
 pub mod time;
 
 pub use admit::Admission;
@@ -69,6 +71,7 @@ pub use session::{Rewrite, Session, SessionId};
 pub use shared::{Shared, SharedBook};
 pub use table::{Conntrack, Found, Refusal, Revision, WorkerSlot};
 pub use tcp::{TcpFlags, TcpSegment, TcpState};
+pub use tenants::ByTenant;
 pub use time::{PortTimeout, Tick, TimeoutClass, Timeouts};
 
 /// Number of a configuration snapshot; a newer snapshot has a greater number.

@@ -12,12 +12,13 @@ use crate::blocks::{EgressPorts, MAX_WORKERS};
 use crate::flow::TenantId;
 use crate::policy::Quota;
 use crate::table::Refusal;
+use crate::tenants::ByTenant;
 
 /// What the workers share, as one snapshot knows it.
 #[derive(Clone, Debug)]
 pub struct Shared {
     egress: HashMap<Ipv4Addr, Arc<EgressPorts>, RandomState>,
-    tenants: Arc<[TenantUse]>,
+    tenants: Arc<TenantUses>,
     lives: Arc<[AtomicU32]>,
 }
 
@@ -27,9 +28,9 @@ impl Shared {
         self.egress.get(&egress).map(AsRef::as_ref)
     }
 
-    /// Returns how much a tenant uses.
+    /// Returns how much a tenant uses. Those that were in no snapshot are counted together.
     pub fn tenant(&self, tenant: TenantId) -> &TenantUse {
-        &self.tenants[usize::from(tenant.0)]
+        self.tenants.known.get(tenant).unwrap_or(&self.tenants.unknown)
     }
 
     /// Returns how often a worker has forgotten its sessions.
@@ -52,7 +53,7 @@ impl Shared {
 #[derive(Debug)]
 pub struct SharedBook {
     egress: HashMap<Ipv4Addr, Known, RandomState>,
-    tenants: Arc<[TenantUse]>,
+    tenants: Arc<TenantUses>,
     lives: Arc<[AtomicU32]>,
 }
 
@@ -63,22 +64,29 @@ struct Known {
     gone: Option<Epoch>,
 }
 
+#[derive(Debug, Default)]
+struct TenantUses {
+    known: ByTenant<TenantUse>,
+    /// Stands in for tenants that came in no snapshot.
+    unknown: TenantUse,
+}
+
 impl Default for SharedBook {
     fn default() -> Self {
-        let tenants = (0..=u16::MAX).map(|_| TenantUse::default()).collect();
         let lives = (0..MAX_WORKERS).map(|_| AtomicU32::new(0)).collect();
-        Self { egress: HashMap::default(), tenants, lives }
+        Self { egress: HashMap::default(), tenants: Arc::default(), lives }
     }
 }
 
 impl SharedBook {
-    /// Returns what workers share under snapshot `next`, in which tenants have `egress_addresses`; `applied` is the
+    /// Returns what workers share under snapshot `next`, in which `tenants` have `egress_addresses`; `applied` is the
     /// newest snapshot that every worker has adopted.
     ///
     /// An address that is gone is forgotten when no worker can hand out its ports any more and none is in use.
     pub fn next(
         &mut self,
         egress_addresses: impl Iterator<Item = Ipv4Addr>,
+        tenants: impl Iterator<Item = TenantId>,
         next: Epoch,
         applied: Epoch,
     ) -> Shared {
@@ -89,6 +97,9 @@ impl SharedBook {
         for address in egress_addresses {
             self.egress.entry(address).or_insert_with(|| Known { ports: Arc::default(), gone: None }).gone =
                 None;
+        }
+        for tenant in tenants {
+            self.tenants.known.make(tenant);
         }
         let egress = self.egress.iter().map(|(address, known)| (*address, Arc::clone(&known.ports)));
         let (tenants, lives) = (Arc::clone(&self.tenants), Arc::clone(&self.lives));
@@ -241,23 +252,23 @@ mod tests {
     #[test]
     fn ports_are_remembered_while_a_session_may_use_them() {
         let mut book = SharedBook::default();
-        let first = book.next([EGRESS].into_iter(), Epoch(1), Epoch(0));
+        let first = book.next([EGRESS].into_iter(), [].into_iter(), Epoch(1), Epoch(0));
         assert!(first.ports(EGRESS).unwrap().claim(5000, 0));
-        let gone = book.next([].into_iter(), Epoch(2), Epoch(1));
+        let gone = book.next([].into_iter(), [].into_iter(), Epoch(2), Epoch(1));
         assert_eq!(gone.ports(EGRESS).unwrap().owner(5000), Some(0));
-        let still = book.next([].into_iter(), Epoch(3), Epoch(2));
+        let still = book.next([].into_iter(), [].into_iter(), Epoch(3), Epoch(2));
         still.ports(EGRESS).unwrap().give_back_all(0);
-        assert!(book.next([].into_iter(), Epoch(4), Epoch(3)).ports(EGRESS).is_none());
+        assert!(book.next([].into_iter(), [].into_iter(), Epoch(4), Epoch(3)).ports(EGRESS).is_none());
     }
 
     #[test]
     fn ports_are_not_forgotten_before_every_worker_knows_that_the_address_is_gone() {
         let mut book = SharedBook::default();
-        book.next([EGRESS].into_iter(), Epoch(1), Epoch(0));
-        let late = book.next([].into_iter(), Epoch(2), Epoch(1));
-        book.next([].into_iter(), Epoch(3), Epoch(1));
+        book.next([EGRESS].into_iter(), [].into_iter(), Epoch(1), Epoch(0));
+        let late = book.next([].into_iter(), [].into_iter(), Epoch(2), Epoch(1));
+        book.next([].into_iter(), [].into_iter(), Epoch(3), Epoch(1));
         assert!(late.ports(EGRESS).unwrap().claim(5000, 0));
-        let back = book.next([EGRESS].into_iter(), Epoch(4), Epoch(1));
+        let back = book.next([EGRESS].into_iter(), [].into_iter(), Epoch(4), Epoch(1));
         assert_eq!(back.ports(EGRESS).unwrap().owner(5000), Some(0));
     }
 }

@@ -1,9 +1,8 @@
 //! What one worker counts. One writer, any number of readers, no locked instruction.
 
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use conntrack::TenantId;
+use conntrack::{ByTenant, TenantId};
 
 use crate::dataplane::TenantReport;
 use crate::snapshot::{Side, Snapshot};
@@ -116,8 +115,8 @@ pub struct QueueCounters {
 #[derive(Debug)]
 pub struct WorkerCounters {
     drops: DropCounters,
-    /// By slot; made when the tenant first comes in a snapshot, and never freed.
-    tenants: Vec<OnceLock<Box<TenantCounters>>>,
+    /// Made when the tenant first comes in a snapshot, and never freed.
+    tenants: ByTenant<TenantCounters>,
     /// Stands in for tenants that came in no snapshot; nobody reads it.
     unknown: TenantCounters,
     /// Queues, in the order of the worker's ports.
@@ -141,7 +140,7 @@ impl WorkerCounters {
     pub fn new(queues: usize) -> Self {
         Self {
             drops: DropCounters::default(),
-            tenants: (0..=u16::MAX).map(|_| OnceLock::new()).collect(),
+            tenants: ByTenant::default(),
             unknown: TenantCounters::default(),
             queues: (0..queues).map(|_| QueueCounters::default()).collect(),
             sessions: Counter::default(),
@@ -156,20 +155,19 @@ impl WorkerCounters {
     /// Notes that a snapshot is in use, and makes counters for those of its tenants that have none.
     pub fn adopt(&self, snapshot: &Snapshot) {
         for tenant in &snapshot.spec().tenants {
-            self.tenants[usize::from(tenant.id.0)].get_or_init(Box::default);
+            self.tenants.make(tenant.id);
         }
         self.epoch.set(u64::from(snapshot.epoch().0));
     }
 
     /// Returns the counters of a tenant. Those of a tenant that was in no snapshot are never reported.
     pub fn tenant(&self, id: TenantId) -> &TenantCounters {
-        self.tenants[usize::from(id.0)].get().map_or(&self.unknown, |tenant| tenant)
+        self.tenants.get(id).unwrap_or(&self.unknown)
     }
 
     /// Returns the counters of every tenant that ever was in a snapshot, by slot.
     pub fn tenants(&self) -> impl Iterator<Item = (TenantId, &TenantCounters)> {
-        let slots = (0..=u16::MAX).map(TenantId).zip(&self.tenants);
-        slots.filter_map(|(id, tenant)| Some((id, &**tenant.get()?)))
+        self.tenants.iter()
     }
 
     /// Counts a dropped packet, under its tenant too if that is known.

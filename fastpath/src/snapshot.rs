@@ -224,7 +224,8 @@ impl Snapshot {
     #[must_use]
     pub fn with_shared(mut self, book: &mut SharedBook, applied: Epoch) -> Self {
         let egress_addresses = self.by_egress.keys().copied();
-        self.shared = Some(Arc::new(book.next(egress_addresses, self.spec.epoch, applied)));
+        let tenants = self.spec.tenants.iter().map(|tenant| tenant.id);
+        self.shared = Some(Arc::new(book.next(egress_addresses, tenants, self.spec.epoch, applied)));
         self
     }
 

@@ -36,7 +36,8 @@ pub(crate) struct Ask<'a> {
 
 impl Workers {
     pub(crate) fn new(workers: u16, capacity: u32, pool: &[Ipv4Addr], seed: u8) -> Self {
-        let shared = Arc::new(SharedBook::default().next(pool.iter().copied(), Epoch(1), Epoch(0)));
+        let tenants = (0..16).map(TenantId);
+        let shared = Arc::new(SharedBook::default().next(pool.iter().copied(), tenants, Epoch(1), Epoch(0)));
         let table = |worker| {
             Conntrack::new(
                 capacity,
