@@ -15,6 +15,7 @@ use rand::rngs::SysRng;
 
 use crate::counters::WorkerCounters;
 use crate::dataplane::{DataPlaneError, DataPlaneOptions, WorkerHandle};
+use crate::fragments::Limits;
 use crate::io::ethtool::rx_queues;
 use crate::io::xsk::{RING_FRAMES, XskPort, XskProbe};
 use crate::io::{Frame, FrameArea, FramePool};
@@ -197,7 +198,7 @@ impl ReadyWorker {
         let conntrack = Conntrack::new(options.session_capacity, slot, Arc::clone(lent), seed);
         let counters = Arc::new(WorkerCounters::new(ports.len()));
         let worker = Worker::new(WorkerParts {
-            engine: Engine::new(Arc::clone(first), conntrack, counters, Tick::default()),
+            engine: Engine::new(Arc::clone(first), conntrack, Limits::WORKER, counters, Tick::default()),
             ports,
             pool,
             commons: Arc::clone(&shared.commons),

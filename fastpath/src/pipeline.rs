@@ -76,14 +76,15 @@ impl Subject {
 }
 
 impl Engine {
-    /// Makes the engine of one worker, without sessions.
+    /// Makes the engine of one worker, without sessions. `limits` are those of its fragments.
     pub fn new(
         snapshot: Arc<Snapshot>,
         conntrack: Conntrack,
+        limits: Limits,
         counters: Arc<WorkerCounters>,
         now: Tick,
     ) -> Self {
-        let fragments = Fragments::new(conntrack.slot(), Limits::WORKER);
+        let fragments = Fragments::new(conntrack.slot(), limits);
         Self { snapshot, conntrack, fragments, counters, answers: AnswerLimit::new(now) }
     }
 

@@ -12,6 +12,7 @@ use crossbeam::queue::ArrayQueue;
 
 use crate::counters::WorkerCounters;
 use crate::dataplane::{NeighbourRequest, TenantReport};
+use crate::fragments::Limits;
 use crate::io::sim::{Faults, SimPort, Wire};
 use crate::io::{Frame, FrameArea, FramePool};
 use crate::mailbox::{Mailbox, RequestQueue};
@@ -35,11 +36,16 @@ pub(crate) struct Size {
     pub(crate) ring: usize,
     /// Sessions that each worker can hold.
     pub(crate) sessions: u32,
+    /// What each worker remembers of fragments.
+    pub(crate) fragments: Limits,
 }
 
 impl Size {
     /// One worker, as most scenarios need it.
-    const USUAL: Self = Self { workers: 1, frames: 640, ring: 64, sessions: 256 };
+    const USUAL: Self = Self { workers: 1, frames: 640, ring: 64, sessions: 256, fragments: Self::FRAGMENTS };
+
+    /// Room for fewer datagrams than a worker has, so that a rig is made quickly.
+    const FRAGMENTS: Limits = Limits { datagrams: 256, datagrams_per_tenant: 64, ..Limits::WORKER };
 }
 
 /// Some workers, each with a wire on both sides.
@@ -115,7 +121,13 @@ impl Rig {
             let conntrack = Conntrack::new(size.sessions, slot, shared, [7; 32]);
             let counters = Arc::new(WorkerCounters::new(2));
             Worker::new(WorkerParts {
-                engine: Engine::new(Arc::clone(&snapshot), conntrack, counters, Tick::default()),
+                engine: Engine::new(
+                    Arc::clone(&snapshot),
+                    conntrack,
+                    size.fragments,
+                    counters,
+                    Tick::default(),
+                ),
                 ports: ports.into(),
                 pool,
                 commons: Arc::clone(&commons),

@@ -10,6 +10,7 @@ use super::frames::{Draft, Header, answer, error_about, fragments, is_sealed, re
 use super::laws::Laws;
 use super::plan::{Change, Event, Place, Plan};
 use crate::dataplane::TenantReport;
+use crate::fragments::Limits;
 use crate::io::sim::Faults;
 use crate::io::{Frame, FrameArea, FramePool};
 use crate::snapshot::{Side, SnapshotSpec};
@@ -21,8 +22,20 @@ use crate::verdict::DropReason;
 const FRAMES: usize = 64;
 const RING: usize = 8;
 
+/// Room for so few fragments that a run can use it up.
+const FRAGMENTS: Limits = Limits {
+    datagrams: 8,
+    datagrams_per_tenant: 6,
+    frames: 12,
+    frames_per_tenant: 9,
+    frames_per_datagram: 6,
+};
+
 /// Frames that are remembered, to be answered or repeated.
 const REMEMBERED: usize = 16;
+
+/// Bytes of a frame that may be a header.
+const HEADER_BYTES: usize = 128;
 
 /// Turns after which workers must have found rest.
 const MOST_ROUNDS: usize = 10_000;
@@ -74,7 +87,8 @@ struct Play {
 
 impl Play {
     fn begin(plan: &Plan) -> Self {
-        let size = Size { workers: plan.workers, frames: FRAMES, ring: RING, sessions: plan.sessions };
+        let (workers, sessions) = (plan.workers, plan.sessions);
+        let size = Size { workers, frames: FRAMES, ring: RING, sessions, fragments: FRAGMENTS };
         let spec = gateway().spec();
         let mut laws = Laws::default();
         laws.learn(&spec);
@@ -271,7 +285,7 @@ fn remember(seen: &mut VecDeque<Seen>, frame: Seen) {
     seen.push_back(frame);
 }
 
-/// Returns this many frames, with the same bytes at the beginning of every run.
+/// Returns this many frames, where headers go with the same bytes at the beginning of every run.
 fn take_frames(count: usize) -> FramePool {
     let mut pool = FramePool::with_capacity(count);
     SPARE.with_borrow_mut(|spare| {
@@ -281,7 +295,7 @@ fn take_frames(count: usize) -> FramePool {
         }
         for mut frame in spare.drain(..count) {
             frame.set_len(Frame::CAPACITY);
-            frame.bytes_mut().fill(0xa5);
+            frame.bytes_mut()[..HEADER_BYTES].fill(0xa5);
             pool.put(frame);
         }
     });
