@@ -134,6 +134,11 @@ impl Conntrack {
         self.shared = shared;
     }
 
+    /// Returns what this worker shares with the others.
+    pub fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
     /// Forgets all sessions and returns their ports; hashing and ports are drawn anew. The other workers must be told
     /// ([`Conntrack::forget_worker`]).
     pub fn forget_all(&mut self) {

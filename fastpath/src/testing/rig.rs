@@ -204,14 +204,15 @@ impl Rig {
         std::iter::from_fn(move || self.wires[worker][side.index()].take())
     }
 
-    /// Puts a snapshot before all workers, which adopt it with their next turns.
-    pub(crate) fn offer(&mut self, spec: SnapshotSpec) {
+    /// Puts a snapshot before all workers, which adopt it with their next turns; returns it.
+    pub(crate) fn offer(&mut self, spec: SnapshotSpec) -> Arc<Snapshot> {
         let applied = self.workers.iter().map(|worker| worker.counters().epoch.get()).min().unwrap();
         let applied = Epoch(u32::try_from(applied).unwrap());
         let snapshot = Arc::new(Snapshot::compile(spec).with_shared(&mut self.book, applied));
         for mailbox in &self.mailboxes {
             mailbox.put_snapshot(Arc::clone(&snapshot));
         }
+        snapshot
     }
 
     /// Publishes a snapshot and waits until all workers use it.

@@ -1,7 +1,11 @@
-//! What holds of every frame that the gateway sends, whatever came in.
+//! What holds of every frame that the gateway sends, and of its sessions, whatever came in.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use conntrack::blocks::EgressPorts;
+use conntrack::{Conntrack, Shared, TenantId};
 
 use super::frames::{Header, is_error, is_sealed, read_address};
 use crate::snapshot::{Side, SnapshotSpec};
@@ -12,6 +16,8 @@ const ARP_SENDER: usize = 28;
 #[derive(Debug, Default)]
 pub(crate) struct Laws {
     by_epoch: HashMap<u64, Allowed>,
+    shared: Vec<Arc<Shared>>,
+    tenants: HashSet<TenantId>,
 }
 
 #[derive(Debug)]
@@ -22,9 +28,11 @@ struct Allowed {
 }
 
 impl Laws {
-    /// Notes what a snapshot allows.
-    pub(crate) fn learn(&mut self, spec: &SnapshotSpec) {
+    /// Notes what a snapshot allows, and what workers share under it.
+    pub(crate) fn learn(&mut self, spec: &SnapshotSpec, shared: Arc<Shared>) {
         let tenants = || spec.tenants.iter();
+        self.shared.push(shared);
+        self.tenants.extend(tenants().map(|tenant| tenant.id));
         let allowed = Allowed {
             egress_addresses: tenants().flat_map(|tenant| tenant.egress_addresses.clone()).collect(),
             gateway_addresses: tenants().map(|tenant| tenant.gateway_address).collect(),
@@ -42,6 +50,32 @@ impl Laws {
             [8, 6] => allowed.check_announcement(side, frame),
             _ => panic!("neither IPv4 nor ARP was sent: {frame:02x?}"),
         }
+    }
+
+    /// Checks when all sessions have ended that nobody has a port any more, and that no tenant uses any of its quota.
+    pub(crate) fn check_end(&self) {
+        let egress_addresses = self.by_epoch.values().flat_map(|allowed| &allowed.egress_addresses);
+        for address in egress_addresses.collect::<HashSet<_>>() {
+            let is_free = |shared: &Arc<Shared>| shared.ports(*address).is_none_or(EgressPorts::is_free);
+            assert!(self.shared.iter().all(is_free), "no port of {address} is in use");
+        }
+        for shared in &self.shared {
+            let used = self.tenants.iter().map(|tenant| shared.tenant(*tenant));
+            let used: Vec<_> = used.map(|used| (used.sessions(), used.ports())).collect();
+            assert!(
+                used.iter().all(|used| *used == (0, 0)),
+                "sessions and ports of ended sessions: {used:?}"
+            );
+        }
+    }
+}
+
+/// Checks that no two sessions of a tenant, at any worker, look the same from outside.
+pub(crate) fn check_sessions<'a>(tables: impl Iterator<Item = &'a Conntrack>) {
+    let mut seen = HashSet::new();
+    for session in tables.flat_map(|table| table.scan(0, table.capacity())) {
+        let outside = (session.tenant(), session.outside_tuple());
+        assert!(seen.insert(outside), "two sessions are {outside:?}");
     }
 }
 

@@ -2,12 +2,13 @@
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 use conntrack::Epoch;
 
 use super::frames::{Draft, Header, answer, error_about, fragments, is_sealed, read_address, read_u16, seal};
-use super::laws::Laws;
+use super::laws::{Laws, check_sessions};
 use super::plan::{Change, Event, Place, Plan};
 use crate::dataplane::TenantReport;
 use crate::fragments::Limits;
@@ -17,6 +18,7 @@ use crate::snapshot::{Side, SnapshotSpec};
 use crate::testing::gateway;
 use crate::testing::rig::{Rig, Size};
 use crate::verdict::DropReason;
+use crate::worker::Worker;
 
 /// Frames of each worker: few, so that a run can use them up.
 const FRAMES: usize = 64;
@@ -90,10 +92,10 @@ impl Play {
         let (workers, sessions) = (plan.workers, plan.sessions);
         let size = Size { workers, frames: FRAMES, ring: RING, sessions, fragments: FRAGMENTS };
         let spec = gateway().spec();
-        let mut laws = Laws::default();
-        laws.learn(&spec);
         let (epoch, frames) = (spec.epoch, take_frames(usize::from(plan.workers) * FRAMES));
-        let rig = Rig::assemble(spec, size, Faults::default(), 1, frames);
+        let rig = Rig::assemble(spec.clone(), size, Faults::default(), 1, frames);
+        let mut laws = Laws::default();
+        laws.learn(&spec, Arc::clone(rig.workers[0].conntrack().shared()));
         let (sent, arrived) = (VecDeque::new(), VecDeque::new());
         let mut play = Self { rig, laws, epoch, sent, arrived, is_sealed: true };
         if plan.is_late {
@@ -181,8 +183,8 @@ impl Play {
     fn offer(&mut self, spec: &SnapshotSpec) {
         self.epoch = Epoch(self.epoch.0 + 1);
         let spec = SnapshotSpec { epoch: self.epoch, ..spec.clone() };
-        self.laws.learn(&spec);
-        self.rig.offer(spec);
+        let offered = self.rig.offer(spec.clone());
+        self.laws.learn(&spec, Arc::clone(offered.shared().unwrap()));
     }
 
     /// Lets one worker turn, and looks at all that it sends.
@@ -202,6 +204,7 @@ impl Play {
         for _ in 0..MOST_ROUNDS {
             let found: usize = (0..self.rig.workers.len()).map(|worker| self.turn(worker)).sum();
             if found == 0 && self.rig.is_at_rest() {
+                check_sessions(self.rig.workers.iter().map(Worker::conntrack));
                 return;
             }
         }
@@ -230,6 +233,7 @@ impl Play {
             assert_eq!(table.room(), table.capacity(), "nothing is left of any session");
         }
         assert!(self.reports().all(|report| report.sessions == 0), "tenants' sessions add up");
+        self.laws.check_end();
         let frames = self.rig.dismantle();
         SPARE.with_borrow_mut(|spare| spare.extend(frames));
         tally
