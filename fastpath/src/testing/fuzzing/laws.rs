@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use conntrack::blocks::EgressPorts;
 use conntrack::{Conntrack, Shared, TenantId};
+use ipnet::Ipv4Net;
+use macaddr::MacAddr6;
 
 use super::frames::{Header, is_error, is_sealed, read_address};
 use crate::snapshot::{Side, SnapshotSpec};
@@ -24,6 +26,9 @@ pub(crate) struct Laws {
 struct Allowed {
     egress_addresses: Vec<Ipv4Addr>,
     gateway_addresses: Vec<Ipv4Addr>,
+    inside_mac: MacAddr6,
+    /// Tenants' MACs, and what they may send from.
+    sources: Vec<(MacAddr6, Vec<Ipv4Net>)>,
     mtus: [u16; 2],
 }
 
@@ -36,6 +41,8 @@ impl Laws {
         let allowed = Allowed {
             egress_addresses: tenants().flat_map(|tenant| tenant.egress_addresses.clone()).collect(),
             gateway_addresses: tenants().map(|tenant| tenant.gateway_address).collect(),
+            inside_mac: spec.inside.mac,
+            sources: tenants().map(|tenant| (tenant.gateway_mac, tenant.sources.clone())).collect(),
             mtus: [spec.inside.mtu, spec.outside.mtu],
         };
         self.by_epoch.insert(u64::from(spec.epoch.0), allowed);
@@ -70,6 +77,16 @@ impl Laws {
     }
 }
 
+/// Tells whether a packet is an ICMP error or a TCP RST.
+fn may_be_refusal(ip: &Header, frame: &[u8]) -> bool {
+    match ip.protocol {
+        _ if ip.is_fragment => false,
+        1 => is_error(frame[ip.payload_at]),
+        6 => frame[ip.payload_at + 13] & 4 != 0,
+        _ => false,
+    }
+}
+
 /// Checks that no two sessions of a tenant, at any worker, look the same from outside.
 pub(crate) fn check_sessions<'a>(tables: impl Iterator<Item = &'a Conntrack>) {
     let mut seen = HashSet::new();
@@ -88,9 +105,20 @@ impl Allowed {
         assert_eq!(conntrack::checksum::checksum(0, &frame[ip.at..ip.payload_at]), 0, "header checksum");
         assert!(!was_sealed || is_sealed(frame), "checksums that were right stay right: {frame:02x?}");
         match side {
-            Side::Inside => {}
+            Side::Inside => self.check_tenant(&ip, frame),
             Side::Outside => self.check_leak(&ip, frame),
         }
+    }
+
+    /// What a tenant's MAC sends is for that tenant's pods; but anybody is told that a packet was refused.
+    fn check_tenant(&self, ip: &Header, frame: &[u8]) {
+        let mac = &frame[6..12];
+        let sources = self.sources.iter().find(|(tenant, _)| tenant.as_bytes() == mac);
+        assert!(sources.is_some() || self.inside_mac.as_bytes() == mac, "{mac:02x?} sent inside");
+        let destination = read_address(frame, ip.at + 16);
+        let is_theirs =
+            sources.is_some_and(|(_, sources)| sources.iter().any(|net| net.contains(&destination)));
+        assert!(is_theirs || may_be_refusal(ip, frame), "a packet of {mac:02x?} went to {destination}");
     }
 
     /// No inside address gets out: not as source, and not as receiver of what an ICMP error quotes.
