@@ -75,8 +75,10 @@ impl EgressPorts {
     /// Claims the block of a port for a worker; tells whether it was free.
     pub(crate) fn claim(&self, port: u16, worker: u16) -> bool {
         let mine = (u32::from(worker) + 1) << COUNT_BITS;
-        let is_claimed =
-            self.word(port).compare_exchange(0, mine, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+        let word = self.word(port);
+        // A block that is owned, as all are when one is looked for in vain, costs no locked instruction.
+        let is_claimed = word.load(Ordering::Relaxed) == 0
+            && word.compare_exchange(0, mine, Ordering::AcqRel, Ordering::Relaxed).is_ok();
         if is_claimed {
             self.add_owned(worker, 1);
         }

@@ -254,7 +254,9 @@ impl Conntrack {
         }
         let port = outside_tuple.source_port;
         if !self.crowds.is_empty() {
-            self.crowds.give_back(&Destination::of(tenant, outside_tuple), port);
+            let destination = Destination::of(tenant, outside_tuple);
+            self.crowds.give_back(&destination, port);
+            self.crowds.forget_other_kind(&destination);
         }
         let is_returned = self
             .shared

@@ -39,8 +39,14 @@ impl Destination {
         }
     }
 
+    /// Tells whether it stands for mappings, which have no destination.
+    fn is_any(&self) -> bool {
+        self.remote.is_unspecified() && self.remote_port == 0
+    }
+
     /// Returns the one destination of mappings that are endpoint-independent: 0.0.0.0:0.
-    pub fn any(tenant: TenantId, outside: Ipv4Addr, protocol: Protocol) -> Self {
+    #[cfg(test)]
+    fn any(tenant: TenantId, outside: Ipv4Addr, protocol: Protocol) -> Self {
         Self { tenant, outside, remote: Ipv4Addr::UNSPECIFIED, remote_port: 0, protocol }
     }
 }
@@ -159,6 +165,19 @@ impl Crowds {
             let words = self.by_destination.remove(destination).map(|ports| ports.words);
             self.spare.extend(words);
         }
+    }
+
+    /// Gives up what it knows of mappings' ports when a session's port is free again, and the other way round. Where a
+    /// tenant's mapping has changed, ports of both kinds are in use beside each other, and a bitmap has those of the
+    /// other kind as taken without knowing when they are free.
+    pub fn forget_other_kind(&mut self, destination: &Destination) {
+        let Self { by_destination, spare, .. } = self;
+        let is_other = |other: &Destination| {
+            (other.tenant, other.outside, other.protocol)
+                == (destination.tenant, destination.outside, destination.protocol)
+                && other.is_any() != destination.is_any()
+        };
+        spare.extend(by_destination.extract_if(|other, _| is_other(other)).map(|(_, ports)| ports.words));
     }
 
     /// Notes that ports of an egress address came to this worker, towards all destinations.

@@ -107,8 +107,9 @@ impl Mailbox {
         self.wake_up();
     }
 
-    /// Tells whether a fragment may be handed over: half of the room is for whole packets (RFC 4787 REQ-14a).
-    pub fn has_room_for_fragment(&self) -> bool {
+    /// Tells whether half of the room is free: the other half is kept for whole packets of sessions that need nothing
+    /// else (RFC 4787 REQ-14a).
+    pub fn has_room_to_spare(&self) -> bool {
         self.handed.len() < HANDED_FRAMES / 2
     }
 

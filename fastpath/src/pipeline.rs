@@ -100,7 +100,7 @@ impl Engine {
         let tenant = outcome.tenant.expect("a translated packet has a tenant");
         self.counters.hairpinned.add(1);
         self.counters.tenant(tenant).forwarded(Side::Outside, frame.bytes().len());
-        self.pass(frame, Side::Outside, Errand::NEW, now)
+        self.pass(frame, Side::Outside, Errand { has_turned: true, ..Errand::NEW }, now)
     }
 
     fn pass(&mut self, frame: &mut Frame, side: Side, mut errand: Errand, now: Tick) -> Outcome {
@@ -191,7 +191,8 @@ impl Engine {
         let head = match errand.datagram {
             DatagramErrand::Resolved(head) => head,
             DatagramErrand::Unknown | DatagramErrand::Keep => {
-                let head = self.track_fragment(class, packet, protocol, first.as_ref(), now)?;
+                let head =
+                    self.track_fragment(class, packet, protocol, (first.as_ref(), errand.has_turned), now)?;
                 errand.datagram = DatagramErrand::Resolved(head);
                 head
             }
@@ -204,14 +205,18 @@ impl Engine {
         class: Class,
         packet: &Packet,
         protocol: Protocol,
-        first: Option<&Flow>,
+        (first, has_turned): (Option<&Flow>, bool),
         now: Tick,
     ) -> Result<Head, Verdict> {
+        let comes_from_egress = || self.snapshot.tenant_by_egress(packet.ip.source).is_some();
+        if class.direction == Direction::Inbound && !has_turned && comes_from_egress() {
+            return Err(Verdict::Drop(DropReason::MartianAddress));
+        }
         let key = DatagramKey::new(class, &packet.ip, protocol);
         let slot = self.conntrack.slot();
         let keeper = keeper_of(slot, &key);
         if keeper != slot.worker {
-            let errand = Errand { datagram: DatagramErrand::Keep, ..Errand::NEW };
+            let errand = Errand { datagram: DatagramErrand::Keep, has_turned, ..Errand::NEW };
             return Err(Verdict::HandOver(keeper, errand));
         }
         self.fragments.track(key, Part::of(&packet.ip), first, now)
@@ -310,8 +315,11 @@ impl Engine {
             (Side::Inside, None) => self.snapshot.link(Side::Inside).address,
             (Side::Outside, _) => packet.ip.destination,
         };
-        // A leak by a MAC that is somebody else's is not ours to answer.
-        let is_addressed = tenant.is_some() || packet.destination_mac == self.snapshot.link(side).mac;
+        // A leak by a MAC that is somebody else's is not ours to answer, and a packet that came back in has no answer to
+        // go out.
+        let has_turned = side == Side::Outside && self.snapshot.tenant_by_egress(packet.ip.source).is_some();
+        let is_ours = tenant.is_some() || packet.destination_mac == self.snapshot.link(side).mac;
+        let is_addressed = is_ours && !has_turned;
         let direction = if side == Side::Inside { Direction::Outbound } else { Direction::Inbound };
         let answer = answer_to(packet, reason, mtu_ahead(direction, packet, &self.snapshot));
         match answer.filter(|_| is_addressed) {

@@ -71,6 +71,7 @@ impl Tracker<'_> {
                 Direction::Inbound => self.open_from_outside(class, flow)?,
             },
         };
+        self.check_origin(class, self.conntrack.session(id).rewrite(Direction::Outbound).next_hop)?;
         let rewrite = self.conntrack.session(id).rewrite(class.direction);
         let way = self.way_of(&rewrite, &flow.tuple)?;
         let segment = match flow.segment {
@@ -91,6 +92,7 @@ impl Tracker<'_> {
         let key = Key::new(class.tenant, class.direction, &wire);
         match self.find_valid(class, &key) {
             Some(Found::Session(id)) => {
+                self.check_origin(class, self.conntrack.session(id).rewrite(Direction::Outbound).next_hop)?;
                 let rewrite = self.conntrack.session(id).rewrite(class.direction);
                 let way = self.way_of(&rewrite, &wire)?;
                 Ok(Forwarding { rewrite, way })
@@ -101,16 +103,22 @@ impl Tracker<'_> {
     }
 
     /// Returns the verdict on a packet that is refused for its size or time to live: the world hears of that only if the
-    /// packet has a session.
+    /// packet has a session, or may open one.
     #[cold]
     pub fn quieten(&mut self, verdict: Verdict, class: Class, wire: &FiveTuple) -> Verdict {
         let key = Key::new(class.tenant, class.direction, wire);
-        match class.direction {
-            Direction::Inbound if self.find_valid(class, &key).is_none() => {
-                Verdict::Drop(DropReason::NoSession)
-            }
-            Direction::Inbound | Direction::Outbound => verdict,
-        }
+        let is_known = class.direction == Direction::Outbound
+            || self.find_valid(class, &key).is_some()
+            || self.lent_mapping(class, wire).is_some()
+            || self.inside_of(class, wire).is_some();
+        if is_known { verdict } else { Verdict::Drop(DropReason::NoSession) }
+    }
+
+    /// Returns the inside address and port that an unexpected packet from outside may open a session to.
+    fn inside_of(&self, class: Class, wire: &FiveTuple) -> Option<(Ipv4Addr, u16)> {
+        let tenant = self.snapshot.tenant(class.tenant)?;
+        let inside = self.conntrack.admitted_from_outside(class.tenant, wire, &tenant.policy);
+        inside.filter(|(address, _)| tenant.may_send_from(*address))
     }
 
     /// Finds what the present snapshot allows of what a key leads to.
@@ -167,16 +175,21 @@ impl Tracker<'_> {
             Segment::Udp | Segment::Reply => true,
             Segment::Query | Segment::Opaque => false,
         };
-        let tenant = self.snapshot.tenant(class.tenant).filter(|_| may_open).ok_or_else(stray)?;
-        let (address, port) = self
-            .conntrack
-            .admitted_from_outside(class.tenant, &flow.tuple, &tenant.policy)
-            .filter(|(address, _)| tenant.may_send_from(*address))
-            .ok_or_else(stray)?;
+        let inside = if may_open { self.inside_of(class, &flow.tuple) } else { None };
+        let (address, port) = inside.ok_or_else(stray)?;
         let tuple = FiveTuple { source: address, source_port: port, ..flow.tuple.reversed() };
         let revision = self.revision(&tuple);
+        self.check_origin(class, revision.next_hops[0])?;
         self.way(revision.next_hops[1], Side::Inside, address)?;
         self.admit(class, tuple, Direction::Inbound, revision)
+    }
+
+    /// Refuses packets to a session with an egress address of this gateway that the world sends: only what pods send comes
+    /// from there (RFC 2827). `outbound` is where the session's outbound packets go next.
+    fn check_origin(&self, class: Class, outbound: u32) -> Result<(), Verdict> {
+        let is_spoofed =
+            class.direction == Direction::Inbound && outbound == HAIRPIN && !self.errand.has_turned;
+        if is_spoofed { Err(Verdict::Drop(DropReason::MartianAddress)) } else { Ok(()) }
     }
 
     fn admit(

@@ -12,6 +12,8 @@ use crate::snapshot::Side;
 pub struct Errand {
     /// Whether another worker found that the frame's session is at this one.
     pub is_owned: bool,
+    /// Whether it comes from a pod, and back in by the outside: from an egress address of this gateway nothing else may.
+    pub has_turned: bool,
     /// What is known of its datagram, if it is a fragment.
     pub datagram: DatagramErrand,
     /// What the workers said about a port for its session.
@@ -44,8 +46,12 @@ pub enum Lending {
 
 impl Errand {
     /// The errand of a frame that comes from a wire.
-    pub const NEW: Self =
-        Self { is_owned: false, datagram: DatagramErrand::Unknown, lending: Lending::NotAsked };
+    pub const NEW: Self = Self {
+        is_owned: false,
+        has_turned: false,
+        datagram: DatagramErrand::Unknown,
+        lending: Lending::NotAsked,
+    };
 
     /// Returns the errand of a frame whose session is at the worker that it is handed to.
     #[must_use]

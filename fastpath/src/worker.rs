@@ -26,7 +26,7 @@ use crate::pipeline::{Engine, Outcome};
 use crate::reject::AnswerLimit;
 use crate::snapshot::{Side, Snapshot};
 use crate::stray::{FOR_OPENING, release_syn};
-use crate::verdict::{DropReason, Errand, Lending, Verdict};
+use crate::verdict::{DatagramErrand, DropReason, Errand, Lending, Verdict};
 use crate::waiting::{FOR_NEIGHBOURS, WaitingFrame, WaitingRoom};
 
 /// Frames taken from one source in one turn.
@@ -335,7 +335,12 @@ impl<I: FrameIo> Worker<I> {
             }
             Verdict::Hairpin => unreachable!("the pipeline lets it come in again itself"),
             Verdict::HandOver(worker, errand) if !self.may_hand_over(worker, errand) => {
-                self.drop_frame(frame, outcome, DropReason::FragmentLimit);
+                self.parts.engine.withdraw(errand);
+                let reason = match errand.datagram {
+                    DatagramErrand::Unknown => DropReason::HandOverFull,
+                    DatagramErrand::Keep | DatagramErrand::Resolved(_) => DropReason::FragmentLimit,
+                };
+                self.drop_frame(frame, outcome, reason);
             }
             Verdict::HandOver(worker, errand) => {
                 match self.parts.mailboxes[usize::from(worker)].hand_over(HandedFrame {

@@ -27,6 +27,24 @@ fn endpoint_independent() -> Policy {
 }
 
 #[test]
+fn ports_of_mappings_that_ended_serve_sessions_when_the_tenants_mapping_has_changed() {
+    let pool = &POOL[..1];
+    let mut workers = Workers::new(1, 140_000, pool, 1);
+    let (mapped, default) = (endpoint_independent(), Policy::default());
+    for port in 0..100 {
+        workers.admit(&ask(tuple(2000 + port, 53), pool, &mapped), tick(0)).unwrap();
+    }
+    let of_pod = |pod: u32| FiveTuple { source: Ipv4Addr::from_bits(0x0a85_0000 + pod), ..tuple(2000, 80) };
+    let sessions =
+        (0..).take_while(|pod| workers.admit(&ask(of_pod(*pod), pool, &default), tick(1000)).is_ok());
+    assert_eq!(sessions.count(), 64_412, "mappings keep their ports to themselves");
+    workers.expire(tick(3500));
+    for more in 100_000..100_100 {
+        workers.admit(&ask(of_pod(more), pool, &default), tick(3500)).unwrap();
+    }
+}
+
+#[test]
 fn a_refused_session_leaves_the_mapping_of_its_inside_port_as_it_is() {
     let mut gateway = Workers::new(1, 100, &POOL, 1);
     let policy = endpoint_independent();

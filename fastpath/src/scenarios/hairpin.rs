@@ -175,6 +175,36 @@ fn a_hairpinned_packet_takes_two_hops_and_fits_both_links() {
 }
 
 #[test]
+fn the_world_cannot_speak_as_an_egress_address() {
+    let mut rig = Rig::new(open_gateway());
+    let blue = open_port(&mut rig, &udp_frame(BLUE_POD, "192.168.55.13:53", b"x"));
+    let red = text(ends(&turn(&mut rig, &of_red(udp_frame(RED_POD, &blue, b"x")))).source);
+    // Red lets nobody in but whom its pod has sent to: blue's egress address and port.
+    assert!(rig.send(Outside, &udp_frame(&blue, &red, b"x"), Inside).is_empty());
+    let parts = fragments(&packet(Udp, &blue, &red, &[7; 2000], true), 1000);
+    assert!(parts.iter().rev().all(|part| rig.send(Outside, part, Inside).is_empty()));
+    assert_eq!(rig.drops(DropReason::MartianAddress), 1 + parts.len() as u64);
+    turn(&mut rig, &udp_frame(BLUE_POD, &red, b"x"));
+}
+
+#[test]
+fn nothing_about_a_hairpinned_packet_leaves_by_the_outside() {
+    let mut rig = Rig::new(open_gateway());
+    let blue = open_port(&mut rig, &udp_frame(BLUE_POD, "192.168.55.13:53", b"x"));
+    turn(&mut rig, &of_red(udp_frame(RED_POD, &blue, b"x")));
+    let next = |change: fn(&mut SnapshotSpec), epoch| {
+        let mut spec = SnapshotSpec { epoch: conntrack::Epoch(epoch), ..open_gateway() };
+        change(&mut spec);
+        spec
+    };
+    rig.publish(next(|spec| spec.neighbours.retain(|neighbour| neighbour.side == Outside), 2));
+    rig.send(Inside, &of_red(udp_frame(RED_POD, &blue, &[0; 1300])), Inside);
+    rig.publish(next(|spec| spec.inside.mtu = 1000, 3));
+    assert!(rig.take(Outside).is_empty(), "the link became too narrow while it waited");
+    assert_eq!(rig.drops(DropReason::TooBig), 1);
+}
+
+#[test]
 fn an_egress_address_does_not_answer_pings_of_pods() {
     let mut rig = Rig::new(open_gateway());
     let ping = echo_frame(POD, "192.168.55.114", 7, false);

@@ -95,6 +95,17 @@ fn filtering_lets_in_whom_it_says() {
 }
 
 #[test]
+fn a_stranger_who_may_enter_hears_that_its_first_packet_is_too_big() {
+    let open = endpoint_independent(Filtering::EndpointIndependent);
+    let mut rig = Rig::new(open.change(|spec| spec.inside.mtu = 1400).spec());
+    let (address, port) =
+        ends(&leave(&mut rig, &udp_frame("10.132.0.5:7000", "192.168.55.13:53", b"x"))).source;
+    let big = udp_frame("192.168.55.77:9", &format!("{address}:{port}"), &[0; 1420]);
+    let error = only(rig.send(Outside, &big, Outside));
+    assert_eq!((error[34], error[35]), (3, 4));
+}
+
+#[test]
 fn nobody_is_let_in_where_no_pod_has_opened_a_port() {
     let mut rig = Rig::new(endpoint_independent(Filtering::EndpointIndependent).spec());
     let port = port_of(&mut rig, &udp_frame("10.132.0.5:40000", "198.51.100.7:80", b"x"));

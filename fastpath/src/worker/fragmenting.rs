@@ -8,7 +8,7 @@ use crate::fragments::FreedFrame;
 use crate::io::{Frame, FrameIo};
 use crate::snapshot::Side;
 use crate::split::Cut;
-use crate::verdict::{DatagramErrand, DropReason, Errand};
+use crate::verdict::{DatagramErrand, DropReason, Errand, Lending};
 
 /// Datagrams that are given up in one turn.
 const DATAGRAMS_EXPIRED_PER_TURN: usize = 64;
@@ -20,7 +20,10 @@ impl<I: FrameIo> Worker<I> {
             let FreedFrame { frame, side, tenant, fate } = freed;
             match fate {
                 Ok(head) => {
-                    let errand = Errand { datagram: DatagramErrand::Resolved(head), ..Errand::NEW };
+                    // From outside only what may come from there was held.
+                    let has_turned = side == Side::Outside;
+                    let errand =
+                        Errand { datagram: DatagramErrand::Resolved(head), has_turned, ..Errand::NEW };
                     // In the batch it is found after a panic.
                     self.batch.push_front(frame);
                     let frame = self.batch.front_mut().expect("it was put there");
@@ -52,14 +55,12 @@ impl<I: FrameIo> Worker<I> {
         }
     }
 
-    /// Tells whether a frame may be handed over to a worker. Fragments leave room for whole packets.
+    /// Tells whether a frame may be handed over to a worker. Fragments, and frames whose session needs a port of
+    /// another worker, leave room for the rest.
     pub(super) fn may_hand_over(&self, worker: u16, errand: Errand) -> bool {
-        match errand.datagram {
-            DatagramErrand::Unknown => true,
-            DatagramErrand::Keep | DatagramErrand::Resolved(_) => {
-                self.parts.mailboxes[usize::from(worker)].has_room_for_fragment()
-            }
-        }
+        let is_whole = errand.datagram == DatagramErrand::Unknown;
+        let asks = matches!(errand.lending, Lending::Asked(_));
+        is_whole && !asks || self.parts.mailboxes[usize::from(worker)].has_room_to_spare()
     }
 
     /// Sends a rewritten packet in fragments, in order (RFC 4787 REQ-13a). Each that cannot be sent is a
