@@ -12,44 +12,11 @@ use std::ops::RangeInclusive;
 
 use ahash::RandomState;
 
-use crate::flow::{FiveTuple, Protocol, TenantId};
+pub use crate::destination::Destination;
+use crate::flow::TenantId;
 
 const PORTS: u32 = 65_536;
 const WORDS: usize = PORTS as usize / 64;
-
-/// What ports are counted towards: an egress address of a tenant, and the other end, or any other end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Destination {
-    tenant: TenantId,
-    outside: Ipv4Addr,
-    remote: Ipv4Addr,
-    remote_port: u16,
-    protocol: Protocol,
-}
-
-impl Destination {
-    /// Returns the destination of sessions with this outside tuple.
-    pub fn of(tenant: TenantId, outside_tuple: &FiveTuple) -> Self {
-        Self {
-            tenant,
-            outside: outside_tuple.source,
-            remote: outside_tuple.destination,
-            remote_port: outside_tuple.destination_port,
-            protocol: outside_tuple.protocol,
-        }
-    }
-
-    /// Tells whether it stands for mappings, which have no destination.
-    fn is_any(&self) -> bool {
-        self.remote.is_unspecified() && self.remote_port == 0
-    }
-
-    /// Returns the one destination of mappings that are endpoint-independent: 0.0.0.0:0.
-    #[cfg(test)]
-    fn any(tenant: TenantId, outside: Ipv4Addr, protocol: Protocol) -> Self {
-        Self { tenant, outside, remote: Ipv4Addr::UNSPECIFIED, remote_port: 0, protocol }
-    }
-}
 
 /// What is known of the ports towards one destination.
 #[derive(Debug)]
@@ -278,6 +245,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::flow::{FiveTuple, Protocol};
 
     const ANY_PORT: RangeInclusive<u16> = 1024..=65535;
 

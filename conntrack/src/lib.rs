@@ -21,7 +21,7 @@
 //! - `slab`, `anchor`: the table's entries: sessions, and what several of them have in common
 //! - [`index`]: open-addressing index from keys to entries
 //! - [`expiry`]: intrusive lists, one per timeout class, oldest first
-//! - [`crowd`]: which ports are taken towards the few destinations that nearly all sessions go to
+//! - [`crowd`], `destination`: which ports are taken towards the few destinations that nearly all sessions go to
 //!
 //! What the workers share:
 //! - [`blocks`]: who owns which block of outside ports
@@ -45,6 +45,7 @@ pub mod blocks;
 pub mod checksum;
 mod choose;
 pub mod crowd;
+mod destination;
 pub mod expiry;
 pub mod flow;
 pub mod index;

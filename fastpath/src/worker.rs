@@ -7,6 +7,7 @@
 
 mod fragmenting;
 mod loans;
+mod recovery;
 
 use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
@@ -23,7 +24,6 @@ use crate::io::{Frame, FrameIo, FramePool};
 use crate::listing::Listing;
 use crate::mailbox::{HandedFrame, Mailbox, RequestQueue};
 use crate::pipeline::{Engine, Outcome};
-use crate::reject::AnswerLimit;
 use crate::snapshot::{Side, Snapshot};
 use crate::stray::{FOR_OPENING, release_syn};
 use crate::verdict::{DatagramErrand, DropReason, Errand, Lending, Verdict};
@@ -202,26 +202,6 @@ impl<I: FrameIo> Worker<I> {
     #[cfg(test)]
     pub(crate) fn fail_at_next_frame(&mut self) {
         self.fails_at_next_frame = true;
-    }
-
-    /// Makes the worker usable after a panic in a turn: the batch that it had in hand is dropped, and sessions
-    /// are forgotten only if the panic came in the middle of changing them.
-    pub fn recover(&mut self, now: Tick) {
-        let counters = Arc::clone(&self.parts.engine.counters);
-        counters.panics.add(1);
-        while let Some(frame) = self.batch.pop_front() {
-            counters.dropped(DropReason::WorkerPanic, None);
-            self.parts.pool.put(frame);
-        }
-        self.forget_fragments();
-        if self.parts.engine.conntrack.is_torn() {
-            self.forget_sessions();
-        }
-        if let Some(Errand { lending: Lending::Lent(loan), .. }) = self.errand.take() {
-            self.parts.engine.conntrack.settle_loan(&loan);
-        }
-        self.parts.engine.answers = AnswerLimit::new(now);
-        self.listing = None;
     }
 
     fn adopt_snapshot(&mut self) {
