@@ -106,12 +106,15 @@ impl Tracker<'_> {
     /// packet has a session, or may open one.
     #[cold]
     pub fn quieten(&mut self, verdict: Verdict, class: Class, wire: &FiveTuple) -> Verdict {
-        let key = Key::new(class.tenant, class.direction, wire);
-        let is_known = class.direction == Direction::Outbound
-            || self.find_valid(class, &key).is_some()
-            || self.lent_mapping(class, wire).is_some()
-            || self.inside_of(class, wire).is_some();
-        if is_known { verdict } else { Verdict::Drop(DropReason::NoSession) }
+        if class.direction == Direction::Outbound {
+            return verdict;
+        }
+        match self.find_valid(class, &Key::new(class.tenant, class.direction, wire)) {
+            Some(Found::Session(_)) => verdict,
+            Some(Found::Lent(borrower)) => Verdict::HandOver(borrower, self.errand.for_owner()),
+            None if self.inside_of(class, wire).is_some() => verdict,
+            None => self.lent_mapping(class, wire).unwrap_or(Verdict::Drop(DropReason::NoSession)),
+        }
     }
 
     /// Returns the inside address and port that an unexpected packet from outside may open a session to.

@@ -128,7 +128,7 @@ impl<I: FrameIo> Worker<I> {
         self.has_more = false;
         self.adopt_snapshot();
         self.answer_question(now);
-        self.exchange_loans(now);
+        self.take_back_ports(now);
         self.retry_waiting(now);
         let mut found = self.serve_handed(now);
         for port in 0..self.parts.ports.len() {
@@ -140,6 +140,7 @@ impl<I: FrameIo> Worker<I> {
         self.turn_rings();
         self.expire(now);
         self.expire_fragments(now);
+        self.give_back_ports();
         found
     }
 
@@ -255,6 +256,8 @@ impl<I: FrameIo> Worker<I> {
     fn run_errand(&mut self, errand: Errand, arrival: Arrival, now: Tick) {
         match errand.lending {
             Lending::Asked(request) => {
+                #[cfg(test)]
+                assert!(!std::mem::take(&mut self.fails_at_next_frame), "asked to fail");
                 // The borrower may have begun another life since the turn began.
                 self.learn_of_forgetful(now);
                 let verdict = self.parts.engine.lend(errand, &request);

@@ -132,8 +132,8 @@ fn a_connection_that_the_world_opens_is_established_and_carries_data_both_ways()
         assert_eq!(ends(&sent).source, (EGRESS, port));
     };
     let state = |rig: &Rig| {
-        let mut flows = rig.flows().into_iter();
-        flows.find(|(inside, _)| inside.destination_port == 5000).and_then(|(_, state)| state)
+        let mut sessions = rig.all_sessions().into_iter();
+        sessions.find(|session| session.inside.destination_port == 5000).and_then(|session| session.tcp)
     };
     assert!(rig.send(Outside, &tcp_frame(stranger, &egress, TcpFlags::ACK), Inside).is_empty());
     world(&mut rig, TcpFlags::SYN);

@@ -9,6 +9,7 @@
 //! - [`counting`]: what is counted, and for whom
 //! - [`hairpin`]: pods that talk to egress addresses of the gateway
 //! - [`handshake`]: what a gateway changes in a SYN
+//! - [`lending`]: outside ports at several workers
 //! - [`limits`]: how much a tenant and a pod may have
 //! - [`mapping`]: which outside address and port stand for a pod's, and who may use them
 //! - [`portless`]: protocols without ports are translated by address
@@ -22,6 +23,7 @@ mod forwarding;
 mod fragments;
 mod hairpin;
 mod handshake;
+mod lending;
 mod limits;
 mod mapping;
 mod oversize;

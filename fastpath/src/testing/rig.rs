@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use conntrack::checksum::{checksum, sum};
-use conntrack::{Conntrack, Epoch, FiveTuple, Shared, SharedBook, TcpState, TenantId, Tick, WorkerSlot};
+use conntrack::{
+    Conntrack, Epoch, FiveTuple, Session, Shared, SharedBook, TcpState, TenantId, Tick, WorkerSlot,
+};
 use crossbeam::channel::{Receiver, bounded};
 use crossbeam::queue::ArrayQueue;
 
@@ -46,6 +48,24 @@ impl Size {
 
     /// Room for fewer datagrams than a worker has, so that a rig is made quickly.
     const FRAGMENTS: Limits = Limits { datagrams: 256, datagrams_per_tenant: 64, ..Limits::WORKER };
+}
+
+/// A session, as tests see it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SeenSession {
+    pub(crate) worker: u16,
+    /// The worker that packets to its outside port belong to.
+    pub(crate) port_owner: Option<u16>,
+    pub(crate) inside: FiveTuple,
+    pub(crate) outside: FiveTuple,
+    pub(crate) tcp: Option<TcpState>,
+}
+
+impl SeenSession {
+    /// Tells whether its outside port is lent.
+    pub(crate) fn is_borrowed(&self) -> bool {
+        self.port_owner != Some(self.worker)
+    }
 }
 
 /// Some workers, each with a wire on both sides.
@@ -186,12 +206,18 @@ impl Rig {
     #[cfg(test)]
     pub(crate) fn fail_at(&mut self, side: Side, frame: &[u8]) {
         self.inject(0, side, frame);
-        let (worker, now) = (&mut self.workers[0], self.now);
+        self.fail(0);
+        self.run();
+    }
+
+    /// Lets a worker turn, which panics with the next frame in hand and recovers.
+    #[cfg(test)]
+    pub(crate) fn fail(&mut self, worker: usize) {
+        let (worker, now) = (&mut self.workers[worker], self.now);
         worker.fail_at_next_frame();
         let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| worker.turn(now)));
         assert!(panic.is_err(), "the worker was asked to panic");
         worker.recover(now);
-        self.run();
     }
 
     /// Takes what left on a side, at any worker.
@@ -291,11 +317,22 @@ impl Rig {
         report
     }
 
-    /// Returns what the sessions of all workers look like from inside, and their TCP states.
-    pub(crate) fn flows(&self) -> Vec<(FiveTuple, Option<TcpState>)> {
+    /// Returns the sessions of all workers.
+    pub(crate) fn all_sessions(&self) -> Vec<SeenSession> {
         let tables = self.workers.iter().map(Worker::conntrack);
-        let sessions = tables.flat_map(|table| table.scan(0, table.capacity()));
-        sessions.map(|session| (session.inside_tuple(), session.tcp_state())).collect()
+        let see = |table: &Conntrack, session: &Session| SeenSession {
+            worker: table.slot().worker,
+            port_owner: table.owner_of_outside(&session.outside_tuple()),
+            inside: session.inside_tuple(),
+            outside: session.outside_tuple(),
+            tcp: session.tcp_state(),
+        };
+        tables.flat_map(|table| table.scan(0, table.capacity()).map(move |it| see(table, it))).collect()
+    }
+
+    /// Tells whether nobody uses a port of an egress address.
+    pub(crate) fn are_ports_free(&self, egress: Ipv4Addr) -> bool {
+        self.shared.ports(egress).unwrap().is_free()
     }
 
     pub(crate) fn accepted(&self) -> u64 {

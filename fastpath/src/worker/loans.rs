@@ -8,10 +8,14 @@ use crate::mailbox::RETURNS;
 use crate::pipeline::Engine;
 
 impl<I: FrameIo> Worker<I> {
-    /// Takes back ports that were lent, and gives back those that were borrowed.
-    pub(super) fn exchange_loans(&mut self, now: Tick) {
+    /// Takes back ports that were lent.
+    pub(super) fn take_back_ports(&mut self, now: Tick) {
         self.learn_of_forgetful(now);
         self.has_more |= self.take_returns(BATCH_FRAMES) == BATCH_FRAMES;
+    }
+
+    /// Gives back ports that were borrowed.
+    pub(super) fn give_back_ports(&mut self) {
         let engine = &mut self.parts.engine;
         while let Some(returned) = engine.conntrack.next_return() {
             if let Err(returned) = self.parts.mailboxes[usize::from(returned.lender)].give_back(returned) {
