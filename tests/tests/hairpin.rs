@@ -8,6 +8,7 @@ use control::demo::command::text;
 use control::demo::gateway::add_tenant_arguments;
 use control::demo::server;
 use control::demo::topology::{BLUE, PODS, Pod, RED};
+use control::demo::wait;
 use spillway_tests::fixture::Fixture;
 use spillway_tests::peers::{Peer, converse, exchange_with};
 
@@ -46,7 +47,10 @@ fn pods_reach_a_tcp_service_of_a_pod_by_its_egress_address() -> Result<()> {
     let Some(fixture) = serving_fixture()? else { return Ok(()) };
     let outside = open_tcp(&fixture)?;
     assert_eq!(*outside.ip(), BLUE.egress);
-    let _service = Peer::tcp_echo(&fixture.lab, SERVING.host, SERVING.address, PORT)?;
+    // The port is free once the server has acknowledged the end of the connection.
+    let _service = wait::until("the pod's port is free", Duration::from_secs(5), || {
+        Ok(Peer::tcp_echo(&fixture.lab, SERVING.host, SERVING.address, PORT).ok())
+    })?;
     for pod in &PODS[1..] {
         converse(&fixture.lab, pod.host, outside, 1 << 18)
             .with_context(|| format!("pod {}: {:?}", pod.address, fixture.gateway.status()))?;
