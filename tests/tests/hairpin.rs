@@ -74,7 +74,9 @@ fn serving_fixture() -> Result<Option<Fixture>> {
 /// Fetches a page from the serving pod's port; returns which address and port stand for it outside from then on.
 fn open_tcp(fixture: &Fixture) -> Result<SocketAddrV4> {
     let (port, url) = (PORT.to_string(), server::url("whoami"));
-    // With HTTP/1.0 the server closes the connection, so that the pod can listen on the port at once.
+    // Whoever closes the connection first, the pod can listen on the port soon.
+    let no_time_wait = "echo 0 > /proc/sys/net/ipv4/tcp_max_tw_buckets";
+    ensure!(fixture.in_pod(SERVING, "sh", &["-c", no_time_wait])?.status.success(), "{no_time_wait}");
     let output = fixture.in_pod(SERVING, "curl", &["-sS", "--http1.0", "--local-port", &port, &url])?;
     ensure!(output.status.success(), "curl: {}", text(&output.stderr));
     let page = text(&output.stdout);
