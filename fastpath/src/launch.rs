@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
+use conntrack::blocks::MAX_WORKERS;
 use conntrack::{Conntrack, Tick, WorkerSlot};
 use core_affinity::CoreId;
 use crossbeam::channel::{Receiver, Sender, bounded};
@@ -53,7 +54,7 @@ impl Layout {
             .zip(links.iter().map(|link| link.queues))
             .min_by_key(|(_, queues)| *queues)
             .expect("there are two sides");
-        let workers = options.workers.unwrap_or(queues as usize);
+        let workers = options.workers.unwrap_or((queues as usize).min(MAX_WORKERS.into()));
         if workers == 0 {
             return Err(DataPlaneError::NoWorkers);
         }

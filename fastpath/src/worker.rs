@@ -1,8 +1,9 @@
 //! One worker: its ports, its sessions, and the turn that it repeats.
 //!
 //! ```text
-//! adopt snapshot → questions → handed-over frames → each port: receive → pipeline → settle
-//!   → waiting frames → held SYNs → announcements → flush, complete, refill → expire → publish
+//! adopt snapshot → questions → ports that come back → waiting frames → handed-over frames
+//!   → each port: receive → pipeline → settle → waiting frames → held SYNs → announcements
+//!   → flush, complete, refill → expire → ports that go back
 //! ```
 
 mod fragmenting;

@@ -158,6 +158,24 @@ fn a_connection_that_is_refused_hears_of_it_like_everybody() {
 }
 
 #[test]
+fn a_stranger_that_a_limit_keeps_out_hears_nothing() {
+    let (mapping, filtering) = (Mapping::EndpointIndependent, Filtering::EndpointIndependent);
+    for (policy, reason) in
+        [(of_tenant(SESSIONS), DropReason::TenantSessionLimit), (of_pod(RATE), DropReason::PodRateLimit)]
+    {
+        let mut rig = Rig::new(with(Policy { mapping, filtering, ..policy }).spec());
+        let (egress, port) = ends(&leave(&mut rig, &flow(true, 0))).source;
+        for stranger in 1..LIMIT + 3 {
+            let frame = udp_frame(&format!("203.0.113.{stranger}:80"), &format!("{egress}:{port}"), b"x");
+            let came = rig.send(Outside, &frame, Inside).len();
+            assert_eq!(came, usize::from(stranger < LIMIT), "{}", reason.name());
+            assert!(rig.take(Outside).is_empty());
+        }
+        assert_eq!((rig.drops_of(BLUE, reason), rig.all_drops()), (3, 3));
+    }
+}
+
+#[test]
 fn another_pod_and_another_tenant_do_not_feel_a_limit() {
     let mut rig = Rig::with_workers(4, 256, with(of_pod(SESSIONS)).spec());
     (0..LIMIT).for_each(|nth| drop(leave(&mut rig, &flow(true, nth))));
