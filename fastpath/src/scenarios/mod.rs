@@ -1,5 +1,6 @@
 //! The whole pipeline on simulated wires: what goes in, what comes out, and that nothing is lost between.
 //!
+//! - [`anything`]: frames of every kind at once
 //! - [`extensions`]: ICMP errors with extensions, and with little of the packet that they are about
 //! - [`forwarding`]: what passes is translated, both ways
 //! - [`refusing`]: what may not pass is refused, counted, and leaves nothing behind
@@ -14,8 +15,9 @@
 //! - [`mapping`]: which outside address and port stand for a pod's, and who may use them
 //! - [`portless`]: protocols without ports are translated by address
 //! - [`stray`]: packets that belong to no session and may not open one
-//! - [`workers`]: several workers, listings, panics, and frames of every kind at once
+//! - [`workers`]: several workers, listings, panics, and what every frame comes to
 
+mod anything;
 mod changing;
 mod counting;
 mod extensions;

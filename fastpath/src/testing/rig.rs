@@ -44,7 +44,8 @@ pub(crate) struct Size {
 
 impl Size {
     /// One worker, as most scenarios need it.
-    const USUAL: Self = Self { workers: 1, frames: 640, ring: 64, sessions: 256, fragments: Self::FRAGMENTS };
+    pub(crate) const USUAL: Self =
+        Self { workers: 1, frames: 640, ring: 64, sessions: 256, fragments: Self::FRAGMENTS };
 
     /// Room for fewer datagrams than a worker has, so that a rig is made quickly.
     const FRAGMENTS: Limits = Limits { datagrams: 256, datagrams_per_tenant: 64, ..Limits::WORKER };
@@ -103,7 +104,8 @@ impl Rig {
         Self::of_size(spec, Size { workers, sessions, ..Size::USUAL }, Faults::default(), 1)
     }
 
-    fn of_size(spec: SnapshotSpec, size: Size, faults: Faults, seed: u64) -> Self {
+    /// Makes workers on wires with faults, and lets them turn once.
+    pub(crate) fn of_size(spec: SnapshotSpec, size: Size, faults: Faults, seed: u64) -> Self {
         let (_area, frames) = FrameArea::allocate(usize::from(size.workers) * size.frames).unwrap();
         let mut rig = Self::assemble(spec, size, faults, seed, frames);
         rig.run();
