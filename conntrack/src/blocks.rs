@@ -85,9 +85,14 @@ impl EgressPorts {
         is_claimed
     }
 
+    /// Returns how many sessions and mappings use the ports of a port's block.
+    pub(crate) fn uses_of_block(&self, port: u16) -> u32 {
+        self.word(port).load(Ordering::Relaxed) & COUNT_MASK
+    }
+
     /// Tells whether the count of a port's block cannot hold another session.
     pub(crate) fn is_exhausted(&self, port: u16) -> bool {
-        self.word(port).load(Ordering::Relaxed) & COUNT_MASK == COUNT_MASK
+        self.uses_of_block(port) == COUNT_MASK
     }
 
     /// Notes a session that uses a port of `worker`, its owner.

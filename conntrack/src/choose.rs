@@ -12,7 +12,7 @@ use crate::admit::has_ports;
 use crate::anchor::mapping_key_outside;
 use crate::blocks::{BLOCK_PORTS, BLOCKS, EgressPorts};
 use crate::crowd::{Destination, FreePort, Taken};
-use crate::flow::{Direction, FiveTuple, Key, TenantId};
+use crate::flow::{Direction, FiveTuple, Key, Protocol, TenantId};
 use crate::lending::LoanRequest;
 use crate::pairing::mix;
 use crate::ports::{SYSTEM_PORTS, class_of, port_at};
@@ -232,6 +232,18 @@ impl Conntrack {
 
     fn is_free(&self, wanted: &Wanted, port: u16) -> bool {
         wanted.is_free(self.lookup(), self.mappings, port)
+    }
+
+    /// Tells whether everything that uses the block of a port of this worker is a mapping, here or lent.
+    pub(crate) fn has_mappings_only(&self, wanted: &Wanted, port: u16) -> bool {
+        let egress = wanted.outside_tuple.source;
+        let is_mapped = |protocol, port| {
+            self.find_entry(&mapping_key_outside(wanted.tenant, protocol, (egress, port))).is_some()
+        };
+        let protocols = [Protocol::Icmp, Protocol::Tcp, Protocol::Udp];
+        let all = block_of(port).flat_map(|port| protocols.map(|protocol| (protocol, port)));
+        let mapped: u32 = all.map(|(protocol, port)| u32::from(is_mapped(protocol, port))).sum();
+        self.shared.ports(egress).is_some_and(|ports| ports.uses_of_block(port) == mapped)
     }
 
     /// Notes that a session, or a mapping, took a port of this worker.

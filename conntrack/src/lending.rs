@@ -101,12 +101,19 @@ impl Return {
 
 impl Conntrack {
     /// Lends a port to another worker; none when this one has none either, or no room.
+    ///
+    /// A borrower cannot see which destinations a port serves here. While sessions from before the tenant's mapping
+    /// changed share the port's block, it is not lent as a mapping, whose later sessions could meet them (RFC 4787 REQ-3).
     pub fn lend(&mut self, request: &LoanRequest) -> Option<Loan> {
         let LoanRequest { borrower, tenant, is_mapping, .. } = *request;
         if self.slab.room() == 0 || !self.is_alive(borrower) {
             return None;
         }
-        let port = self.free_port_here(&Wanted::new(request))?;
+        let wanted = Wanted::new(request);
+        let port = self.free_port_here(&wanted)?;
+        if is_mapping && !self.has_mappings_only(&wanted, port) {
+            return None;
+        }
         let loan = Loan { request: *request, lender: self.party(), port };
         let lent = loan.returned().outside_tuple;
         let borrower = borrower.worker;

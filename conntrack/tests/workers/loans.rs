@@ -3,7 +3,9 @@
 use std::net::Ipv4Addr;
 
 use crate::gateway::{Ask, At, Workers, tick};
-use conntrack::{Direction, Filtering, FiveTuple, Loan, Mapping, Policy, Protocol, Refusal, TenantId};
+use conntrack::{
+    Direction, Filtering, FiveTuple, Loan, Mapping, Policy, Protocol, Refusal, Session, TenantId,
+};
 
 const POOL: [Ipv4Addr; 2] = [Ipv4Addr::new(192, 168, 55, 113), Ipv4Addr::new(192, 168, 55, 200)];
 const BLUE: TenantId = TenantId(0);
@@ -172,5 +174,23 @@ fn what_a_forgetful_worker_lent_ends_also_when_others_have_its_blocks_by_then() 
             assert_eq!(test.gateway.tables[1].next_return(), None, "nobody waits for it");
             test.assert_free(0);
         }
+    }
+}
+
+#[test]
+fn no_mapping_is_lent_that_an_older_session_could_meet() {
+    let mut test = Exhausted::new(2, Policy::default(), 0);
+    let older: Vec<_> = test.gateway.tables[test.lender].scan(0, 4000).map(Session::outside_tuple).collect();
+    assert_eq!(older.len(), SYSTEM_PORTS as usize);
+    // The tenant's mapping changes while they live.
+    test.policy = endpoint_independent(Filtering::EndpointIndependent);
+    let pod = test.pod_of(test.borrower, 0);
+    for remote_port in [80, 53] {
+        if let Ok(at) = test.admit(pod, remote_port) {
+            assert!(!older.contains(&test.outside(at)), "the outside tuple is another session's");
+        }
+    }
+    for at in older.iter().map(|tuple| test.gateway.find_inbound(BLUE, &tuple.reversed())) {
+        assert_eq!(at.map(|at| at.worker), Some(test.lender), "every older session is found by its replies");
     }
 }
