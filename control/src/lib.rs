@@ -19,6 +19,7 @@
 //! - [`compile`]: registry, facts and config into a snapshot for the fast path
 //! - [`sysctl`]: ARP isolation, set and restored
 //! - [`daemon`]: the process that keeps all of it in step
+//! - [`kubernetes`]: what the cluster asks for, and what it is told
 //! - [`demo`]: two tenants, two nodes and a server in network namespaces
 //! - [`api`]: HTTP and JSON over the control socket
 //! - [`client`]: the command line's end of the control socket
@@ -34,6 +35,7 @@ pub mod compile;
 pub mod config;
 pub mod daemon;
 pub mod demo;
+pub mod kubernetes;
 pub mod logging;
 pub mod netlink;
 pub mod output;

@@ -1,10 +1,11 @@
 //! What a tenant's sessions may do, in the words of people and the API.
 
 use conntrack::Quota;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// How outside ports are chosen (RFC 4787 section 4.1).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub enum Mapping {
     /// A port for each session; the same port serves others towards other destinations.
     #[default]
@@ -14,7 +15,7 @@ pub enum Mapping {
 }
 
 /// Who may send to an outside port that a pod has opened (RFC 4787 section 5).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub enum Filtering {
     /// The address and port that the pod has sent to.
     #[default]
@@ -26,7 +27,7 @@ pub enum Filtering {
 }
 
 /// Bounds on a tenant's sessions; 0: none.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct Limits {
     /// Sessions at the same time.

@@ -20,6 +20,8 @@ pub enum Source {
     ConfigFile,
     /// The control socket, kept in the state file.
     ControlSocket,
+    /// The Kubernetes API; the last good state is kept in a state file.
+    Kubernetes,
 }
 
 impl fmt::Display for Source {
@@ -27,6 +29,7 @@ impl fmt::Display for Source {
         formatter.write_str(match self {
             Self::ConfigFile => "the config file",
             Self::ControlSocket => "the control socket",
+            Self::Kubernetes => "the Kubernetes API",
         })
     }
 }

@@ -18,8 +18,12 @@ pub const LINK_PREFIX: &str = "spw-";
 /// frames.
 const MSS_CLAMP: RangeInclusive<u16> = 536..=9000;
 
+/// Longest time for which a removed tenant's sessions may go on, in seconds.
+pub const MAX_DRAIN_SECONDS: u32 = 7 * 24 * 3600;
+
 /// A tenant, in the words and the JSON of the API: `name`, `gatewayIP`, `gatewayMAC`, `egressIPs`,
-/// `sources.podCIDRs`, `mapping`, `filtering`, `limits`, `mssClamp`.
+/// `sources.podCIDRs`, `sources.fromPolicy`, `sources.nodes`, `mapping`, `filtering`, `limits`, `mssClamp`,
+/// `drainSeconds`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Tenant {
@@ -50,15 +54,24 @@ pub struct Tenant {
     /// Greatest TCP segment that connections may agree on, in bytes; 0: as the ends like.
     #[serde(default)]
     pub mss_clamp: u16,
+    /// Seconds for which sessions that live go on when the tenant is removed.
+    #[serde(default)]
+    pub drain_seconds: u32,
 }
 
-/// Source addresses that a tenant may use.
+/// Source addresses that a tenant may use; at most one of the three. None: the cluster's pod networks.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Sources {
-    /// Pod networks; empty: the cluster's.
+    /// Pod networks.
     #[serde(rename = "podCIDRs", default)]
     pub pod_cidrs: Vec<Ipv4Net>,
+    /// Exactly the live pods of the namespaces whose policies route to the gateway address.
+    #[serde(default)]
+    pub from_policy: bool,
+    /// The cluster's nodes, for clusters that translate pods to their node's address.
+    #[serde(default)]
+    pub nodes: bool,
 }
 
 impl Tenant {
@@ -93,7 +106,8 @@ impl Tenant {
         self.check_egress()?;
         self.check_sources()?;
         self.check_filtering()?;
-        self.check_mss_clamp()
+        self.check_mss_clamp()?;
+        self.check_drain()
     }
 
     fn check_egress(&self) -> Result<(), Refusal> {
@@ -116,6 +130,12 @@ impl Tenant {
     }
 
     fn check_sources(&self) -> Result<(), Refusal> {
+        let Sources { pod_cidrs, from_policy, nodes } = &self.sources;
+        if [!pod_cidrs.is_empty(), *from_policy, *nodes].into_iter().filter(|given| *given).count() > 1 {
+            let message = "has more than one of podCIDRs, fromPolicy and nodes; give one, or none for the cluster's \
+                           pod networks";
+            return Err(Refusal::invalid("sources", message));
+        }
         for (index, cidr) in self.sources.pod_cidrs.iter().enumerate() {
             check_network(*cidr)
                 .map_err(|why| Refusal::invalid(format!("sources.podCIDRs[{index}]"), why))?;
@@ -146,6 +166,14 @@ impl Tenant {
         let message =
             format!("{value} is not between {least} (RFC 9293 section 3.7.1) and {most}; 0 is no clamp");
         Err(Refusal::invalid("mssClamp", message))
+    }
+
+    fn check_drain(&self) -> Result<(), Refusal> {
+        if self.drain_seconds <= MAX_DRAIN_SECONDS {
+            return Ok(());
+        }
+        let message = format!("{} is over {MAX_DRAIN_SECONDS}, a week; give fewer", self.drain_seconds);
+        Err(Refusal::invalid("drainSeconds", message))
     }
 }
 
@@ -328,11 +356,12 @@ mod tests {
             gateway_ip: [192, 168, 99, 13].into(),
             gateway_mac: None,
             egress_ips: vec![[192, 168, 55, 113].into()],
-            sources: Sources { pod_cidrs: vec!["10.132.0.0/14".parse().unwrap()] },
+            sources: Sources { pod_cidrs: vec!["10.132.0.0/14".parse().unwrap()], ..Sources::default() },
             mapping: Mapping::default(),
             filtering: Filtering::default(),
             limits: Limits::default(),
             mss_clamp: 0,
+            drain_seconds: 0,
         }
     }
 

@@ -46,8 +46,20 @@ pub(super) struct AddArguments {
     #[arg(long, value_name = "MAC")]
     mac: Option<MacAddr6>,
 
+    /// Accept exactly the live pods of the namespaces whose policies route to --gw-ip; needs the Kubernetes API
+    #[arg(long, conflicts_with_all = ["pod_cidr", "node_sources"])]
+    from_policy: bool,
+
+    /// Accept the cluster's nodes, where they translate pods to their own address; needs the Kubernetes API
+    #[arg(long, conflicts_with = "pod_cidr")]
+    node_sources: bool,
+
     #[command(flatten)]
     policy: PolicyArguments,
+
+    /// Seconds for which its sessions go on when the tenant is removed
+    #[arg(long, value_name = "SECONDS", default_value_t)]
+    drain_seconds: u32,
 
     /// Print the daemon's answer as JSON
     #[arg(long)]
@@ -109,7 +121,13 @@ impl Command {
 
 impl AddArguments {
     async fn execute(self, client: &Client) -> anyhow::Result<()> {
-        let tenant = Tenant { gateway_mac: self.mac, ..self.addresses.into_tenant(self.name) };
+        let mut tenant = Tenant {
+            gateway_mac: self.mac,
+            drain_seconds: self.drain_seconds,
+            ..self.addresses.into_tenant(self.name)
+        };
+        tenant.sources.from_policy = self.from_policy;
+        tenant.sources.nodes = self.node_sources;
         let view = put_tenant(client, &self.policy.apply(tenant)).await?;
         if self.json {
             return Ok(output::print_json(&view)?);
@@ -126,11 +144,12 @@ impl AddressArguments {
             gateway_ip: self.gw_ip,
             gateway_mac: None,
             egress_ips: self.egress_ip,
-            sources: Sources { pod_cidrs: self.pod_cidr },
+            sources: Sources { pod_cidrs: self.pod_cidr, ..Sources::default() },
             mapping: Mapping::default(),
             filtering: Filtering::default(),
             limits: Limits::default(),
             mss_clamp: 0,
+            drain_seconds: 0,
         }
     }
 }
@@ -226,6 +245,7 @@ fn source(source: Source) -> &'static str {
     match source {
         Source::ConfigFile => "config file",
         Source::ControlSocket => "socket",
+        Source::Kubernetes => "kubernetes",
     }
 }
 

@@ -10,7 +10,7 @@ use fastpath::snapshot::{MidStream, TcpPolicy, UnsolicitedSyn};
 use ipnet::Ipv4Net;
 
 use super::file;
-use super::{Config, ConfigError, DEFAULT_PIN_DIR, ReturnRoute};
+use super::{Config, ConfigError, DEFAULT_PIN_DIR, Kubernetes, ReturnRoute};
 use crate::policy::Limits;
 use crate::refusal::Refusal;
 use crate::tenant::{Sources, Tenant, check_network};
@@ -24,7 +24,7 @@ const MAX_TIMEOUT: Duration = Duration::from_secs(7 * 24 * 3600);
 pub(super) fn check(file: file::File, usable_cores: &[usize]) -> Result<Config, ConfigError> {
     check_interfaces(&file.inside.interface, &file.outside.interface)?;
     check_workers(&file.workers, usable_cores)?;
-    check_not_available(&file.kubernetes, &file.control)?;
+    check_not_available(&file.control)?;
     let routes = check_routes(&file.cluster.routes)?;
     for (index, cidr) in file.cluster.pod_cidrs.iter().enumerate() {
         check_cidr(&format!("cluster.pod_cidrs[{index}]"), *cidr)?;
@@ -50,6 +50,7 @@ pub(super) fn check(file: file::File, usable_cores: &[usize]) -> Result<Config, 
             "control.state_dir",
             file.control.state_dir.unwrap_or_else(|| DEFAULT_STATE_DIR.into()),
         )?,
+        kubernetes: check_kubernetes(file.kubernetes)?,
         tenants: file.tenant.into_iter().enumerate().map(check_tenant).collect::<Result<_, _>>()?,
     })
 }
@@ -98,18 +99,27 @@ fn check_workers(workers: &file::Workers, usable_cores: &[usize]) -> Result<(), 
     }
 }
 
-fn check_not_available(kubernetes: &file::Kubernetes, control: &file::Control) -> Result<(), ConfigError> {
-    if kubernetes.enabled || kubernetes.kubeconfig.is_some() {
-        let message = "is not available yet; leave the [kubernetes] section out and list [[tenant]] and \
-                       [cluster] routes";
-        return Err(ConfigError::value("kubernetes.enabled", message));
-    }
+fn check_not_available(control: &file::Control) -> Result<(), ConfigError> {
     if let Some(metrics) = &control.metrics {
         let message =
             format!("{metrics:?} is not available yet; leave it out, `spillway status` shows counters");
         return Err(ConfigError::value("control.metrics", message));
     }
     Ok(())
+}
+
+fn check_kubernetes(file: file::Kubernetes) -> Result<Option<Kubernetes>, ConfigError> {
+    let kubeconfig = file.kubeconfig.map(|path| absolute("kubernetes.kubeconfig", path)).transpose()?;
+    match (file.enabled, kubeconfig) {
+        (true, kubeconfig) => Ok(Some(Kubernetes { kubeconfig })),
+        (false, None) => Ok(None),
+        (false, Some(path)) => {
+            let message = format!(
+                "{path:?} is given but kubernetes.enabled is false; set it to true, or leave both out"
+            );
+            Err(ConfigError::value("kubernetes.kubeconfig", message))
+        }
+    }
 }
 
 fn check_capacity(capacity: Option<u32>) -> Result<u32, ConfigError> {
@@ -246,11 +256,12 @@ fn check_tenant((index, entry): (usize, file::Tenant)) -> Result<Tenant, ConfigE
         gateway_ip: entry.gateway_ip,
         gateway_mac,
         egress_ips: entry.egress_ips,
-        sources: Sources { pod_cidrs: entry.pod_cidrs },
+        sources: Sources { pod_cidrs: entry.pod_cidrs, from_policy: entry.from_policy, nodes: entry.nodes },
         mapping: entry.mapping,
         filtering: entry.filtering,
         limits: limits(&entry.limits),
         mss_clamp: entry.mss_clamp,
+        drain_seconds: entry.drain_seconds,
     };
     tenant.check().map_err(|refusal| refused_tenant(&section, &refusal))?;
     Ok(tenant)
@@ -275,7 +286,9 @@ fn refused_tenant(section: &str, refusal: &Refusal) -> ConfigError {
         .replace("gatewayMAC", "gateway_mac")
         .replace("egressIPs", "egress_ips")
         .replace("sources.podCIDRs", "pod_cidrs")
-        .replace("mssClamp", "mss_clamp");
+        .replace("sources", "pod_cidrs, from_policy, nodes")
+        .replace("mssClamp", "mss_clamp")
+        .replace("drainSeconds", "drain_seconds");
     let message = refusal.to_string();
     let message = message.strip_prefix(&format!("{field}: ")).unwrap_or(&message);
     ConfigError::value(format!("{section}.{key}"), message)

@@ -173,6 +173,10 @@ pub(super) struct Tenant {
     pub(super) egress_ips: Vec<Ipv4Addr>,
     #[serde(default)]
     pub(super) pod_cidrs: Vec<Ipv4Net>,
+    #[serde(default)]
+    pub(super) from_policy: bool,
+    #[serde(default)]
+    pub(super) nodes: bool,
     #[serde(default, deserialize_with = "word")]
     pub(super) mapping: Mapping,
     #[serde(default, deserialize_with = "word")]
@@ -181,6 +185,8 @@ pub(super) struct Tenant {
     pub(super) limits: Limits,
     #[serde(default)]
     pub(super) mss_clamp: u16,
+    #[serde(default)]
+    pub(super) drain_seconds: u32,
 }
 
 #[derive(Default, Deserialize)]

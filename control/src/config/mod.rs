@@ -10,6 +10,7 @@ use conntrack::Timeouts;
 use fastpath::dataplane::AttachPreference;
 use fastpath::snapshot::TcpPolicy;
 use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::tenant::Tenant;
@@ -48,17 +49,27 @@ pub struct Config {
     pub socket: Option<PathBuf>,
     /// Directory in which state is kept.
     pub state_dir: PathBuf,
+    /// The Kubernetes API; none: it is not asked.
+    pub kubernetes: Option<Kubernetes>,
     /// Tenants.
     pub tenants: Vec<Tenant>,
 }
 
 /// Which node a pod network is reached through.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ReturnRoute {
     /// The pod network.
     pub pod_cidr: Ipv4Net,
     /// The node's address on the inside network.
     pub via: Ipv4Addr,
+}
+
+/// How the Kubernetes API is reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kubernetes {
+    /// Path of the kubeconfig; none: `KUBECONFIG`, `~/.kube/config`, or the service account of a pod.
+    pub kubeconfig: Option<PathBuf>,
 }
 
 /// Why a config file was refused.

@@ -175,7 +175,26 @@ fn refusals_name_the_key_the_value_and_what_is_accepted() {
             "routes = [{ pod_cidr = \"10.132.0.0/16\", via = \"192.168.99.22\" }, ",
             "cluster.routes[1].pod_cidr: 10.132.0.0/24 overlaps with 10.132.0.0/16 via 192.168.99.22",
         ),
-        ("enabled = false", "enabled = true", "kubernetes.enabled: is not available yet"),
+        (
+            "enabled = false",
+            "enabled = false\nkubeconfig = \"/etc/spillway/kubeconfig\"",
+            "kubernetes.kubeconfig: \"/etc/spillway/kubeconfig\" is given but kubernetes.enabled is false",
+        ),
+        (
+            "enabled = false",
+            "enabled = true\nkubeconfig = \"kubeconfig\"",
+            "kubernetes.kubeconfig: \"kubeconfig\" is not",
+        ),
+        (
+            "gateway_ip =",
+            "nodes = true\ngateway_ip =",
+            "tenant[0].pod_cidrs, from_policy, nodes: has more than one",
+        ),
+        (
+            "gateway_ip =",
+            "drain_seconds = 604801\ngateway_ip =",
+            "tenant[0].drain_seconds: 604801 is over 604800",
+        ),
         (
             "[control]",
             "[control]\nmetrics = \"127.0.0.1:9477\"",

@@ -1,0 +1,17 @@
+//! The Kubernetes API: what the cluster asks of the gateway, and what the gateway tells it.
+//!
+//! ```text
+//!  API server ─▶ watch ─▶ collection ─▶ objects ─▶ view ─▶ ClusterState ─▶ Gateway ─▶ kernel, fast path
+//!      ▲                                                        │              │
+//!      └───────────── report (status, events) ◀── status ◀──────┴── Outcome ◀──┘
+//! ```
+//!
+//! - [`egress_tenant`]: the custom resource that names a tenant
+//! - [`objects`]: what is kept of each object
+//! - [`view`]: all objects, compiled into what the cluster asks of the gateway
+//! - [`state`]: what crosses between the cluster's side and the gateway's
+
+pub mod egress_tenant;
+pub mod objects;
+pub mod state;
+pub mod view;
