@@ -1,6 +1,6 @@
 //! Registry, facts and config into the facts of one snapshot. Pure.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 
 use conntrack::{Epoch, Timeouts};
@@ -9,6 +9,7 @@ use ipnet::Ipv4Net;
 
 use crate::config::ReturnRoute;
 use crate::netlink::facts::{Facts, InterfaceError, Interfaces};
+use crate::netlink::links::Link;
 use crate::registry::{Entry, Host, Registry};
 
 /// What the config file says of every snapshot.
@@ -22,6 +23,8 @@ pub struct Constants {
     pub timeouts: Timeouts,
     /// What becomes of TCP segments that belong to no session.
     pub tcp: TcpPolicy,
+    /// Whether the Kubernetes API is asked.
+    pub has_kubernetes: bool,
 }
 
 /// Returns the facts of snapshot `epoch`. Equal inputs give equal facts, whatever the order in which the
@@ -58,9 +61,9 @@ pub fn compile(
 pub fn host(facts: &Facts, routes: &[ReturnRoute], constants: &Constants) -> Result<Host, InterfaceError> {
     let (inside, inside_network) = facts.port(&constants.interfaces, Side::Inside)?;
     let (outside, outside_network) = facts.port(&constants.interfaces, Side::Outside)?;
-    let name = |index: u32| facts.links.iter().find(|link| link.index == index);
+    let links: HashMap<u32, &Link> = facts.links.iter().map(|link| (link.index, link)).collect();
     let taken = facts.addresses.iter().filter_map(|address| {
-        let link = name(address.link)?;
+        let link = links.get(&address.link)?;
         // Further addresses of the outside interface may be egress addresses that somebody else put there.
         let spare = address.link == outside.index && address.address != outside_network.addr();
         let free = address.ours || spare || link.is_tenant_link_of(inside.index);
@@ -74,6 +77,7 @@ pub fn host(facts: &Facts, routes: &[ReturnRoute], constants: &Constants) -> Res
         addresses: next_hops.chain(taken).collect(),
         macs: [inside.mac, outside.mac].into_iter().flatten().collect(),
         pod_cidrs: constants.pod_cidrs.clone(),
+        has_kubernetes: constants.has_kubernetes,
     })
 }
 
@@ -121,8 +125,9 @@ fn own_addresses(registry: &Registry, facts: &Facts) -> Vec<Ipv4Addr> {
 /// The kernel's choice for each prefix and side: the route with the smallest metric.
 fn kernel_routes(facts: &Facts, interfaces: &Interfaces) -> Vec<RouteSpec> {
     let mut best: BTreeMap<(Side, Ipv4Net), (u32, Option<Ipv4Addr>)> = BTreeMap::new();
+    let sides = facts.sides(interfaces);
     for route in &facts.routes {
-        let Some(side) = facts.side_of(interfaces, route.link) else { continue };
+        let Some(side) = sides.of(route.link) else { continue };
         let candidate = (route.metric, route.gateway);
         let kept = best.entry((side, route.prefix)).or_insert(candidate);
         *kept = (*kept).min(candidate);
@@ -132,8 +137,9 @@ fn kernel_routes(facts: &Facts, interfaces: &Interfaces) -> Vec<RouteSpec> {
 }
 
 fn neighbours(facts: &Facts, interfaces: &Interfaces) -> Vec<NeighbourSpec> {
+    let sides = facts.sides(interfaces);
     let resolved = facts.neighbours.iter().filter_map(|neighbour| {
-        let side = facts.side_of(interfaces, neighbour.link)?;
+        let side = sides.of(neighbour.link)?;
         Some(((side, neighbour.address), neighbour.usable_mac()?))
     });
     let sorted: BTreeMap<_, _> = resolved.collect();
@@ -147,7 +153,6 @@ mod tests {
 
     use super::*;
     use crate::netlink::addresses::Address;
-    use crate::netlink::links::Link;
     use crate::netlink::neighbours::{Neighbour, Resolution};
     use crate::netlink::routes::Route;
     use crate::registry::Source;
@@ -306,6 +311,7 @@ mod tests {
             pod_cidrs: vec!["10.132.0.0/14".parse().unwrap()],
             timeouts: Timeouts::default(),
             tcp: TcpPolicy::default(),
+            has_kubernetes: false,
         };
         let blue = r#"{"name":"ns-blue","gatewayIP":"192.168.99.13","egressIPs":["192.168.55.113"]}"#;
         let mut registry = Registry::default();

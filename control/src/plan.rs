@@ -1,6 +1,6 @@
 //! What differs between what the tenants need and what the kernel has.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::Ipv4Addr;
 
 use fastpath::snapshot::Side;
@@ -20,7 +20,9 @@ pub struct Needs {
     /// Addresses on the outside interface.
     pub egress_addresses: BTreeSet<Ipv4Addr>,
     /// Routes to the pods.
-    pub return_routes: Vec<ReturnRoute>,
+    pub return_routes: BTreeSet<ReturnRoute>,
+    /// Whether own routes that are not among these stay for now, because not all nodes are known yet.
+    pub keeps_other_routes: bool,
     /// Neighbours to keep resolved: every next hop of a route by one of the two interfaces.
     pub next_hops: BTreeSet<(Side, Ipv4Addr)>,
 }
@@ -85,6 +87,7 @@ pub struct Plan {
 impl Needs {
     /// Returns what these tenants and routes need.
     pub fn of(registry: &Registry, routes: &[ReturnRoute], facts: &Facts, interfaces: &Interfaces) -> Self {
+        let sides = facts.sides(interfaces);
         let tenants = || registry.entries().map(|entry| &entry.tenant);
         let link = |tenant: &crate::tenant::Tenant| TenantLink {
             name: tenant.link_name(),
@@ -92,13 +95,12 @@ impl Needs {
             address: tenant.gateway_ip,
             tenant: tenant.name.clone(),
         };
-        let next_hop = |route: &crate::netlink::routes::Route| {
-            Some((facts.side_of(interfaces, route.link)?, route.gateway?))
-        };
+        let next_hop = |route: &crate::netlink::routes::Route| Some((sides.of(route.link)?, route.gateway?));
         Self {
             links: tenants().map(link).collect(),
             egress_addresses: tenants().flat_map(|tenant| tenant.egress_ips.iter().copied()).collect(),
-            return_routes: routes.to_vec(),
+            return_routes: routes.iter().copied().collect(),
+            keeps_other_routes: false,
             next_hops: facts.routes.iter().filter_map(next_hop).collect(),
         }
     }
@@ -161,19 +163,20 @@ impl Plan {
     }
 
     fn compare_links(&mut self, needs: &Needs, facts: &Facts, inside: u32) {
-        let sound = |need: &TenantLink| {
-            facts.link(&need.name).is_some_and(|link| {
+        let links: HashMap<&str, &Link> = facts.links.iter().map(|link| (link.name.as_str(), link)).collect();
+        let addresses = addresses(facts);
+        let is_sound = |need: &&TenantLink| {
+            links.get(need.name.as_str()).is_some_and(|link| {
                 link.is_tenant_link_of(inside)
                     && link.mac == Some(need.mac)
                     && link.up
-                    && facts.has_address(link.index, need.address)
+                    && addresses.contains(&(link.index, need.address))
             })
         };
-        let (kept, lacking): (Vec<_>, Vec<_>) = needs.links.iter().partition(|need| sound(need));
-        let stale = facts
-            .links
-            .iter()
-            .filter(|link| link.is_tenant_link_of(inside) && !kept.iter().any(|kept| kept.name == link.name));
+        let (kept, lacking): (Vec<_>, Vec<_>) = needs.links.iter().partition(is_sound);
+        let kept: HashSet<&str> = kept.into_iter().map(|kept| kept.name.as_str()).collect();
+        let ours = facts.links.iter().filter(|link| link.is_tenant_link_of(inside));
+        let stale = ours.filter(|link| !kept.contains(link.name.as_str()));
         self.removals.extend(stale.map(|link| Removal::Link { index: link.index, name: link.name.clone() }));
         self.additions.extend(lacking.into_iter().cloned().map(Addition::Link));
     }
@@ -183,31 +186,33 @@ impl Plan {
         let stale = ours.filter(|address| !needs.egress_addresses.contains(&address.address));
         self.removals
             .extend(stale.map(|address| Removal::Address { link: outside, address: address.address }));
-        let lacking = needs.egress_addresses.iter().filter(|address| !facts.has_address(outside, **address));
+        let addresses = addresses(facts);
+        let lacking =
+            needs.egress_addresses.iter().filter(|address| !addresses.contains(&(outside, **address)));
         self.additions.extend(lacking.map(|address| Addition::EgressAddress(*address)));
     }
 
     fn compare_routes(&mut self, needs: &Needs, facts: &Facts, inside: u32) {
-        for route in facts.routes.iter().filter(|route| route.ours && route.link == inside) {
+        let wanted: HashSet<Ipv4Net> = needs.return_routes.iter().map(|route| route.pod_cidr).collect();
+        let mut there = HashSet::new();
+        for route in facts.routes.iter().filter(|route| route.link == inside) {
             let Some(via) = route.gateway else { continue };
             let have = ReturnRoute { pod_cidr: route.prefix, via };
-            if !needs.return_routes.contains(&have) {
+            there.insert(have);
+            let may_go = wanted.contains(&route.prefix) || !needs.keeps_other_routes;
+            if route.ours && may_go && !needs.return_routes.contains(&have) {
                 self.removals.push(Removal::Route { prefix: route.prefix, via, link: route.link });
             }
         }
-        let there = |need: &ReturnRoute| {
-            facts.routes.iter().any(|route| {
-                route.link == inside && route.prefix == need.pod_cidr && route.gateway == Some(need.via)
-            })
-        };
-        let lacking = needs.return_routes.iter().filter(|need| !there(need));
+        let lacking = needs.return_routes.iter().filter(|need| !there.contains(*need));
         self.additions.extend(lacking.map(|need| Addition::ReturnRoute(*need)));
     }
 
     fn compare_next_hops(&mut self, needs: &Needs, facts: &Facts, interfaces: &Interfaces) {
         let mut kept = BTreeSet::new();
+        let sides = facts.sides(interfaces);
         for neighbour in &facts.neighbours {
-            let Some(side) = facts.side_of(interfaces, neighbour.link) else { continue };
+            let Some(side) = sides.of(neighbour.link) else { continue };
             let wanted = needs.next_hops.contains(&(side, neighbour.address));
             if wanted && (neighbour.ours || neighbour.resolution == Resolution::Fixed) {
                 kept.insert((side, neighbour.address));
@@ -219,4 +224,8 @@ impl Plan {
         let lacking = needs.next_hops.difference(&kept);
         self.additions.extend(lacking.map(|(side, address)| Addition::NextHop(*side, *address)));
     }
+}
+
+fn addresses(facts: &Facts) -> HashSet<(u32, Ipv4Addr)> {
+    facts.addresses.iter().map(|address| (address.link, address.address)).collect()
 }

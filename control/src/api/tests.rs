@@ -137,7 +137,7 @@ fn answer(registry: &mut Registry, request: Request) {
             drop(reply.send(put.and_then(|_| registry.get(&name).map(view))));
         }
         Request::RemoveTenant(name, reply) => {
-            drop(reply.send(registry.remove(&name, Source::ControlSocket)));
+            drop(reply.send(registry.remove(&name, Source::ControlSocket, std::time::Instant::now())));
         }
         Request::Status(_) | Request::Routes(_) | Request::Sessions(..) => {}
     }
@@ -168,5 +168,6 @@ fn host() -> Host {
         addresses: BTreeMap::new(),
         macs: Vec::new(),
         pod_cidrs: vec!["10.132.0.0/14".parse().unwrap()],
+        has_kubernetes: false,
     }
 }

@@ -144,11 +144,12 @@ impl Gateway {
             let mut neighbours = self.publication.taken().neighbours.iter();
             neighbours.find(|neighbour| neighbour.side == route.side && neighbour.address == address)
         };
+        let sides = self.facts.sides(&self.constants.interfaces);
         let own = self.facts.routes.iter().any(|fact| {
             fact.ours
                 && fact.prefix == route.prefix
                 && fact.gateway == route.gateway
-                && self.facts.side_of(&self.constants.interfaces, fact.link) == Some(route.side)
+                && sides.of(fact.link) == Some(route.side)
         });
         RouteView {
             side: route.side.name().to_owned(),

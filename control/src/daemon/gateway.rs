@@ -176,7 +176,7 @@ impl Gateway {
     /// When it is not there or came from elsewhere, or the kernel, the fast path or the disk refuses.
     pub async fn remove_tenant(&mut self, name: &str) -> Result<(), Refusal> {
         let before = self.registry.clone();
-        self.registry.remove(name, Source::ControlSocket)?;
+        self.registry.remove(name, Source::ControlSocket, Instant::now())?;
         info!(tenant = name, "tenant removed");
         self.commit(before, name).await
     }
@@ -236,14 +236,12 @@ impl Gateway {
     /// Has the kernel confirm neighbours that it has not heard of for a while: it does not see the traffic
     /// that shows them alive.
     async fn confirm_stale(&mut self) {
-        let interfaces = &self.constants.interfaces;
+        let sides = self.facts.sides(&self.constants.interfaces);
         let known = |resolution: Option<Resolution>| {
             let neighbours = self.facts.neighbours.iter();
             let matching =
                 neighbours.filter(move |neighbour| resolution.is_none_or(|it| neighbour.resolution == it));
-            matching.filter_map(|neighbour| {
-                Some((self.facts.side_of(interfaces, neighbour.link)?, neighbour.address))
-            })
+            matching.filter_map(|neighbour| Some((sides.of(neighbour.link)?, neighbour.address)))
         };
         let present: HashSet<_> = known(None).collect();
         let stale: Vec<_> =
@@ -256,10 +254,9 @@ impl Gateway {
 
     async fn resolve_one(&self, side: Side, address: Ipv4Addr) {
         let interfaces = &self.constants.interfaces;
+        let sides = self.facts.sides(interfaces);
         let kept = self.facts.neighbours.iter().any(|neighbour| {
-            neighbour.ours
-                && neighbour.address == address
-                && self.facts.side_of(interfaces, neighbour.link) == Some(side)
+            neighbour.ours && neighbour.address == address && sides.of(neighbour.link) == Some(side)
         });
         if kept {
             return; // the kernel keeps asking, and would stop if told to resolve it once

@@ -197,6 +197,7 @@ async fn prepare(config: Config, state: StateDir) -> anyhow::Result<Setup> {
         pod_cidrs: config.pod_cidrs.clone(),
         timeouts: config.timeouts,
         tcp: config.tcp,
+        has_kubernetes: config.kubernetes.is_some(),
     };
     let host = host_of(&facts, &config.routes, &constants)?;
     check_routes(&config, &host)?;

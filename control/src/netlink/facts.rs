@@ -45,6 +45,17 @@ impl Interfaces {
     }
 }
 
+/// Link indices of the two interfaces, as far as they are there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sides([(Side, Option<u32>); 2]);
+
+impl Sides {
+    /// Returns the side that a link index belongs to, if it is one of the two interfaces.
+    pub fn of(self, index: u32) -> Option<Side> {
+        self.0.into_iter().find(|(_, own)| *own == Some(index)).map(|(side, _)| side)
+    }
+}
+
 /// Why an interface cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum InterfaceError {
@@ -145,10 +156,10 @@ impl Facts {
         network.map(|network| (link, network)).ok_or(InterfaceError::NoAddress { side, name })
     }
 
-    /// Returns the side that a link index belongs to, if it is one of the two interfaces.
-    pub fn side_of(&self, interfaces: &Interfaces, index: u32) -> Option<Side> {
-        let name = &self.links.iter().find(|link| link.index == index)?.name;
-        Side::BOTH.into_iter().find(|side| interfaces.name(*side) == name)
+    /// Returns which link indices the two interfaces have.
+    pub fn sides(&self, interfaces: &Interfaces) -> Sides {
+        let index = |side| self.link(interfaces.name(side)).map(|link| link.index);
+        Sides(Side::BOTH.map(|side| (side, index(side))))
     }
 
     /// Tells whether a link has this address.
