@@ -48,9 +48,7 @@ fn classify_inside(snapshot: &Snapshot, packet: &Packet) -> Result<Class, (DropR
     }
     // An error is matched by the packet that it quotes, whatever router sent it (RFC 5508 REQ-5).
     let is_allowed = match packet.transport {
-        Transport::Flow(_) | Transport::Fragment(_) => {
-            snapshot.tenant(tenant).is_some_and(|tenant| tenant.may_send_from(source))
-        }
+        Transport::Flow(_) | Transport::Fragment(_) => snapshot.may_send_from(tenant, source),
         Transport::Error(_) => true,
     };
     if !is_allowed {

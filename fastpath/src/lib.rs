@@ -21,6 +21,7 @@
 //!
 //! Around it:
 //! - [`snapshot`]: the immutable configuration that workers read
+//! - `addresses`: sets of addresses that are asked about for every packet
 //! - [`waiting`]: frames that wait for something, their next hop for one
 //! - [`announce`]: gratuitous ARP
 //! - [`mailbox`]: what reaches a worker from outside
@@ -33,6 +34,7 @@
 //! - [`dataplane`]: all of it together, as the control side holds it
 #![deny(unsafe_code)]
 
+mod addresses;
 pub mod announce;
 pub mod classify;
 pub mod counters;

@@ -13,6 +13,8 @@ use ipnet::Ipv4Net;
 use macaddr::MacAddr6;
 use prefix_trie::PrefixMap;
 
+use crate::addresses::AddressSet;
+
 /// One of the gateway's two networks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Side {
@@ -80,7 +82,7 @@ pub struct TenantSpec {
     pub gateway_address: Ipv4Addr,
     /// Addresses that its traffic leaves with; never empty.
     pub egress_addresses: Vec<Ipv4Addr>,
-    /// Source addresses that it may use.
+    /// Source addresses that it may use: a few networks, or tens of thousands of hosts.
     pub sources: Vec<Ipv4Net>,
     /// What its sessions may do.
     pub policy: Policy,
@@ -183,7 +185,8 @@ pub enum NextHop {
 #[derive(Debug)]
 pub struct Snapshot {
     spec: SnapshotSpec,
-    tenants: Vec<Option<TenantSpec>>,
+    tenants: Vec<Option<Tenant>>,
+    pods: AddressSet,
     by_mac: HashMap<MacAddr6, TenantId, RandomState>,
     by_egress: HashMap<Ipv4Addr, TenantId, RandomState>,
     routes: [PrefixMap<Ipv4Net, Option<Ipv4Addr>>; 2],
@@ -191,12 +194,21 @@ pub struct Snapshot {
     shared: Option<Arc<Shared>>,
 }
 
+/// A tenant in its slot.
+#[derive(Debug)]
+struct Tenant {
+    /// Place of its facts in [`SnapshotSpec::tenants`].
+    place: usize,
+    sources: AddressSet,
+}
+
 impl Snapshot {
     /// Compiles facts into tables.
     pub fn compile(spec: SnapshotSpec) -> Self {
         let slots = spec.tenants.iter().map(|tenant| usize::from(tenant.id.0) + 1).max().unwrap_or(0);
         let mut snapshot = Self {
-            tenants: vec![None; slots],
+            tenants: (0..slots).map(|_| None).collect(),
+            pods: AddressSet::new(&spec.pod_cidrs),
             by_mac: HashMap::default(),
             by_egress: HashMap::default(),
             routes: [PrefixMap::new(), PrefixMap::new()],
@@ -204,12 +216,13 @@ impl Snapshot {
             shared: None,
             spec,
         };
-        for tenant in &snapshot.spec.tenants {
+        for (place, tenant) in snapshot.spec.tenants.iter().enumerate() {
             snapshot.by_mac.insert(tenant.gateway_mac, tenant.id);
             for egress in &tenant.egress_addresses {
                 snapshot.by_egress.insert(*egress, tenant.id);
             }
-            snapshot.tenants[usize::from(tenant.id.0)] = Some(tenant.clone());
+            let sources = AddressSet::new(&tenant.sources);
+            snapshot.tenants[usize::from(tenant.id.0)] = Some(Tenant { place, sources });
         }
         for route in &snapshot.spec.routes {
             snapshot.routes[route.side.index()].insert(route.prefix, route.gateway);
@@ -254,6 +267,15 @@ impl Snapshot {
 
     /// Returns the tenant in a slot.
     pub fn tenant(&self, id: TenantId) -> Option<&TenantSpec> {
+        self.slot(id).map(|tenant| &self.spec.tenants[tenant.place])
+    }
+
+    /// Tells whether a tenant may send from an address.
+    pub fn may_send_from(&self, id: TenantId, source: Ipv4Addr) -> bool {
+        self.slot(id).is_some_and(|tenant| tenant.sources.contains(source))
+    }
+
+    fn slot(&self, id: TenantId) -> Option<&Tenant> {
         self.tenants.get(usize::from(id.0))?.as_ref()
     }
 
@@ -297,13 +319,6 @@ impl Snapshot {
 
     /// Tells whether an address belongs to a pod network of the cluster.
     pub fn is_pod(&self, address: Ipv4Addr) -> bool {
-        self.spec.pod_cidrs.iter().any(|cidr| cidr.contains(&address))
-    }
-}
-
-impl TenantSpec {
-    /// Tells whether the tenant may send from this address.
-    pub fn may_send_from(&self, source: Ipv4Addr) -> bool {
-        self.sources.iter().any(|prefix| prefix.contains(&source))
+        self.pods.contains(address)
     }
 }

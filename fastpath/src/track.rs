@@ -11,7 +11,7 @@ use crate::classify::Class;
 use crate::counters::WorkerCounters;
 use crate::dataplane::NeighbourRequest;
 use crate::parse::{Flow, QuotedPacket, Segment};
-use crate::snapshot::{NeighbourId, NextHop, Side, Snapshot};
+use crate::snapshot::{NeighbourId, NextHop, Side, Snapshot, TenantSpec};
 use crate::stray::refuse_stray;
 use crate::verdict::{DropReason, Errand, Lending, Verdict};
 
@@ -121,7 +121,7 @@ impl Tracker<'_> {
     fn inside_of(&self, class: Class, wire: &FiveTuple) -> Option<(Ipv4Addr, u16)> {
         let tenant = self.snapshot.tenant(class.tenant)?;
         let inside = self.conntrack.admitted_from_outside(class.tenant, wire, &tenant.policy);
-        inside.filter(|(address, _)| tenant.may_send_from(*address))
+        inside.filter(|(address, _)| self.snapshot.may_send_from(class.tenant, *address))
     }
 
     /// Finds what the present snapshot allows of what a key leads to.
@@ -137,9 +137,9 @@ impl Tracker<'_> {
     fn check_session(&mut self, class: Class, id: SessionId) -> bool {
         let session = self.conntrack.session(id);
         let (inside, outside) = (session.inside_tuple(), session.outside_tuple());
-        let is_allowed = self.snapshot.tenant(class.tenant).is_some_and(|tenant| {
-            tenant.may_send_from(inside.source) && tenant.egress_addresses.contains(&outside.source)
-        });
+        let has_address = |tenant: &TenantSpec| tenant.egress_addresses.contains(&outside.source);
+        let is_allowed = self.snapshot.may_send_from(class.tenant, inside.source)
+            && self.snapshot.tenant(class.tenant).is_some_and(has_address);
         if is_allowed {
             let revision = self.revision(&inside);
             self.conntrack.revise(id, revision);
