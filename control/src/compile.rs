@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 
 use conntrack::{Epoch, Timeouts};
-use fastpath::snapshot::{LinkSpec, NeighbourSpec, RouteSpec, Side, SnapshotSpec, TcpPolicy, TenantSpec};
+use fastpath::snapshot::{
+    LinkSpec, NeighbourSpec, RouteSpec, Side, SnapshotSpec, SourceKind, TcpPolicy, TenantSpec,
+};
 use ipnet::Ipv4Net;
 
 use crate::config::ReturnRoute;
@@ -99,6 +101,7 @@ fn tenant_spec(entry: &Entry, cluster: &[Ipv4Net]) -> TenantSpec {
         gateway_address: entry.tenant.gateway_ip,
         egress_addresses: entry.tenant.egress_ips.clone(),
         sources: if own.is_empty() { cluster.to_vec() } else { own.clone() },
+        source_kind: SourceKind::Networks,
         policy: entry.tenant.policy(),
         mss_clamp: entry.tenant.mss_clamp,
     }

@@ -6,7 +6,7 @@ use conntrack::{Direction, TenantId};
 use macaddr::MacAddr6;
 
 use crate::parse::{ETHERNET_BYTES, Packet, Transport};
-use crate::snapshot::{Side, Snapshot};
+use crate::snapshot::{Side, Snapshot, SourceKind};
 use crate::verdict::DropReason;
 
 /// Tenant and direction of a packet.
@@ -52,9 +52,23 @@ fn classify_inside(snapshot: &Snapshot, packet: &Packet) -> Result<Class, (DropR
         Transport::Error(_) => true,
     };
     if !is_allowed {
-        return drop(DropReason::UnknownSource);
+        return drop(refuse_source(snapshot, tenant, source));
     }
     Ok(Class { tenant, direction: Direction::Outbound })
+}
+
+/// Returns why a tenant may not send from an address.
+#[cold]
+fn refuse_source(snapshot: &Snapshot, tenant: TenantId, source: Ipv4Addr) -> DropReason {
+    let kind = snapshot.tenant(tenant).map_or(SourceKind::default(), |tenant| tenant.source_kind);
+    let is_pod = snapshot.is_pod(source);
+    let is_node = !is_pod && snapshot.is_on_link(Side::Inside, source);
+    match kind {
+        SourceKind::LivePods if is_pod => DropReason::UnknownPod,
+        SourceKind::Nodes if is_pod => DropReason::PodSource,
+        SourceKind::Networks | SourceKind::LivePods if is_node => DropReason::NodeSource,
+        SourceKind::Networks | SourceKind::LivePods | SourceKind::Nodes => DropReason::UnknownSource,
+    }
 }
 
 fn classify_outside(snapshot: &Snapshot, packet: &Packet) -> Result<Class, (DropReason, Option<TenantId>)> {

@@ -70,6 +70,10 @@ pub enum Answer {
 /// too big for.
 pub fn answer_to(packet: &Packet, reason: DropReason, mtu: u16) -> Option<Answer> {
     let flow = answerable_flow(packet)?;
+    // A pod may be newer than what the gateway knows: an answer would end its attempt, and silence makes it try again.
+    if reason == DropReason::UnknownPod {
+        return None;
+    }
     match (icmp_error(reason, mtu), flow.segment) {
         (Some(error), _) => Some(Answer::Error(error)),
         (None, Segment::Tcp(segment)) if segment.flags.has(TcpFlags::RST) => None,
@@ -135,6 +139,9 @@ fn icmp_error(reason: DropReason, mtu: u16) -> Option<IcmpError> {
         | DropReason::UnsupportedIcmp
         | DropReason::Leak
         | DropReason::UnknownSource
+        | DropReason::UnknownPod
+        | DropReason::NodeSource
+        | DropReason::PodSource
         | DropReason::UnknownTenant
         | DropReason::MartianAddress
         | DropReason::MisaddressedError

@@ -84,10 +84,24 @@ pub struct TenantSpec {
     pub egress_addresses: Vec<Ipv4Addr>,
     /// Source addresses that it may use: a few networks, or tens of thousands of hosts.
     pub sources: Vec<Ipv4Net>,
+    /// What these addresses are.
+    pub source_kind: SourceKind,
     /// What its sessions may do.
     pub policy: Policy,
     /// Greatest TCP segment that its connections may agree on, in bytes; 0: as the ends like (RFC 9293 section 3.7.1).
     pub mss_clamp: u16,
+}
+
+/// What the addresses are that a tenant may use as source. It decides what is said of all others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SourceKind {
+    /// Networks that pods may come from.
+    #[default]
+    Networks,
+    /// Exactly the live pods of the tenant's namespaces, as far as the control side knows them yet.
+    LivePods,
+    /// The cluster's nodes, which translate pods to their own address.
+    Nodes,
 }
 
 /// What becomes of TCP segments that belong to no session.
@@ -298,6 +312,12 @@ impl Snapshot {
             Some(id) => NextHop::Resolved(*id),
             None => NextHop::Unresolved(address),
         }
+    }
+
+    /// Tells whether an address is on the link of `side`, so that packets to it need no router.
+    pub fn is_on_link(&self, side: Side, address: Ipv4Addr) -> bool {
+        let route = self.routes[side.index()].get_lpm(&Ipv4Net::from(address));
+        route.is_some_and(|(_, gateway)| gateway.is_none())
     }
 
     /// Returns a resolved neighbour of this snapshot.

@@ -161,6 +161,12 @@ drop_reasons! {
     Leak = "leak",
     /// The source address is not one that the tenant may use.
     UnknownSource = "unknown_source",
+    /// The source is a pod that is not known to be the tenant's; it may be too new, and is not answered.
+    UnknownPod = "unknown_pod",
+    /// The source is a node's: the cluster translates pods to their node's address, which the tenant may not use.
+    NodeSource = "node_source",
+    /// The source is a pod's, and the tenant may use nodes' addresses only.
+    PodSource = "pod_source",
     /// The destination is no tenant's, by MAC inside or by egress address outside.
     UnknownTenant = "unknown_tenant",
     /// The source or destination address may not be forwarded (multicast, broadcast, loopback, link-local).

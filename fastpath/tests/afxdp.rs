@@ -12,7 +12,7 @@ use etherparse::PacketBuilder;
 use fastpath::dataplane::AttachPreference;
 use fastpath::io::xsk::XskPort;
 use fastpath::io::{FrameArea, FrameIo, FramePool};
-use fastpath::snapshot::{LinkSpec, Side, Snapshot, SnapshotSpec, TcpPolicy, TenantSpec};
+use fastpath::snapshot::{LinkSpec, Side, Snapshot, SnapshotSpec, SourceKind, TcpPolicy, TenantSpec};
 use fastpath::steer::Steering;
 use macaddr::MacAddr6;
 use nix::net::if_::if_nametoindex;
@@ -33,6 +33,7 @@ fn snapshot() -> Snapshot {
             gateway_address: [192, 168, 99, 13].into(),
             egress_addresses: vec![EGRESS.into()],
             sources: Vec::new(),
+            source_kind: SourceKind::Networks,
             policy: Policy::default(),
             mss_clamp: 0,
         }],

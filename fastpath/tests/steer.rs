@@ -20,7 +20,7 @@ use etherparse::{EtherType, IpFragOffset, IpNumber, Ipv4Header, PacketBuilder, V
 use fastpath::dataplane::{AttachMode, AttachPreference, detach};
 use fastpath::io::FrameArea;
 use fastpath::io::xsk::XskPort;
-use fastpath::snapshot::{LinkSpec, Side, Snapshot, SnapshotSpec, TcpPolicy, TenantSpec};
+use fastpath::snapshot::{LinkSpec, Side, Snapshot, SnapshotSpec, SourceKind, TcpPolicy, TenantSpec};
 use fastpath::steer::Steering;
 use macaddr::MacAddr6;
 use nix::net::if_::if_nametoindex;
@@ -61,6 +61,7 @@ fn blue() -> TenantSpec {
         gateway_address: BLUE_GATEWAY.into(),
         egress_addresses: vec![EGRESS.into()],
         sources: vec!["10.132.0.0/14".parse().unwrap()],
+        source_kind: SourceKind::Networks,
         policy: Policy::default(),
         mss_clamp: 0,
     }

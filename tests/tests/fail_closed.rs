@@ -174,7 +174,7 @@ fn a_source_outside_the_cluster_is_refused_on_the_tenants_mac() -> Result<()> {
     let mut curl = node.command("curl");
     let output = command::run(curl.args(["-sS", "--max-time", "15", &server::url("whoami")]), LIMIT)?;
     assert!(!output.status.success(), "the server answered: {}", text(&output.stdout));
-    assert!(fixture.drops("unknown_source")? > 0);
+    assert!(fixture.drops("node_source")? > 0);
     assert_eq!(capture.finish()?.count("src net 192.168.99.0/24")?, 0);
     Ok(())
 }

@@ -14,6 +14,7 @@
 //! - [`limits`]: how much a tenant and a pod may have
 //! - [`mapping`]: which outside address and port stand for a pod's, and who may use them
 //! - [`portless`]: protocols without ports are translated by address
+//! - [`sources`]: whom a tenant's packets may come from, and what others hear
 //! - [`stray`]: packets that belong to no session and may not open one
 //! - [`workers`]: several workers, listings, panics, and what every frame comes to
 
@@ -31,6 +32,7 @@ mod mapping;
 mod oversize;
 mod portless;
 mod refusing;
+mod sources;
 mod stray;
 mod workers;
 

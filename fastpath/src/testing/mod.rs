@@ -11,7 +11,9 @@ use conntrack::{Epoch, Policy, TcpFlags, TenantId, Timeouts};
 use etherparse::PacketBuilder;
 use macaddr::MacAddr6;
 
-use crate::snapshot::{LinkSpec, NeighbourSpec, RouteSpec, Side, SnapshotSpec, TcpPolicy, TenantSpec};
+use crate::snapshot::{
+    LinkSpec, NeighbourSpec, RouteSpec, Side, SnapshotSpec, SourceKind, TcpPolicy, TenantSpec,
+};
 
 pub(crate) const NODE_MAC: MacAddr6 = MacAddr6::new(2, 0, 0, 0, 0, 0x21);
 pub(crate) const ROUTER_MAC: MacAddr6 = MacAddr6::new(2, 0, 0, 0, 0, 0x01);
@@ -36,6 +38,7 @@ pub(crate) fn gateway() -> Gateway {
         gateway_address: Ipv4Addr::new(192, 168, 99, host),
         egress_addresses: vec![Ipv4Addr::new(192, 168, 55, 100 + host)],
         sources: vec![net("10.132.0.0/14")],
+        source_kind: SourceKind::Networks,
         policy: Policy::default(),
         mss_clamp: 0,
     };
