@@ -102,6 +102,7 @@ fn tenant_spec(entry: &Entry, cluster: &[Ipv4Net]) -> TenantSpec {
         egress_addresses: entry.tenant.egress_ips.clone(),
         sources: if own.is_empty() { cluster.to_vec() } else { own.clone() },
         source_kind: SourceKind::Networks,
+        is_draining: false,
         policy: entry.tenant.policy(),
         mss_clamp: entry.tenant.mss_clamp,
     }

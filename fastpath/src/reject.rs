@@ -118,7 +118,8 @@ fn icmp_error(reason: DropReason, mtu: u16) -> Option<IcmpError> {
         DropReason::TooBig => Some(IcmpError { kind: 3, code: 4, mtu }),
         DropReason::NoRoute => Some(IcmpError { kind: 3, code: 0, mtu: 0 }),
         DropReason::NeighbourUnresolved => Some(IcmpError { kind: 3, code: 1, mtu: 0 }),
-        DropReason::NoPort
+        DropReason::TenantDraining
+        | DropReason::NoPort
         | DropReason::AmbiguousProtocol
         | DropReason::SessionsFull
         | DropReason::TenantSessionLimit

@@ -86,6 +86,8 @@ pub struct TenantSpec {
     pub sources: Vec<Ipv4Net>,
     /// What these addresses are.
     pub source_kind: SourceKind,
+    /// Whether it is being removed: sessions that live go on, and none begins.
+    pub is_draining: bool,
     /// What its sessions may do.
     pub policy: Policy,
     /// Greatest TCP segment that its connections may agree on, in bytes; 0: as the ends like (RFC 9293 section 3.7.1).

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use conntrack::{
     Admission, Conntrack, Direction, FiveTuple, Found, Key, Protocol, Refusal, Revision, Rewrite, SessionId,
-    TcpSegment, Tick, owner_of_inside,
+    TcpSegment, TcpState, Tick, owner_of_inside,
 };
 
 use crate::classify::Class;
@@ -63,7 +63,12 @@ impl Tracker<'_> {
     pub fn track_flow(&mut self, class: Class, flow: &Flow) -> Result<Forwarding, Verdict> {
         let key = Key::new(class.tenant, class.direction, &flow.tuple);
         let id = match self.find_valid(class, &key) {
-            Some(Found::Session(id)) if is_expected(class.direction, flow.segment) => id,
+            Some(Found::Session(id)) if is_expected(class.direction, flow.segment) => {
+                if opens_connection(flow.segment) {
+                    self.check_reopening(class, id)?;
+                }
+                id
+            }
             Some(Found::Session(_)) => return Err(Verdict::Drop(DropReason::NoSession)),
             Some(Found::Lent(borrower)) => return Err(Verdict::HandOver(borrower, self.errand.for_owner())),
             None => match class.direction {
@@ -112,7 +117,9 @@ impl Tracker<'_> {
         match self.find_valid(class, &Key::new(class.tenant, class.direction, wire)) {
             Some(Found::Session(_)) => verdict,
             Some(Found::Lent(borrower)) => Verdict::HandOver(borrower, self.errand.for_owner()),
-            None if self.inside_of(class, wire).is_some() => verdict,
+            None if self.inside_of(class, wire).is_some() => {
+                self.check_draining(class).err().unwrap_or(verdict)
+            }
             None => self.lent_mapping(class, wire).unwrap_or(Verdict::Drop(DropReason::NoSession)),
         }
     }
@@ -161,6 +168,7 @@ impl Tracker<'_> {
         if !may_open {
             return Err(refuse_stray(self.snapshot.spec().tcp, class, flow));
         }
+        self.check_draining(class)?;
         let revision = self.revision(&flow.tuple);
         self.way(revision.next_hops[0], Side::Outside, flow.tuple.destination)?;
         self.admit(class, flow.tuple, Direction::Outbound, revision)
@@ -180,6 +188,7 @@ impl Tracker<'_> {
         };
         let inside = if may_open { self.inside_of(class, &flow.tuple) } else { None };
         let (address, port) = inside.ok_or_else(stray)?;
+        self.check_draining(class)?;
         let tuple = FiveTuple { source: address, source_port: port, ..flow.tuple.reversed() };
         let revision = self.revision(&tuple);
         self.check_origin(class, revision.next_hops[0])?;
@@ -193,6 +202,29 @@ impl Tracker<'_> {
         let is_spoofed =
             class.direction == Direction::Inbound && outbound == HAIRPIN && !self.errand.has_turned;
         if is_spoofed { Err(Verdict::Drop(DropReason::MartianAddress)) } else { Ok(()) }
+    }
+
+    /// Refuses new sessions of a tenant that is being removed.
+    fn check_draining(&self, class: Class) -> Result<(), Verdict> {
+        let is_draining = self.snapshot.tenant(class.tenant).is_some_and(|tenant| tenant.is_draining);
+        let from = Side::ahead(class.direction).other();
+        if is_draining { Err(Verdict::refuse(from, DropReason::TenantDraining)) } else { Ok(()) }
+    }
+
+    /// Refuses to open anew what is closed, where a new session would be refused.
+    #[cold]
+    fn check_reopening(&self, class: Class, id: SessionId) -> Result<(), Verdict> {
+        match self.conntrack.session(id).tcp_state() {
+            Some(TcpState::Closed | TcpState::Reset) => self.check_draining(class),
+            Some(
+                TcpState::Opening
+                | TcpState::OutsideOpening
+                | TcpState::Established
+                | TcpState::InsideFin
+                | TcpState::OutsideFin,
+            )
+            | None => Ok(()),
+        }
     }
 
     fn admit(
@@ -301,6 +333,13 @@ fn is_expected(direction: Direction, segment: Segment) -> bool {
         (_, Segment::Tcp(_) | Segment::Udp | Segment::Opaque) => true,
         (Direction::Outbound, Segment::Query) | (Direction::Inbound, Segment::Reply) => true,
         (Direction::Outbound, Segment::Reply) | (Direction::Inbound, Segment::Query) => false,
+    }
+}
+
+fn opens_connection(segment: Segment) -> bool {
+    match segment {
+        Segment::Tcp(segment) => segment.flags.opens(),
+        Segment::Udp | Segment::Query | Segment::Reply | Segment::Opaque => false,
     }
 }
 

@@ -179,6 +179,8 @@ drop_reasons! {
     TooBig = "too_big",
     /// No session belongs to the packet, and it may not open one.
     NoSession = "no_session",
+    /// The tenant is being removed and takes no new sessions.
+    TenantDraining = "tenant_draining",
     /// Every port of the pod's egress address is taken towards this destination (RFC 4787 REQ-3: never overload).
     NoPort = "no_port",
     /// The session table is full.

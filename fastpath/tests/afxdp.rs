@@ -34,6 +34,7 @@ fn snapshot() -> Snapshot {
             egress_addresses: vec![EGRESS.into()],
             sources: Vec::new(),
             source_kind: SourceKind::Networks,
+            is_draining: false,
             policy: Policy::default(),
             mss_clamp: 0,
         }],

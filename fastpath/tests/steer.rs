@@ -62,6 +62,7 @@ fn blue() -> TenantSpec {
         egress_addresses: vec![EGRESS.into()],
         sources: vec!["10.132.0.0/14".parse().unwrap()],
         source_kind: SourceKind::Networks,
+        is_draining: false,
         policy: Policy::default(),
         mss_clamp: 0,
     }

@@ -8,6 +8,7 @@
 //! - [`oversize`]: packets that are too large for the outgoing link leave in fragments
 //! - [`changing`]: neighbours and policies change while packets come
 //! - [`counting`]: what is counted, and for whom
+//! - [`draining`]: a tenant that is being removed keeps its sessions and gets no new ones
 //! - [`hairpin`]: pods that talk to egress addresses of the gateway
 //! - [`handshake`]: what a gateway changes in a SYN
 //! - [`lending`]: outside ports at several workers
@@ -21,6 +22,7 @@
 mod anything;
 mod changing;
 mod counting;
+mod draining;
 mod extensions;
 mod forwarding;
 mod fragments;

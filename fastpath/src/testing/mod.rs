@@ -39,6 +39,7 @@ pub(crate) fn gateway() -> Gateway {
         egress_addresses: vec![Ipv4Addr::new(192, 168, 55, 100 + host)],
         sources: vec![net("10.132.0.0/14")],
         source_kind: SourceKind::Networks,
+        is_draining: false,
         policy: Policy::default(),
         mss_clamp: 0,
     };
