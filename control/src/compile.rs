@@ -10,9 +10,11 @@ use fastpath::snapshot::{
 use ipnet::Ipv4Net;
 
 use crate::config::ReturnRoute;
+use crate::kubernetes::state::{ClusterState, Link as ClusterLink};
 use crate::netlink::facts::{Facts, InterfaceError, Interfaces};
 use crate::netlink::links::Link;
 use crate::registry::{Entry, Host, Registry};
+use crate::tenant::Tenant;
 
 /// What the config file says of every snapshot.
 #[derive(Clone, Debug)]
@@ -39,6 +41,7 @@ pub fn compile(
     registry: &Registry,
     facts: &Facts,
     routes: &[ReturnRoute],
+    cluster: &ClusterState,
     constants: &Constants,
 ) -> Result<SnapshotSpec, InterfaceError> {
     let link = |side| link_spec(facts, &constants.interfaces, side);
@@ -46,7 +49,7 @@ pub fn compile(
         epoch,
         inside: link(Side::Inside)?,
         outside: link(Side::Outside)?,
-        tenants: registry.entries().map(|entry| tenant_spec(entry, &constants.pod_cidrs)).collect(),
+        tenants: registry.entries().map(|entry| tenant_spec(entry, cluster, &constants.pod_cidrs)).collect(),
         pod_cidrs: guarded_cidrs(registry, routes, &constants.pod_cidrs),
         own_addresses: own_addresses(registry, facts),
         routes: kernel_routes(facts, &constants.interfaces),
@@ -93,19 +96,35 @@ fn link_spec(facts: &Facts, interfaces: &Interfaces, side: Side) -> Result<LinkS
     })
 }
 
-fn tenant_spec(entry: &Entry, cluster: &[Ipv4Net]) -> TenantSpec {
-    let own = &entry.tenant.sources.pod_cidrs;
+fn tenant_spec(entry: &Entry, cluster: &ClusterState, pod_cidrs: &[Ipv4Net]) -> TenantSpec {
+    let (source_kind, sources) = sources(&entry.tenant, cluster, pod_cidrs);
     TenantSpec {
         id: entry.id,
         gateway_mac: entry.tenant.effective_mac(),
         gateway_address: entry.tenant.gateway_ip,
         egress_addresses: entry.tenant.egress_ips.clone(),
-        sources: if own.is_empty() { cluster.to_vec() } else { own.clone() },
-        source_kind: SourceKind::Networks,
-        is_draining: false,
+        source_kind,
+        sources,
         policy: entry.tenant.policy(),
         mss_clamp: entry.tenant.mss_clamp,
+        is_draining: entry.drains_until.is_some(),
     }
+}
+
+/// Returns what a tenant's sources are, and the sources.
+pub fn sources(tenant: &Tenant, cluster: &ClusterState, pod_cidrs: &[Ipv4Net]) -> (SourceKind, Vec<Ipv4Net>) {
+    let own = &tenant.sources;
+    if own.from_policy {
+        let link = cluster.links.get(&tenant.gateway_ip);
+        let pods: BTreeSet<Ipv4Addr> = link.into_iter().flat_map(ClusterLink::pods).collect();
+        return (SourceKind::LivePods, pods.into_iter().map(Ipv4Net::from).collect());
+    }
+    if own.nodes {
+        let nodes: BTreeSet<Ipv4Addr> = cluster.node_addresses.values().copied().collect();
+        return (SourceKind::Nodes, nodes.into_iter().map(Ipv4Net::from).collect());
+    }
+    let networks = if own.pod_cidrs.is_empty() { pod_cidrs } else { &own.pod_cidrs };
+    (SourceKind::Networks, networks.to_vec())
 }
 
 /// Every network from which a packet on the wrong way is a leak: the cluster's, the tenants' own and those that
@@ -160,6 +179,7 @@ mod tests {
     use crate::netlink::neighbours::{Neighbour, Resolution};
     use crate::netlink::routes::Route;
     use crate::registry::Source;
+    use crate::tenant::Sources;
 
     #[test]
     fn the_kernels_order_makes_no_difference() {
@@ -169,14 +189,14 @@ mod tests {
         reversed.addresses.reverse();
         reversed.routes.reverse();
         reversed.neighbours.reverse();
-        let compiled = |facts| compile(Epoch(1), &registry, facts, &[], &constants).unwrap();
-        assert_eq!(compiled(&facts), compiled(&reversed));
+        let of = |facts| compiled(&registry, facts, &[], &constants);
+        assert_eq!(of(&facts), of(&reversed));
     }
 
     #[test]
     fn own_addresses_hold_gateways_and_no_egress_address() {
         let (registry, facts, constants) = world();
-        let spec = compile(Epoch(1), &registry, &facts, &[], &constants).unwrap();
+        let spec = compiled(&registry, &facts, &[], &constants);
         let own: Vec<String> = spec.own_addresses.iter().map(ToString::to_string).collect();
         assert_eq!(own, ["192.168.55.12", "192.168.99.12", "192.168.99.13"]);
     }
@@ -186,27 +206,54 @@ mod tests {
         let (registry, facts, mut constants) = world();
         constants.timeouts.inbound_refreshes = false;
         constants.tcp.mid_stream = MidStream::Drop;
-        let spec = compile(Epoch(1), &registry, &facts, &[], &constants).unwrap();
+        let spec = compiled(&registry, &facts, &[], &constants);
         assert_eq!((spec.timeouts, spec.tcp), (constants.timeouts, constants.tcp));
+    }
+
+    #[test]
+    fn sources_are_networks_or_what_the_cluster_says_of_pods_and_nodes() {
+        let (registry, _, constants) = world();
+        let mut blue = registry.get("ns-blue").unwrap().tenant.clone();
+        let address = |last| Ipv4Addr::new(10, 132, 0, last);
+        let link = |pods: &[u8]| ClusterLink {
+            namespaces: [("ns-blue".to_owned(), pods.iter().copied().map(address).collect())].into(),
+            ..ClusterLink::default()
+        };
+        let cluster = ClusterState {
+            links: [(blue.gateway_ip, link(&[7, 5])), ([192, 168, 99, 14].into(), link(&[9]))].into(),
+            node_addresses: [("w1".to_owned(), [192, 168, 99, 21].into())].into(),
+            ..ClusterState::default()
+        };
+        let mut of = |pod_cidrs: &[&str], from_policy, nodes| {
+            let pod_cidrs = pod_cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect();
+            blue.sources = Sources { pod_cidrs, from_policy, nodes };
+            let (kind, sources) = sources(&blue, &cluster, &constants.pod_cidrs);
+            (kind, sources.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "))
+        };
+        let cluster_wide = constants.pod_cidrs[0].to_string();
+        assert_eq!(of(&[], false, false), (SourceKind::Networks, cluster_wide));
+        assert_eq!(of(&["10.1.0.0/16"], false, false), (SourceKind::Networks, "10.1.0.0/16".into()));
+        assert_eq!(of(&[], true, false), (SourceKind::LivePods, "10.132.0.5/32 10.132.0.7/32".into()));
+        assert_eq!(of(&[], false, true), (SourceKind::Nodes, "192.168.99.21/32".into()));
     }
 
     #[test]
     fn a_tenant_without_sources_takes_the_clusters() {
         let (registry, facts, constants) = world();
-        let spec = compile(Epoch(1), &registry, &facts, &[], &constants).unwrap();
+        let spec = compiled(&registry, &facts, &[], &constants);
         assert_eq!(spec.tenants[0].sources, constants.pod_cidrs);
     }
 
     #[test]
     fn what_a_tenants_sessions_may_do_is_told_and_changes_the_snapshot() {
         let (mut registry, facts, constants) = world();
-        let before = compile(Epoch(1), &registry, &facts, &[], &constants).unwrap();
+        let before = compiled(&registry, &facts, &[], &constants);
         assert_eq!((before.tenants[0].policy, before.tenants[0].mss_clamp), (Policy::default(), 0));
         let blue = r#"{"name":"ns-blue","gatewayIP":"192.168.99.13","egressIPs":["192.168.55.113"],
                        "mapping":"EndpointIndependent","limits":{"portsPerPod":64},"mssClamp":1360}"#;
         let host = host(&facts, &[], &constants).unwrap();
         registry.put(serde_json::from_str(blue).unwrap(), Source::ConfigFile, &host).unwrap();
-        let after = compile(Epoch(1), &registry, &facts, &[], &constants).unwrap();
+        let after = compiled(&registry, &facts, &[], &constants);
         assert_eq!(after.tenants[0].policy, registry.get("ns-blue").unwrap().tenant.policy());
         assert_eq!((after.tenants[0].policy.pod_quota.ports, after.tenants[0].mss_clamp), (64, 1360));
         assert_ne!(before, after);
@@ -221,7 +268,7 @@ mod tests {
         registry.put(serde_json::from_str(red).unwrap(), Source::ConfigFile, &host).unwrap();
         let pod_cidr = "172.20.1.0/24".parse().unwrap();
         let routes = [ReturnRoute { pod_cidr, via: [192, 168, 99, 21].into() }; 2];
-        let spec = compile(Epoch(1), &registry, &facts, &routes, &constants).unwrap();
+        let spec = compiled(&registry, &facts, &routes, &constants);
         let guarded: Vec<String> = spec.pod_cidrs.iter().map(ToString::to_string).collect();
         assert_eq!(guarded, ["10.132.0.0/14", "172.16.0.0/16", "172.20.1.0/24"]);
         assert_eq!(spec.tenants[0].sources, constants.pod_cidrs, "others may not use them");
@@ -230,8 +277,7 @@ mod tests {
     #[test]
     fn only_a_neighbours_address_counts_not_its_state() {
         let (registry, mut facts, constants) = world();
-        let neighbours =
-            |facts: &Facts| compile(Epoch(1), &registry, facts, &[], &constants).unwrap().neighbours;
+        let neighbours = |facts: &Facts| compiled(&registry, facts, &[], &constants).neighbours;
         let fresh = neighbours(&facts);
         assert_eq!(fresh.len(), 1, "{fresh:?}");
         facts.neighbours[0].resolution = Resolution::Stale;
@@ -243,7 +289,7 @@ mod tests {
     #[test]
     fn the_smallest_metric_wins() {
         let (registry, facts, constants) = world();
-        let spec = compile(Epoch(1), &registry, &facts, &[], &constants).unwrap();
+        let spec = compiled(&registry, &facts, &[], &constants);
         let gateways: Vec<_> = spec.routes.iter().map(|route| route.gateway).collect();
         assert_eq!(gateways, [Some([192, 168, 55, 1].into())]);
     }
@@ -261,6 +307,15 @@ mod tests {
             "192.168.99.12 the gateway's own address on in0",
         ];
         assert_eq!(taken, expected);
+    }
+
+    fn compiled(
+        registry: &Registry,
+        facts: &Facts,
+        routes: &[ReturnRoute],
+        constants: &Constants,
+    ) -> SnapshotSpec {
+        compile(Epoch(1), registry, facts, routes, &ClusterState::default(), constants).unwrap()
     }
 
     fn world() -> (Registry, Facts, Constants) {

@@ -17,6 +17,7 @@ use conntrack::{Epoch, Timeouts};
 use control::compile::{Constants, compile, host};
 use control::config::ReturnRoute;
 use control::daemon::program;
+use control::kubernetes::state::ClusterState;
 use control::netlink::Netlink;
 use control::netlink::facts::{Facts, Interfaces};
 use control::netlink::monitor::{Changes, Monitor};
@@ -259,6 +260,7 @@ impl Gateway {
             pod_cidrs: vec!["10.132.0.0/14".parse().unwrap()],
             timeouts: Timeouts::default(),
             tcp: TcpPolicy::default(),
+            has_kubernetes: false,
         };
         let mut registry = Registry::default();
         let blue = serde_json::json!({
@@ -280,7 +282,7 @@ impl Gateway {
     }
 
     fn spec(&self, facts: &Facts) -> SnapshotSpec {
-        compile(Epoch(1), &self.registry, facts, &[], &self.constants).unwrap()
+        compile(Epoch(1), &self.registry, facts, &[], &ClusterState::default(), &self.constants).unwrap()
     }
 
     async fn plan(&self, needs: &Needs) -> Plan {

@@ -110,7 +110,10 @@ impl Gateway {
     /// Returns what differs between registry and kernel.
     pub(super) fn plan(&self) -> Plan {
         let interfaces = &self.constants.interfaces;
-        let needs = Needs::of(&self.registry, &self.return_routes, &self.facts, interfaces);
+        let needs = Needs {
+            keeps_other_routes: self.constants.has_kubernetes && !self.cluster.state.are_nodes_listed,
+            ..Needs::of(&self.registry, &self.return_routes, &self.facts, interfaces)
+        };
         Plan::compare(&needs, &self.facts, interfaces)
     }
 
@@ -120,7 +123,9 @@ impl Gateway {
     /// When an interface is not usable, or the fast path did not take it; it is given again next time.
     pub(super) fn publish_changes(&mut self) -> anyhow::Result<()> {
         let epoch = self.publication.wanted();
-        let next = compile(epoch, &self.registry, &self.facts, &self.return_routes, &self.constants)?;
+        let cluster = &self.cluster.state;
+        let next =
+            compile(epoch, &self.registry, &self.facts, &self.return_routes, cluster, &self.constants)?;
         let Some(next) = self.publication.attempt(next) else { return Ok(()) };
         debug!(epoch = next.epoch.0, "publishing snapshot");
         block_in_place(|| self.data_plane.publish(Snapshot::compile(next.clone())))

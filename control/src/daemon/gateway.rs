@@ -14,6 +14,7 @@ use fastpath::snapshot::{Side, Snapshot};
 use tokio::task::block_in_place;
 use tracing::{debug, error, info, warn};
 
+use super::cluster::ClusterSide;
 use super::converge::{Refused, Stakes, Subject};
 use super::program;
 use super::publication::Publication;
@@ -43,7 +44,9 @@ pub struct Setup {
     /// What never changes.
     pub constants: Constants,
     /// Return routes of the config file.
-    pub return_routes: Vec<ReturnRoute>,
+    pub configured_routes: Vec<ReturnRoute>,
+    /// What the cluster asked for when it was last heard of.
+    pub cluster: ClusterSide,
     /// What the fast path is started with.
     pub options: DataPlaneOptions,
 }
@@ -55,6 +58,8 @@ pub struct Gateway {
     pub(super) registry: Registry,
     pub(super) state: StateDir,
     pub(super) constants: Constants,
+    pub(super) configured_routes: Vec<ReturnRoute>,
+    pub(super) cluster: ClusterSide,
     pub(super) return_routes: Vec<ReturnRoute>,
     pub(super) data_plane: DataPlane,
     pub(super) publication: Publication,
@@ -74,14 +79,26 @@ impl Gateway {
     /// # Errors
     /// When an interface is not usable, or the kernel or the fast path refuses.
     pub async fn start(mut setup: Setup, keep: bool) -> anyhow::Result<Self> {
+        let return_routes = setup.cluster.return_routes(&setup.configured_routes);
+        let cluster_host = host(&setup.facts, &return_routes, &setup.constants)?;
+        setup.cluster.register(&mut setup.registry, &cluster_host);
         let interfaces = &setup.constants.interfaces;
-        let needs = Needs::of(&setup.registry, &setup.return_routes, &setup.facts, interfaces);
+        let needs = Needs {
+            keeps_other_routes: setup.constants.has_kubernetes,
+            ..Needs::of(&setup.registry, &return_routes, &setup.facts, interfaces)
+        };
         program::clear_leftovers(&setup.netlink, &setup.facts, interfaces).await?;
         let stale = Plan::compare(&needs, &setup.facts, interfaces).removals;
         program::remove_all(&setup.netlink, &stale).await?;
         setup.facts.refresh(&setup.netlink, Changes::ALL).await?;
-        let published =
-            compile(Epoch(1), &setup.registry, &setup.facts, &setup.return_routes, &setup.constants)?;
+        let published = compile(
+            Epoch(1),
+            &setup.registry,
+            &setup.facts,
+            &return_routes,
+            &setup.cluster.state,
+            &setup.constants,
+        )?;
         let port = |side| setup.facts.port(&setup.constants.interfaces, side).map(|(link, _)| link.index);
         let ports = [port(Side::Inside)?, port(Side::Outside)?];
         let first = Snapshot::compile(published.clone());
@@ -93,7 +110,9 @@ impl Gateway {
             registry: setup.registry,
             state: setup.state,
             constants: setup.constants,
-            return_routes: setup.return_routes,
+            configured_routes: setup.configured_routes,
+            cluster: setup.cluster,
+            return_routes,
             data_plane,
             publication: Publication::first(published),
             started: Instant::now(),
@@ -103,14 +122,22 @@ impl Gateway {
             facts_are_old: false,
             last_trouble: String::new(),
         };
-        let mut refused = gateway.converge(&Stakes::default()).await.into_iter();
-        match refused.find(|refused| refused.subject != Subject::Path) {
+        let refused = gateway.converge(&Stakes::default()).await;
+        gateway.note(&refused);
+        match refused.into_iter().find(|refused| gateway.must_not_be_refused(&refused.subject)) {
             None => Ok(gateway),
             Some(Refused { error, .. }) => {
                 gateway.stop(keep).await;
                 Err(error)
             }
         }
+    }
+
+    /// Tells whether the gateway does not start without this: all that tenants of people need. Those of the cluster
+    /// are tried again.
+    fn must_not_be_refused(&self, subject: &Subject) -> bool {
+        let people = self.registry.entries().filter(|entry| entry.source != Source::Kubernetes);
+        Stakes::of(people.map(|entry| &entry.tenant)).concern(subject)
     }
 
     /// Removes everything that was made, unless told to keep it, and stops the workers. The XDP programs stay,
@@ -149,8 +176,13 @@ impl Gateway {
         if std::mem::take(&mut self.facts_are_old) {
             self.follow(Changes::ALL).await?;
         }
-        let refused = self.converge(&Stakes::default()).await;
-        self.note(&refused);
+        if self.refuses_tenants() {
+            self.follow_cluster().await;
+        } else {
+            let refused = self.converge(&Stakes::default()).await;
+            self.note(&refused);
+        }
+        self.end_drains().await;
         Ok(())
     }
 
@@ -202,10 +234,14 @@ impl Gateway {
         let refused = self.converge(&stakes).await;
         let (own, others): (Vec<_>, Vec<_>) =
             refused.into_iter().partition(|refused| stakes.concern(&refused.subject));
-        self.note(&others);
+        self.log_refusals(&others);
         let saved = || self.state.save_tenants(self.registry.tenants_from(Source::ControlSocket));
         let Err(error) = own.into_iter().next().map_or_else(|| Ok(saved()?), |refused| Err(refused.error))
         else {
+            self.tell_cluster(&others);
+            if self.refuses_tenants() {
+                self.follow_cluster().await;
+            }
             return Ok(());
         };
         self.registry = before;
@@ -276,7 +312,13 @@ impl Gateway {
         Ok(())
     }
 
-    fn note(&mut self, refused: &[Refused]) {
+    /// Notes what was refused while kernel and fast path were told of everything.
+    pub(super) fn note(&mut self, refused: &[Refused]) {
+        self.tell_cluster(refused);
+        self.log_refusals(refused);
+    }
+
+    fn log_refusals(&mut self, refused: &[Refused]) {
         if refused.is_empty() {
             self.last_trouble.clear();
         }

@@ -3,11 +3,13 @@
 //! - [`guard`]: one daemon for each interface, control socket and directory
 //! - [`host`]: what the process needs of the host
 //! - [`gateway`]: the running gateway
+//! - [`cluster`]: what the cluster asks for, and what came of it
 //! - [`program`]: a plan, carried out over netlink
 //! - [`publication`]: which snapshot the fast path has
 //! - [`shortage`]: new sessions that were refused for lack of room
 
 mod answers;
+pub mod cluster;
 mod converge;
 pub mod gateway;
 pub mod guard;
@@ -31,6 +33,7 @@ use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{error, info, warn};
 
+use self::cluster::ClusterSide;
 use self::gateway::{Gateway, Setup};
 use self::guard::{ControlSocket, DirectoryGuard, InterfaceGuard};
 use crate::api::{Bounds, Request, router, serve};
@@ -211,7 +214,17 @@ async fn prepare(config: Config, state: StateDir) -> anyhow::Result<Setup> {
         cores: config.cores,
         session_capacity: config.session_capacity,
     };
-    Ok(Setup { netlink, facts, registry, state, constants, return_routes: config.routes, options })
+    let cluster = ClusterSide::default();
+    Ok(Setup {
+        netlink,
+        facts,
+        registry,
+        state,
+        constants,
+        configured_routes: config.routes,
+        cluster,
+        options,
+    })
 }
 
 fn check_routes(config: &Config, host: &Host) -> anyhow::Result<()> {

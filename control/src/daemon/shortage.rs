@@ -53,12 +53,15 @@ impl Shortages {
 }
 
 impl Gateway {
-    /// Logs packets whose new sessions were refused since operators were last told.
+    /// Logs packets whose new sessions were refused since operators were last told, and tells the cluster what
+    /// tenants count.
     pub fn tell_shortages(&mut self) {
         let report = match self.report() {
             Ok(report) => report,
             Err(refusal) => return debug!("shortages are not known: {refusal}"),
         };
+        self.cluster.count(&report.tenants);
+        self.tell_counts();
         let now = Instant::now();
         for entry in self.registry.entries() {
             let Some((_, counted)) = report.tenants.iter().find(|(id, _)| *id == entry.id) else { continue };

@@ -1,0 +1,357 @@
+//! What the cluster asks for, carried out, and what came of it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use conntrack::{Epoch, TenantId};
+use fastpath::dataplane::TenantReport;
+use fastpath::verdict::DropReason;
+use tokio::sync::watch;
+use tracing::{debug, info, warn};
+
+use super::converge::{Refused, Stakes, Subject};
+use super::gateway::Gateway;
+use crate::compile::host;
+use crate::config::ReturnRoute;
+use crate::kubernetes::state::{
+    ClusterState, Mismatched, ObjectVersion, Outcome, RefusedTenant, TenantOutcome,
+};
+use crate::kubernetes::view::Surroundings;
+use crate::refusal::Refusal;
+use crate::registry::{Entry, Host, Registry, Source};
+use crate::tenant::{Tenant, mac_to_text};
+use fastpath::snapshot::Side;
+
+/// The gateway's end of what crosses to the cluster's side.
+#[derive(Debug, Default)]
+pub struct ClusterSide {
+    /// What the cluster asks for.
+    pub(super) state: Arc<ClusterState>,
+    accepted: BTreeMap<String, ObjectVersion>,
+    refused: BTreeMap<String, RefusedTenant>,
+    carried_out: BTreeMap<String, CarriedOut>,
+    troubles: BTreeMap<String, String>,
+    counted: BTreeMap<TenantId, (u64, Mismatched)>,
+    outcome: watch::Sender<Arc<Outcome>>,
+    surroundings: watch::Sender<Surroundings>,
+}
+
+/// A tenant as the fast path has it, and since which snapshot.
+#[derive(Debug)]
+struct CarriedOut {
+    tenant: Tenant,
+    object: Option<ObjectVersion>,
+    epoch: Epoch,
+}
+
+impl ClusterSide {
+    /// Returns the gateway's end for a last good state.
+    pub fn new(state: Arc<ClusterState>) -> Self {
+        Self { state, ..Self::default() }
+    }
+
+    /// Returns where the gateway tells what came of the cluster's wishes.
+    pub fn outcome(&self) -> watch::Receiver<Arc<Outcome>> {
+        self.outcome.subscribe()
+    }
+
+    /// Returns where the gateway tells what its own side looks like.
+    pub fn surroundings(&self) -> watch::Receiver<Surroundings> {
+        self.surroundings.subscribe()
+    }
+
+    /// Returns the return routes of the config file and of the cluster.
+    pub(super) fn return_routes(&self, configured: &[ReturnRoute]) -> Vec<ReturnRoute> {
+        configured.iter().chain(self.state.routes.values().flatten()).copied().collect()
+    }
+
+    /// Puts the cluster's tenants into the registry.
+    pub(super) fn register(&mut self, registry: &mut Registry, host: &Host) {
+        let wanted = self.state.tenants.iter().map(|tenant| &tenant.tenant);
+        let refused = registry.replace_cluster(wanted, host, Instant::now());
+        let mut accepted = BTreeMap::new();
+        self.refused.clear();
+        for tenant in &self.state.tenants {
+            let name = &tenant.tenant.name;
+            let object = ObjectVersion { uid: tenant.uid.clone(), generation: tenant.generation };
+            let Some(refusal) = refused.get(name) else {
+                accepted.insert(name.clone(), object);
+                continue;
+            };
+            if let Some(before) = self.accepted.remove(name) {
+                accepted.insert(name.clone(), before); // it stays as it was, if it is in the registry at all
+            }
+            let is_conflict = matches!(refusal, Refusal::Conflict { .. });
+            let refused = RefusedTenant { object, is_conflict, message: refusal.to_string() };
+            self.refused.insert(name.clone(), refused);
+        }
+        self.accepted = accepted;
+    }
+
+    /// Notes which tenants the fast path has, and what was refused while it and the kernel were told.
+    fn note(&mut self, registry: &Registry, epoch: Epoch, refused: &[Refused]) {
+        self.troubles.clear();
+        for Refused { subject, error } in refused {
+            for entry in registry.entries().filter(|entry| is_of(subject, &entry.tenant)) {
+                let trouble = self.troubles.entry(entry.tenant.name.clone()).or_default();
+                *trouble =
+                    if trouble.is_empty() { format!("{error:#}") } else { format!("{trouble}; {error:#}") };
+            }
+        }
+        if refused.iter().any(|refused| refused.subject == Subject::Gateway) {
+            return; // the fast path may not have heard of anything
+        }
+        self.carried_out.retain(|name, _| registry.get(name).is_ok());
+        for entry in registry.entries() {
+            let object = self.object_of(entry);
+            let name = &entry.tenant.name;
+            let same = |carried: &CarriedOut| carried.tenant == entry.tenant && carried.object == object;
+            if !self.carried_out.get(name).is_some_and(same) {
+                let carried_out = CarriedOut { tenant: entry.tenant.clone(), object, epoch };
+                self.carried_out.insert(name.clone(), carried_out);
+            }
+        }
+    }
+
+    fn object_of(&self, entry: &Entry) -> Option<ObjectVersion> {
+        let is_there = entry.source == Source::Kubernetes && entry.drains_until.is_none();
+        self.accepted.get(&entry.tenant.name).filter(|_| is_there).cloned()
+    }
+
+    /// Notes what tenants count.
+    pub(super) fn count(&mut self, tenants: &[(TenantId, TenantReport)]) {
+        let of = |report: &TenantReport, reason| {
+            report.drops.iter().find(|(met, _)| *met == reason).map_or(0, |(_, packets)| *packets)
+        };
+        let counted = tenants.iter().map(|(id, report)| {
+            let mismatched = Mismatched {
+                from_nodes: of(report, DropReason::NodeSource),
+                from_pods: of(report, DropReason::PodSource),
+            };
+            (*id, (report.sessions, mismatched))
+        });
+        self.counted = counted.collect();
+    }
+
+    /// Tells the cluster's side what came of its wishes, if that changed.
+    fn tell(&self, registry: &Registry, applied: Epoch, surroundings: Option<Surroundings>) {
+        let tenants = registry.entries().filter_map(|entry| {
+            let name = &entry.tenant.name;
+            let carried_out = self.carried_out.get(name);
+            let (sessions, mismatched) = self.counted.get(&entry.id).copied().unwrap_or_default();
+            let outcome = TenantOutcome {
+                gateway_ip: entry.tenant.gateway_ip,
+                gateway_mac: mac_to_text(entry.tenant.effective_mac()),
+                from_policy: entry.tenant.sources.from_policy,
+                object: carried_out.and_then(|carried| carried.object.clone()),
+                epoch: carried_out.map_or(Epoch(u32::MAX), |carried| carried.epoch),
+                trouble: self.troubles.get(name).cloned(),
+                sessions,
+                mismatched,
+            };
+            entry.drains_until.is_none().then(|| (name.clone(), outcome))
+        });
+        let outcome = Outcome { tenants: tenants.collect(), refused: self.refused.clone(), applied };
+        self.outcome.send_if_modified(|told| replace_if_changed(told, Arc::new(outcome)));
+        if let Some(surroundings) = surroundings {
+            self.surroundings.send_if_modified(|told| replace_if_changed(told, surroundings));
+        }
+    }
+}
+
+impl Gateway {
+    /// Carries out what the cluster asks for.
+    pub async fn adopt(&mut self, state: Arc<ClusterState>) {
+        debug!(routes = state.routes.len(), tenants = state.tenants.len(), "the cluster's state changed");
+        self.cluster.state = state;
+        self.follow_cluster().await;
+    }
+
+    /// Carries out again what the cluster asks for: what was in its way may have gone.
+    pub(super) async fn follow_cluster(&mut self) {
+        self.return_routes = self.cluster.return_routes(&self.configured_routes);
+        match host(&self.facts, &self.return_routes, &self.constants) {
+            Ok(host) => self.cluster.register(&mut self.registry, &host),
+            Err(error) => warn!("tenants of the cluster are not looked at: {error}"),
+        }
+        let refused = self.converge(&Stakes::default()).await;
+        self.note(&refused);
+    }
+
+    /// Removes tenants that have drained.
+    pub(super) async fn end_drains(&mut self) {
+        if self.registry.next_drained().is_none() {
+            return;
+        }
+        let Ok(report) = self.report() else { return };
+        let sessions: BTreeMap<TenantId, u64> =
+            report.tenants.iter().map(|(id, counted)| (*id, counted.sessions)).collect();
+        let is_idle = |id| sessions.get(&id).is_none_or(|sessions| *sessions == 0);
+        let drained = self.registry.remove_drained(Instant::now(), is_idle);
+        for name in &drained {
+            info!(tenant = name, "tenant drained");
+        }
+        if !drained.is_empty() {
+            self.follow_cluster().await;
+        }
+    }
+
+    /// Tells the cluster's side what came of its wishes, after `refused` was.
+    pub(super) fn tell_cluster(&mut self, refused: &[Refused]) {
+        self.cluster.note(&self.registry, self.publication.taken().epoch, refused);
+        self.tell_counts();
+    }
+
+    /// Tells the cluster's side what tenants count.
+    pub(super) fn tell_counts(&self) {
+        self.cluster.tell(&self.registry, self.data_plane.applied_epoch(), self.surroundings());
+    }
+
+    /// Tells whether tenants of the cluster are refused.
+    pub(super) fn refuses_tenants(&self) -> bool {
+        !self.cluster.refused.is_empty()
+    }
+
+    fn surroundings(&self) -> Option<Surroundings> {
+        let network = |side| self.facts.port(&self.constants.interfaces, side).map(|(_, network)| network);
+        Some(Surroundings {
+            inside: network(Side::Inside).ok()?,
+            outside: network(Side::Outside).ok()?,
+            routes: self.configured_routes.clone(),
+        })
+    }
+}
+
+fn is_of(subject: &Subject, tenant: &Tenant) -> bool {
+    Stakes::of([tenant]).concern(subject)
+}
+
+fn replace_if_changed<T: PartialEq>(told: &mut T, new: T) -> bool {
+    let is_new = *told != new;
+    if is_new {
+        *told = new;
+    }
+    is_new
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kubernetes::state::ClusterTenant;
+
+    #[test]
+    fn the_outcome_tells_versions_epochs_troubles_and_counts() {
+        let mut world = World::new(&[("blue", 1, 13, 113), ("red", 1, 14, 114)]);
+        let trouble = Refused {
+            subject: Subject::EgressAddress([192, 168, 55, 114].into()),
+            error: anyhow::anyhow!("the kernel refused to add 192.168.55.114/32"),
+        };
+        world.side.note(&world.registry, Epoch(7), &[trouble]);
+        let drops = vec![(DropReason::NodeSource, 3), (DropReason::Leak, 9)];
+        let counted = TenantReport { sessions: 5, drops, ..TenantReport::default() };
+        world.side.count(&[(world.id("blue"), counted)]);
+        let outcome = world.tell();
+        let [blue, red] = [&outcome.tenants["blue"], &outcome.tenants["red"]];
+        assert_eq!((blue.epoch, blue.sessions, blue.trouble.as_deref()), (Epoch(7), 5, None));
+        assert_eq!(blue.mismatched, Mismatched { from_nodes: 3, from_pods: 0 });
+        assert_eq!(blue.object, Some(version("blue", 1)));
+        assert_eq!(blue.gateway_mac, "02:53:c0:a8:63:0d");
+        assert_eq!(red.trouble.as_deref(), Some("the kernel refused to add 192.168.55.114/32"));
+        assert_eq!(outcome.applied, Epoch(9));
+    }
+
+    #[test]
+    fn a_tenant_keeps_the_epoch_of_its_own_last_change() {
+        let mut world = World::new(&[("blue", 1, 13, 113), ("red", 1, 14, 114)]);
+        world.side.note(&world.registry, Epoch(2), &[]);
+        world.ask(&[("blue", 1, 13, 113), ("red", 2, 14, 115)]);
+        world.side.note(&world.registry, Epoch(3), &[]);
+        let unheard = Refused { subject: Subject::Gateway, error: anyhow::anyhow!("no worker answers") };
+        world.ask(&[("blue", 2, 13, 116), ("red", 2, 14, 115)]);
+        world.side.note(&world.registry, Epoch(3), &[unheard]);
+        let outcome = world.tell();
+        let told = |name: &str| (outcome.tenants[name].epoch, outcome.tenants[name].object.clone());
+        assert_eq!(
+            told("blue"),
+            (Epoch(2), Some(version("blue", 1))),
+            "no worker knows of the second version"
+        );
+        assert_eq!(told("red"), (Epoch(3), Some(version("red", 2))));
+        assert!(outcome.tenants["blue"].trouble.is_some());
+    }
+
+    #[test]
+    fn a_refused_change_is_told_with_the_version_that_stays() {
+        let mut world = World::new(&[("blue", 1, 13, 113), ("red", 1, 14, 114)]);
+        world.ask(&[("blue", 1, 13, 113), ("red", 2, 14, 113), ("green", 1, 13, 117)]);
+        world.side.note(&world.registry, Epoch(4), &[]);
+        let outcome = world.tell();
+        assert_eq!(outcome.tenants["red"].object, Some(version("red", 1)));
+        let red = &outcome.refused["red"];
+        assert_eq!((&red.object, red.is_conflict), (&version("red", 2), true));
+        assert!(red.message.starts_with("egressIPs[0]: 192.168.55.113"), "{}", red.message);
+        assert!(outcome.refused["green"].message.starts_with("gatewayIP: 192.168.99.13"));
+        assert!(!outcome.tenants.contains_key("green"));
+    }
+
+    #[test]
+    fn nothing_is_told_twice() {
+        let mut world = World::new(&[("blue", 1, 13, 113)]);
+        world.side.note(&world.registry, Epoch(2), &[]);
+        let mut outcome = world.side.outcome();
+        world.tell();
+        assert!(outcome.has_changed().unwrap());
+        outcome.mark_unchanged();
+        world.side.note(&world.registry, Epoch(5), &[]);
+        world.tell();
+        assert!(!outcome.has_changed().unwrap());
+    }
+
+    struct World {
+        side: ClusterSide,
+        registry: Registry,
+    }
+
+    impl World {
+        fn new(tenants: &[(&str, i64, u8, u8)]) -> Self {
+            let mut world = Self { side: ClusterSide::default(), registry: Registry::default() };
+            world.ask(tenants);
+            world
+        }
+
+        fn ask(&mut self, tenants: &[(&str, i64, u8, u8)]) {
+            let tenants = tenants.iter().map(|(name, generation, gateway, egress)| ClusterTenant {
+                uid: format!("uid of {name}"),
+                generation: *generation,
+                tenant: serde_json::from_value(serde_json::json!({
+                    "name": name,
+                    "gatewayIP": format!("192.168.99.{gateway}"),
+                    "egressIPs": [format!("192.168.55.{egress}")],
+                }))
+                .unwrap(),
+            });
+            self.side.state =
+                Arc::new(ClusterState { tenants: tenants.collect(), ..ClusterState::default() });
+            let host = Host {
+                inside_network: "192.168.99.12/24".parse().unwrap(),
+                pod_cidrs: vec!["10.132.0.0/14".parse().unwrap()],
+                ..Host::default()
+            };
+            self.side.register(&mut self.registry, &host);
+        }
+
+        fn id(&self, name: &str) -> TenantId {
+            self.registry.get(name).unwrap().id
+        }
+
+        fn tell(&self) -> Arc<Outcome> {
+            self.side.tell(&self.registry, Epoch(9), None);
+            self.side.outcome().borrow().clone()
+        }
+    }
+
+    fn version(name: &str, generation: i64) -> ObjectVersion {
+        ObjectVersion { uid: format!("uid of {name}"), generation }
+    }
+}
