@@ -150,14 +150,8 @@ fn view(entry: &Entry) -> TenantView {
         status: TenantStatus {
             gateway_mac: mac_to_text(entry.tenant.effective_mac()),
             link: entry.tenant.link_name(),
-            sources: Vec::new(),
-            sessions: 0,
-            outbound_packets: 0,
-            outbound_bytes: 0,
-            inbound_packets: 0,
-            inbound_bytes: 0,
-            dropped_packets: 0,
             drops: BTreeMap::from([("no_port".to_owned(), 3)]),
+            ..TenantStatus::default()
         },
     }
 }

@@ -31,6 +31,64 @@ pub struct Status {
     pub drops: BTreeMap<String, u64>,
     /// Tenants.
     pub tenants: Vec<TenantView>,
+    /// What the cluster says; null when the Kubernetes API is not asked.
+    pub kubernetes: Option<KubernetesStatus>,
+}
+
+/// What is known of the cluster, and how fresh it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct KubernetesStatus {
+    /// Address of the API server; empty while no kubeconfig could be read.
+    pub server: String,
+    /// Seconds since the API last answered; null when it has not since the daemon started.
+    pub age_seconds: Option<u64>,
+    /// Why the API does not answer; null when it does.
+    pub error: Option<String>,
+    /// What is read, by kind.
+    pub kinds: Vec<KindStatus>,
+    /// Tenants of the cluster that are refused.
+    pub refused_tenants: Vec<RefusedTenantView>,
+    /// What else is not as it should be, by object.
+    pub notices: Vec<NoticeView>,
+}
+
+/// Objects of one kind.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct KindStatus {
+    /// `nodes`, `egresstenants`, …
+    pub kind: String,
+    /// Whether all were listed since the daemon started; else the state file's are used.
+    pub listed: bool,
+    /// How many there are.
+    pub objects: u64,
+    /// Why they are not followed now; null when they are.
+    pub error: Option<String>,
+}
+
+/// A tenant of the cluster that is refused.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RefusedTenantView {
+    /// Its name.
+    pub name: String,
+    /// Field, value, and what would be accepted.
+    pub message: String,
+}
+
+/// Something about one object that is not as it should be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NoticeView {
+    /// Kind of the object.
+    pub kind: String,
+    /// Name of the object.
+    pub name: String,
+    /// One word in CamelCase.
+    pub reason: String,
+    /// What is wrong, and what would be right.
+    pub message: String,
 }
 
 /// Numbers of configuration snapshots.
@@ -115,14 +173,14 @@ pub struct QueueStatus {
 pub struct TenantView {
     /// The tenant as it was given; this is what `PUT` takes.
     pub tenant: Tenant,
-    /// `configFile` or `controlSocket`.
+    /// `configFile`, `controlSocket` or `kubernetes`.
     pub source: Source,
     /// What became of it.
     pub status: TenantStatus,
 }
 
 /// What became of a tenant, and what it did since the daemon started.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TenantStatus {
     /// Hardware address of the gateway address, set or derived.
@@ -130,8 +188,16 @@ pub struct TenantStatus {
     pub gateway_mac: String,
     /// Name of the tenant's link.
     pub link: String,
-    /// Source networks that it may use: its own, or the cluster's.
+    /// Source networks that it may use: its own, the cluster's, its live pods or the nodes.
     pub sources: Vec<Ipv4Net>,
+    /// Policies that route to its gateway address.
+    pub policies: Vec<String>,
+    /// Namespaces that they select, and the live pods of each.
+    pub namespaces: BTreeMap<String, u64>,
+    /// What the kernel or the fast path refused; null when it has all that it needs.
+    pub trouble: Option<String>,
+    /// Seconds for which its sessions go on, of a tenant that is removed; else null.
+    pub drains_seconds: Option<u64>,
     /// Sessions now.
     pub sessions: u64,
     /// Packets forwarded from pods.

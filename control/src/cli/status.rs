@@ -3,7 +3,7 @@
 use clap::Args;
 
 use super::tenant;
-use crate::api::types::{InterfaceStatus, QueueStatus, Status, WorkerStatus};
+use crate::api::types::{InterfaceStatus, KubernetesStatus, QueueStatus, Status, WorkerStatus};
 use crate::client::Client;
 use crate::output::{self, BAD, FAINT, GOOD, HEADING, styled};
 
@@ -36,6 +36,7 @@ fn describe(status: &Status) -> String {
     } else {
         parts.push(section("Tenants", &tenant::table(&status.tenants)));
     }
+    parts.extend(status.kubernetes.as_ref().map(|kubernetes| section("Kubernetes", &cluster(kubernetes))));
     parts.push(section("Dropped by workers", &counters(status.drops.iter())));
     for interface in &status.interfaces {
         let title = format!("Frames seen by XDP on {}", interface.name);
@@ -99,6 +100,32 @@ fn workers(workers: &[WorkerStatus]) -> String {
     });
     let header = ["WORKER", "CORE", "SESSIONS", "IN RX", "IN TX", "OUT RX", "OUT TX", "RING DROPS", "PANICS"];
     output::table(&header, &header, rows)
+}
+
+fn cluster(status: &KubernetesStatus) -> String {
+    let age = status.age_seconds.map(output::seconds);
+    let contact = match (&status.error, age) {
+        (None, age) => {
+            styled(GOOD, format!("{} answered {} ago", status.server, age.unwrap_or_else(|| "0s".to_owned())))
+        }
+        (Some(error), Some(age)) => {
+            styled(BAD, format!("{} answered {age} ago, the last good state stays: {error}", status.server))
+        }
+        (Some(error), None) => styled(
+            BAD,
+            format!("{} has not answered yet, the state file's state is used: {error}", status.server),
+        ),
+    };
+    let kinds = status.kinds.iter().map(|kind| {
+        let state = kind.error.as_deref().unwrap_or(if kind.listed { "followed" } else { "not listed yet" });
+        vec![kind.kind.clone(), kind.objects.to_string(), state.to_owned()]
+    });
+    let mut lines = vec![contact, output::table(&["KIND", "OBJECTS", "STATE"], &["OBJECTS"], kinds)];
+    let refused = status.refused_tenants.iter();
+    lines.extend(refused.map(|refused| styled(BAD, format!("tenant {}: {}", refused.name, refused.message))));
+    let notices = status.notices.iter();
+    lines.extend(notices.map(|it| styled(BAD, format!("{} {}: {}", it.kind, it.name, it.message))));
+    lines.join("\n")
 }
 
 /// Returns counters that are not zero, aligned.

@@ -9,7 +9,7 @@ use ipnet::Ipv4Net;
 use macaddr::MacAddr6;
 
 use super::policy::{self, PolicyArguments};
-use crate::api::types::TenantView;
+use crate::api::types::{TenantStatus, TenantView};
 use crate::client::{Client, ClientError};
 use crate::output;
 use crate::policy::{Filtering, Limits, Mapping};
@@ -215,7 +215,8 @@ fn describe(view: &TenantView) -> String {
         ("source", source(view.source).to_owned()),
         ("gateway", format!("{} at {} on {}", view.tenant.gateway_ip, status.gateway_mac, status.link)),
         ("egress", join(&view.tenant.egress_ips)),
-        ("pods", join(&status.sources)),
+        ("sources", sources(view)),
+        ("routed by", routed_by(status)),
     ];
     let after = [
         ("sessions", status.sessions.to_string()),
@@ -224,8 +225,41 @@ fn describe(view: &TenantView) -> String {
         ("dropped", format!("{} packets", status.dropped_packets)),
     ];
     let rows = before.into_iter().chain(policy::rows(&view.tenant)).chain(after);
+    let rows = rows.chain(troubles(status)).filter(|(_, value)| !value.is_empty());
     let lines: Vec<_> = rows.map(|(name, value)| format!("{name:<9} {value}")).collect();
     lines.join("\n") + &drops(&status.drops)
+}
+
+/// Returns which addresses a tenant may send from, in words where there may be many.
+fn sources(view: &TenantView) -> String {
+    let count = view.status.sources.len();
+    match &view.tenant.sources {
+        Sources { from_policy: true, .. } => format!("the {count} live pods of the namespaces routed to it"),
+        Sources { nodes: true, .. } => format!("the cluster's {count} nodes"),
+        Sources { .. } => join(&view.status.sources),
+    }
+}
+
+/// Returns the policies that route to a tenant, and their namespaces; nothing when there are none.
+fn routed_by(status: &TenantStatus) -> String {
+    if status.policies.is_empty() {
+        return String::new();
+    }
+    const SHOWN: usize = 5;
+    let namespaces = status.namespaces.iter().map(|(name, pods)| format!("{name} ({pods} pods)"));
+    let mut namespaces: Vec<_> = namespaces.take(SHOWN).collect();
+    if let Some(more) = status.namespaces.len().checked_sub(SHOWN).filter(|more| *more > 0) {
+        namespaces.push(format!("and {more} more"));
+    }
+    let namespaces = if namespaces.is_empty() { "no namespace".to_owned() } else { namespaces.join(", ") };
+    format!("{}: {namespaces}", join(&status.policies))
+}
+
+fn troubles(status: &TenantStatus) -> [(&'static str, String); 2] {
+    let draining = status.drains_seconds.map(|seconds| {
+        format!("removed; its sessions go on for at most {}, no new ones begin", output::seconds(seconds))
+    });
+    [("draining", draining.unwrap_or_default()), ("trouble", status.trouble.clone().unwrap_or_default())]
 }
 
 /// Returns drops by reason and what each means, as a section of its own; nothing when there are none.
@@ -266,7 +300,6 @@ fn path(name: &str) -> Result<String, ClientError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::types::TenantStatus;
 
     #[test]
     fn drops_are_shown_with_what_each_reason_means() {
@@ -294,14 +327,9 @@ mod tests {
             status: TenantStatus {
                 gateway_mac: "02:53:c0:a8:63:0d".into(),
                 link: "spw-c0a8630d".into(),
-                sources: Vec::new(),
-                sessions: 0,
-                outbound_packets: 0,
-                outbound_bytes: 0,
-                inbound_packets: 0,
-                inbound_bytes: 0,
                 dropped_packets: drops.values().sum(),
                 drops,
+                ..TenantStatus::default()
             },
         }
     }

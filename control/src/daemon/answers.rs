@@ -1,6 +1,7 @@
 //! The running gateway in the words of the API.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::Instant;
 
 use conntrack::TenantId;
 use fastpath::dataplane::{AttachMode, Report, SessionReport, SteerReport, TenantReport, WorkerReport};
@@ -14,6 +15,7 @@ use crate::api::types::{
     EpochStatus, InterfaceStatus, QueueStatus, RouteView, SessionView, Status, TenantStatus, TenantView,
     WorkerStatus,
 };
+use crate::compile::sources;
 use crate::refusal::Refusal;
 use crate::registry::Entry;
 use crate::tenant::mac_to_text;
@@ -51,6 +53,7 @@ impl Gateway {
             drops: report.drops.iter().map(|(reason, count)| (reason.name().to_owned(), *count)).collect(),
             tenants: self.registry.entries().map(|entry| self.tenant_view(entry, &report)).collect(),
             workers: report.workers.into_iter().map(worker_status).collect(),
+            kubernetes: None,
         })
     }
 
@@ -119,13 +122,20 @@ impl Gateway {
             drops,
             sessions,
         } = counted;
-        let own = &entry.tenant.sources.pod_cidrs;
+        let link = self.cluster.state.links.get(&entry.tenant.gateway_ip).cloned().unwrap_or_default();
+        let pods = |(name, pods): (String, BTreeSet<_>)| (name, pods.len() as u64);
         TenantView {
             source: entry.source,
             status: TenantStatus {
                 gateway_mac: mac_to_text(entry.tenant.effective_mac()),
                 link: entry.tenant.link_name(),
-                sources: if own.is_empty() { self.constants.pod_cidrs.clone() } else { own.clone() },
+                sources: sources(&entry.tenant, &self.cluster.state, &self.constants.pod_cidrs).1,
+                policies: link.policies.into_iter().collect(),
+                namespaces: link.namespaces.into_iter().map(pods).collect(),
+                trouble: self.cluster.trouble(&entry.tenant.name).map(str::to_owned),
+                drains_seconds: entry
+                    .drains_until
+                    .map(|until| until.saturating_duration_since(Instant::now()).as_secs()),
                 sessions,
                 outbound_packets,
                 outbound_bytes,

@@ -66,6 +66,11 @@ impl ClusterSide {
         configured.iter().chain(self.state.routes.values().flatten()).copied().collect()
     }
 
+    /// Returns why a tenant does not have all that it needs of kernel and fast path.
+    pub(super) fn trouble(&self, tenant: &str) -> Option<&str> {
+        self.troubles.get(tenant).map(String::as_str)
+    }
+
     /// Puts the cluster's tenants into the registry.
     pub(super) fn register(&mut self, registry: &mut Registry, host: &Host) {
         let wanted = self.state.tenants.iter().map(|tenant| &tenant.tenant);
