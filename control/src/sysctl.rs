@@ -1,4 +1,4 @@
-//! ARP isolation: kernel settings of the links, set at start and restored at stop.
+//! ARP isolation and room for neighbours: kernel settings, set at start and restored at stop.
 //!
 //! | setting        | value | because                                                                            |
 //! |----------------|-------|------------------------------------------------------------------------------------|
@@ -8,6 +8,9 @@
 //!
 //! The kernel uses the greater of `conf/all` and `conf/LINK` for `rp_filter`. Where `all` is 1 (strict), 2
 //! (loose) on the link overrides it and is enough here; so `all` is never touched.
+//!
+//! Every node of the cluster is a neighbour that is kept resolved. The kernel holds 1,024 unless told otherwise, all
+//! network namespaces together, so where the cluster is followed `gc_thresh3` and `gc_thresh2` are raised.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -19,6 +22,9 @@ use crate::state::{SavedSysctl, SavedSysctls, StateDir, StateError};
 
 const ROOT: &str = "/proc/sys";
 const BOOT_ID: &str = "kernel/random/boot_id";
+/// Limits of the kernel's neighbour table, all network namespaces together, and what a large cluster needs.
+const NEIGHBOUR_LIMITS: [(&str, u64); 2] =
+    [("net/ipv4/neigh/default/gc_thresh3", 16_384), ("net/ipv4/neigh/default/gc_thresh2", 8_192)];
 
 /// Why a kernel setting could not be changed.
 #[derive(Debug, Error)]
@@ -69,15 +75,32 @@ impl Sysctls {
     /// # Errors
     /// When a setting cannot be changed.
     pub fn isolate(&mut self, link: &str) -> Result<(), SysctlError> {
-        let wanted = wanted(&self.root, link);
-        for (path, _) in &wanted {
+        self.set(&wanted(&self.root, link))
+    }
+
+    /// Lets the kernel keep the neighbours of a large cluster. Limits that are greater already stay; in a network
+    /// namespace of its own the process cannot see them.
+    ///
+    /// # Errors
+    /// When a limit cannot be changed.
+    pub fn make_room_for_neighbours(&mut self) -> Result<(), SysctlError> {
+        let is_short = |(path, least): &&(&str, u64)| {
+            read(&self.root, path).is_ok_and(|limit| limit.parse().is_ok_and(|limit: u64| limit < *least))
+        };
+        let short = NEIGHBOUR_LIMITS.iter().filter(is_short);
+        let raised: Vec<_> = short.map(|(path, least)| ((*path).to_owned(), least.to_string())).collect();
+        self.set(&raised)
+    }
+
+    fn set<V: AsRef<str>>(&mut self, wanted: &[(String, V)]) -> Result<(), SysctlError> {
+        for (path, _) in wanted {
             if !self.saved.settings.iter().any(|saved| saved.path == *path) {
                 let value = read(&self.root, path)?;
                 self.saved.settings.push(SavedSysctl { path: path.clone(), value });
             }
         }
         self.state.save_sysctls(&self.saved)?;
-        wanted.iter().try_for_each(|(path, value)| write(&self.root, path, value))
+        wanted.iter().try_for_each(|(path, value)| write(&self.root, path, value.as_ref()))
     }
 
     /// Restores everything that was changed. What cannot be restored is logged.
@@ -175,6 +198,21 @@ mod tests {
         sysctls.isolate("in0").unwrap();
         assert_eq!(values(directory.path(), "in0")[2], "2");
         assert_eq!(values(directory.path(), "all")[2], "1");
+    }
+
+    #[test]
+    fn limits_on_neighbours_are_raised_where_they_are_small_and_restored() {
+        let (directory, mut sysctls) = open();
+        let limits = || NEIGHBOUR_LIMITS.map(|(path, _)| read(directory.path(), path).unwrap());
+        sysctls.make_room_for_neighbours().unwrap(); // there are none to be seen
+        std::fs::create_dir_all(directory.path().join("net/ipv4/neigh/default")).unwrap();
+        for ((path, _), value) in NEIGHBOUR_LIMITS.iter().zip(["1024", "65536"]) {
+            write(directory.path(), path, value).unwrap();
+        }
+        sysctls.make_room_for_neighbours().unwrap();
+        assert_eq!(limits(), ["16384", "65536"]);
+        sysctls.restore().unwrap();
+        assert_eq!(limits(), ["1024", "65536"]);
     }
 
     fn open() -> (tempfile::TempDir, Sysctls) {

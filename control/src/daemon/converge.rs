@@ -146,9 +146,14 @@ impl Gateway {
 
     async fn add_all(&self, additions: &[Addition]) -> Vec<Refused> {
         let mut refused = Vec::new();
+        let mut is_table_full = false;
         for addition in additions {
+            if is_table_full && matches!(addition, Addition::NextHop(..)) {
+                continue;
+            }
             let interfaces = &self.constants.interfaces;
             if let Err(error) = program::add(&self.netlink, addition, &self.facts, interfaces).await {
+                is_table_full |= error.is_out_of_room();
                 refused.push(Refused { subject: addition.into(), error: error.into() });
             }
         }

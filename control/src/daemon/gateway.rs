@@ -265,6 +265,9 @@ impl Gateway {
             let interfaces = &self.constants.interfaces;
             if let Err(error) = program::add(&self.netlink, addition, &self.facts, interfaces).await {
                 debug!(error = &error as &dyn std::error::Error, "next hop not asked for");
+                if error.is_out_of_room() {
+                    return;
+                }
             }
         }
     }
@@ -322,7 +325,12 @@ impl Gateway {
         if refused.is_empty() {
             self.last_trouble.clear();
         }
-        let troubles: Vec<String> = refused.iter().map(|refused| format!("{:#}", refused.error)).collect();
+        const TOLD: usize = 5;
+        let troubles = refused.iter().map(|refused| format!("{:#}", refused.error));
+        let mut troubles: Vec<String> = troubles.take(TOLD).collect();
+        if let Some(more) = refused.len().checked_sub(TOLD).filter(|more| *more > 0) {
+            troubles.push(format!("and {more} more"));
+        }
         if !troubles.is_empty() {
             self.log_trouble(&anyhow::anyhow!(troubles.join("; ")));
         }

@@ -130,6 +130,9 @@ impl Daemon {
         for side in Side::BOTH {
             sysctls.isolate(setup.constants.interfaces.name(side))?;
         }
+        if setup.constants.has_kubernetes {
+            sysctls.make_room_for_neighbours()?;
+        }
         let pin_dir = setup.options.pin_dir.clone();
         let gateway = Gateway::start(setup, keep).await.map_err(|error| with_advice(error, &pin_dir))?;
         let neighbour_requests = gateway.neighbour_requests();

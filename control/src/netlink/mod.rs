@@ -43,6 +43,12 @@ pub enum NetlinkError {
 }
 
 impl NetlinkError {
+    /// Tells whether the kernel has no room: of neighbours, under `net.ipv4.neigh.default.gc_thresh3`.
+    pub fn is_out_of_room(&self) -> bool {
+        let Self::Refused { source, .. } = self else { return false };
+        matches!(&**source, rtnetlink::Error::NetlinkError(answer) if answer.raw_code() == -(Errno::ENOBUFS as i32))
+    }
+
     fn refused(action: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> Self {
         let action = action.into();
         move |source| Self::Refused { action, source: Box::new(source) }
