@@ -1,4 +1,5 @@
-//! Frames of every kind at once, under policies of every kind, at several workers that now and then forget.
+//! Frames of every kind at once, under policies of every kind, at several workers that now and then forget; and some
+//! tenants drain.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -134,6 +135,10 @@ fn any_policy() -> impl Strategy<Value = Policy> {
     })
 }
 
+fn any_tenant() -> impl Strategy<Value = (Policy, bool)> {
+    (any_policy(), prop::bool::weighted(0.2))
+}
+
 impl AnyFrame {
     /// Returns the frame and the side that it comes from.
     fn bytes(&self, rig: &Rig) -> (Side, Vec<u8>) {
@@ -251,10 +256,13 @@ fn take_sent(rig: &Rig, is_whole: bool) -> u64 {
     sent
 }
 
-fn with_policies(policies: &[Policy; 2], epoch: u32) -> Gateway {
+/// A gateway whose tenants have these policies, and drain or not.
+fn with_policies(tenants: &[(Policy, bool); 2], epoch: u32) -> Gateway {
     gateway().epoch(epoch).change(|spec| {
         spec.tcp.unsolicited_syn = UnsolicitedSyn::Unreachable;
-        spec.tenants.iter_mut().zip(policies).for_each(|(tenant, policy)| tenant.policy = *policy);
+        for (tenant, (policy, is_draining)) in spec.tenants.iter_mut().zip(tenants) {
+            (tenant.policy, tenant.is_draining) = (*policy, *is_draining);
+        }
     })
 }
 
@@ -270,7 +278,7 @@ proptest! {
     #[test]
     fn frames_in_are_frames_out_or_counted_drops_and_in_the_end_nothing_is_left(
         events in prop::collection::vec(any_event(), 1..160),
-        policies in prop::collection::vec([any_policy(), any_policy()], 1..4),
+        policies in prop::collection::vec([any_tenant(), any_tenant()], 1..4),
         is_crowded in any::<bool>(),
         seed in 1u64..,
     ) {

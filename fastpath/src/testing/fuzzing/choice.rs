@@ -4,21 +4,22 @@ use std::net::Ipv4Addr;
 
 use arbitrary::{Result, Unstructured};
 use conntrack::{Filtering, Mapping, Policy, Quota};
+use ipnet::Ipv4Net;
 use macaddr::MacAddr6;
 
 use super::frames::{Content, Draft, ErrorDraft};
-use crate::snapshot::{MidStream, RouteSpec, Side, SnapshotSpec, UnsolicitedSyn};
+use crate::snapshot::{MidStream, RouteSpec, Side, SnapshotSpec, SourceKind, UnsolicitedSyn};
 use crate::testing::{BLUE_MAC, INSIDE_MAC, NODE_MAC, OUTSIDE_MAC, ROUTER_MAC, SERVER_MAC, gateway};
 
 const RED_MAC: MacAddr6 = MacAddr6::new(2, 0x53, 192, 168, 99, 14);
 const GREEN_MAC: MacAddr6 = MacAddr6::new(2, 0x53, 192, 168, 99, 15);
 
-/// Who sends inside: pods, some without a way back, and some that may not.
+/// Who sends inside: pods, some without a way back, a node, and some that may not.
 const INSIDERS: [Ipv4Addr; 8] = [
     Ipv4Addr::new(10, 132, 0, 5),
     Ipv4Addr::new(10, 132, 0, 6),
     Ipv4Addr::new(10, 132, 0, 1),
-    Ipv4Addr::new(10, 132, 0, 2),
+    Ipv4Addr::new(192, 168, 99, 21),
     Ipv4Addr::new(10, 132, 1, 7),
     Ipv4Addr::new(172, 16, 0, 5),
     Ipv4Addr::new(100, 64, 0, 3),
@@ -145,9 +146,28 @@ pub(crate) fn snapshot(u: &mut Unstructured<'_>) -> Result<SnapshotSpec> {
         (spec.inside.mtu, spec.outside.mtu) = (pick(u, &MTUS)?, pick(u, &MTUS)?);
     }
     spec.timeouts.inbound_refreshes = !policies[2];
+    if policies[3] {
+        set_sources(u, &mut spec)?;
+    }
+    spec.tenants.iter_mut().zip(&policies[4..]).for_each(|(tenant, drains)| tenant.is_draining = *drains);
     set_links(links, &mut spec);
     set_tenants(tenants, &mut spec);
     Ok(spec)
+}
+
+/// Lets tenants' packets come from networks, from few or many live pods, or from nodes.
+fn set_sources(u: &mut Unstructured<'_>, spec: &mut SnapshotSpec) -> Result<()> {
+    let few = [INSIDERS[0], INSIDERS[4]].map(Ipv4Net::from);
+    let many: Vec<_> = (6..18).map(|host| Ipv4Net::from(Ipv4Addr::new(10, 132, 0, host))).collect();
+    for tenant in &mut spec.tenants {
+        (tenant.source_kind, tenant.sources) = match u.arbitrary::<u8>()? % 4 {
+            0 => continue,
+            1 => (SourceKind::LivePods, few.to_vec()),
+            2 => (SourceKind::LivePods, many.clone()),
+            _ => (SourceKind::Nodes, vec![INSIDERS[3].into()]),
+        };
+    }
+    Ok(())
 }
 
 fn set_policies(u: &mut Unstructured<'_>, spec: &mut SnapshotSpec) -> Result<()> {

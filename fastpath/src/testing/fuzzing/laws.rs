@@ -5,12 +5,12 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use conntrack::blocks::EgressPorts;
-use conntrack::{Conntrack, Shared, TenantId};
+use conntrack::{Conntrack, FiveTuple, Session, Shared, TenantId};
 use ipnet::Ipv4Net;
 use macaddr::MacAddr6;
 
-use super::frames::{Header, is_error, is_sealed, read_address};
-use crate::snapshot::{Side, SnapshotSpec};
+use super::frames::{Header, is_error, is_sealed, read_address, read_u16};
+use crate::snapshot::{Side, SnapshotSpec, TenantSpec};
 
 const ARP_SENDER: usize = 28;
 
@@ -27,10 +27,20 @@ struct Allowed {
     egress_addresses: Vec<Ipv4Addr>,
     gateway_addresses: Vec<Ipv4Addr>,
     inside_mac: MacAddr6,
-    /// Tenants' MACs, and what they may send from.
-    sources: Vec<(MacAddr6, Vec<Ipv4Net>)>,
+    tenants: Vec<AllowedTenant>,
     mtus: [u16; 2],
 }
+
+#[derive(Debug)]
+struct AllowedTenant {
+    id: TenantId,
+    mac: MacAddr6,
+    sources: Vec<Ipv4Net>,
+    is_draining: bool,
+}
+
+/// Sessions, by how they look from outside.
+pub(crate) type Seen = HashSet<(TenantId, FiveTuple)>;
 
 impl Laws {
     /// Notes what a snapshot allows, and what workers share under it.
@@ -42,7 +52,7 @@ impl Laws {
             egress_addresses: tenants().flat_map(|tenant| tenant.egress_addresses.clone()).collect(),
             gateway_addresses: tenants().map(|tenant| tenant.gateway_address).collect(),
             inside_mac: spec.inside.mac,
-            sources: tenants().map(|tenant| (tenant.gateway_mac, tenant.sources.clone())).collect(),
+            tenants: tenants().map(AllowedTenant::of).collect(),
             mtus: [spec.inside.mtu, spec.outside.mtu],
         };
         self.by_epoch.insert(u64::from(spec.epoch.0), allowed);
@@ -57,6 +67,42 @@ impl Laws {
             [8, 6] => allowed.check_announcement(side, frame),
             _ => panic!("neither IPv4 nor ARP was sent: {frame:02x?}"),
         }
+    }
+
+    /// Checks what a turn under the snapshot of an epoch has made of a worker's sessions: those that were checked are of
+    /// sources that their tenant may use, and a tenant that drains has none that it had not before.
+    pub(crate) fn check_turn(&self, epoch: u64, before: &Seen, table: &Conntrack) {
+        for session in table.scan(0, table.capacity()) {
+            let tenant = self.by_epoch[&epoch].tenant(session.tenant());
+            let (inside, outside) = (session.inside_tuple(), session.outside_tuple());
+            if u64::from(session.epoch().0) == epoch {
+                assert!(tenant.is_some_and(|it| it.has(inside.source)), "{inside:?} was checked");
+            }
+            let is_draining = tenant.is_some_and(|tenant| tenant.is_draining);
+            let is_old = before.contains(&(session.tenant(), outside));
+            assert!(is_old || !is_draining, "{inside:?} began while its tenant drains");
+        }
+    }
+
+    /// Checks that a frame that a worker sent outside is of a session, and from a source that the session's tenant may
+    /// use. What has no ports, or is no whole packet, is not looked at.
+    pub(crate) fn check_origin(&self, epoch: u64, frame: &[u8], table: &Conntrack) {
+        let Some(ip) = Header::of_frame(frame).filter(|ip| !ip.is_fragment && matches!(ip.protocol, 6 | 17))
+        else {
+            return;
+        };
+        let source = (read_address(frame, ip.at + 12), read_u16(frame, ip.payload_at));
+        let destination = (read_address(frame, ip.at + 16), read_u16(frame, ip.payload_at + 2));
+        let sent = |tuple: &FiveTuple| {
+            (tuple.source, tuple.source_port) == source
+                && (tuple.destination, tuple.destination_port) == destination
+        };
+        let mut sessions = table.scan(0, table.capacity()).filter(|it| sent(&it.outside_tuple()));
+        let may_send = |session: &Session| {
+            let tenant = self.by_epoch[&epoch].tenant(session.tenant());
+            tenant.is_some_and(|tenant| tenant.has(session.inside_tuple().source))
+        };
+        assert!(sessions.any(may_send), "nobody may have sent {frame:02x?}");
     }
 
     /// Checks when all sessions have ended that nobody has a port any more, and that no tenant uses any of its quota.
@@ -87,6 +133,12 @@ fn may_be_refusal(ip: &Header, frame: &[u8]) -> bool {
     }
 }
 
+/// Returns the sessions of a worker.
+pub(crate) fn see_sessions(table: &Conntrack) -> Seen {
+    let sessions = table.scan(0, table.capacity());
+    sessions.map(|session| (session.tenant(), session.outside_tuple())).collect()
+}
+
 /// Checks that no two sessions of a tenant, at any worker, look the same from outside.
 pub(crate) fn check_sessions<'a>(tables: impl Iterator<Item = &'a Conntrack>) {
     let mut seen = HashSet::new();
@@ -96,7 +148,22 @@ pub(crate) fn check_sessions<'a>(tables: impl Iterator<Item = &'a Conntrack>) {
     }
 }
 
+impl AllowedTenant {
+    fn of(tenant: &TenantSpec) -> Self {
+        let TenantSpec { id, gateway_mac: mac, is_draining, .. } = *tenant;
+        Self { id, mac, sources: tenant.sources.clone(), is_draining }
+    }
+
+    fn has(&self, source: Ipv4Addr) -> bool {
+        self.sources.iter().any(|network| network.contains(&source))
+    }
+}
+
 impl Allowed {
+    fn tenant(&self, id: TenantId) -> Option<&AllowedTenant> {
+        self.tenants.iter().find(|tenant| tenant.id == id)
+    }
+
     fn check_packet(&self, side: Side, frame: &[u8], was_sealed: bool) {
         let ip = Header::of_frame(frame).expect("what is sent is a whole packet");
         assert_eq!(ip.end, frame.len(), "no byte is sent that is not the packet's");
@@ -113,11 +180,10 @@ impl Allowed {
     /// What a tenant's MAC sends is for that tenant's pods; but anybody is told that a packet was refused.
     fn check_tenant(&self, ip: &Header, frame: &[u8]) {
         let mac = &frame[6..12];
-        let sources = self.sources.iter().find(|(tenant, _)| tenant.as_bytes() == mac);
-        assert!(sources.is_some() || self.inside_mac.as_bytes() == mac, "{mac:02x?} sent inside");
+        let tenant = self.tenants.iter().find(|tenant| tenant.mac.as_bytes() == mac);
+        assert!(tenant.is_some() || self.inside_mac.as_bytes() == mac, "{mac:02x?} sent inside");
         let destination = read_address(frame, ip.at + 16);
-        let is_theirs =
-            sources.is_some_and(|(_, sources)| sources.iter().any(|net| net.contains(&destination)));
+        let is_theirs = tenant.is_some_and(|tenant| tenant.has(destination));
         assert!(is_theirs || may_be_refusal(ip, frame), "a packet of {mac:02x?} went to {destination}");
     }
 

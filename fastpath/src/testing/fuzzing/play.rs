@@ -8,7 +8,7 @@ use std::time::Duration;
 use conntrack::Epoch;
 
 use super::frames::{Draft, Header, answer, error_about, fragments, is_sealed, read_address, read_u16, seal};
-use super::laws::{Laws, check_sessions};
+use super::laws::{Laws, check_sessions, see_sessions};
 use super::plan::{Change, Event, Place, Plan};
 use crate::dataplane::TenantReport;
 use crate::fragments::Limits;
@@ -189,11 +189,17 @@ impl Play {
 
     /// Lets one worker turn, and looks at all that it sends.
     fn turn(&mut self, worker: usize) -> usize {
+        let before = see_sessions(self.rig.workers[worker].conntrack());
         let found = self.rig.turn(worker);
         let epoch = self.rig.workers[worker].counters().epoch.get();
+        let table = self.rig.workers[worker].conntrack();
+        self.laws.check_turn(epoch, &before, table);
         for side in Side::BOTH {
             for frame in self.rig.take_from(worker, side) {
                 self.laws.check(epoch, side, &frame, self.is_sealed);
+                if side == Side::Outside {
+                    self.laws.check_origin(epoch, &frame, table);
+                }
                 remember(&mut self.sent, (side, frame));
             }
         }

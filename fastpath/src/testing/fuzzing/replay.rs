@@ -62,19 +62,23 @@ fn every_kept_plan_obeys_the_laws() {
 }
 
 /// Reasons to drop a packet that a corpus worth its name meets: all that a few packets can bring about.
-const REACHED: [DropReason; 14] = [
+const REACHED: [DropReason; 18] = [
     DropReason::Malformed,
     DropReason::NotIpv4,
     DropReason::BadChecksum,
     DropReason::UnsupportedIcmp,
     DropReason::Leak,
     DropReason::UnknownSource,
+    DropReason::UnknownPod,
+    DropReason::NodeSource,
+    DropReason::PodSource,
     DropReason::UnknownTenant,
     DropReason::MartianAddress,
     DropReason::MisaddressedError,
     DropReason::TtlExceeded,
     DropReason::TooBig,
     DropReason::NoSession,
+    DropReason::TenantDraining,
     DropReason::NeighbourUnresolved,
     DropReason::TxRingFull,
 ];
