@@ -167,9 +167,9 @@ impl Engine {
             return Outcome { verdict: Verdict::Drop(reason), tenant: None, side, errand };
         };
         let tenant = classify(&self.snapshot, side, &packet).ok().map(|class| class.tenant);
-        let verdict = match Verdict::refuse(side, reason) {
-            Verdict::Reject(reason) => self.answer(frame, side, &packet, (reason, tenant), now),
-            verdict => verdict,
+        let verdict = match side {
+            Side::Inside => self.answer(frame, side, &packet, (reason, tenant), now),
+            Side::Outside => Verdict::Drop(reason),
         };
         Outcome { verdict, tenant, side, errand }
     }

@@ -160,6 +160,17 @@ impl Workers {
     }
 }
 
+/// Returns a UDP flow from a pod to port 53 of one server.
+pub(crate) fn tuple(pod: u32, port: u16) -> FiveTuple {
+    FiveTuple {
+        source: Ipv4Addr::from_bits(0x0a84_0000 + pod),
+        destination: Ipv4Addr::new(192, 168, 55, 13),
+        source_port: port,
+        destination_port: 53,
+        protocol: Protocol::Udp,
+    }
+}
+
 /// Returns a moment, in tenths of a second.
 pub(crate) fn tick(tenths: u64) -> Tick {
     Tick::since_start(Duration::from_millis(tenths * 100))

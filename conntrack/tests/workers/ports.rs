@@ -3,23 +3,13 @@
 use std::collections::HashSet;
 use std::net::Ipv4Addr;
 
-use crate::gateway::{Ask, Workers, tick};
+use crate::gateway::{Ask, Workers, tick, tuple};
 use conntrack::{Direction, FiveTuple, Mapping, Policy, Portless, Protocol, Refusal, TenantId};
 
 const EGRESS: Ipv4Addr = Ipv4Addr::new(192, 168, 55, 113);
 const BLUE: TenantId = TenantId(0);
 /// Ports from 1024 on.
 const USER_PORTS: u32 = 64_512;
-
-fn tuple(pod: u32, port: u16) -> FiveTuple {
-    FiveTuple {
-        source: Ipv4Addr::from_bits(0x0a84_0000 + pod),
-        destination: Ipv4Addr::new(192, 168, 55, 13),
-        source_port: port,
-        destination_port: 53,
-        protocol: Protocol::Udp,
-    }
-}
 
 fn ask(tuple: FiveTuple, policy: &Policy) -> Ask<'_> {
     Ask { tenant: BLUE, tuple, opened_by: Direction::Outbound, pool: &[EGRESS], policy }

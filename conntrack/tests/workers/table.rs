@@ -1,21 +1,11 @@
 //! One table: its memory, its room, its bounds.
 use std::net::Ipv4Addr;
 
-use crate::gateway::{Ask, Workers, tick};
-use conntrack::{Direction, FiveTuple, Policy, Protocol, Refusal, TcpSegment, TenantId};
+use crate::gateway::{Ask, Workers, tick, tuple};
+use conntrack::{Direction, FiveTuple, Policy, Refusal, TcpSegment, TenantId};
 
 const EGRESS: Ipv4Addr = Ipv4Addr::new(192, 168, 55, 113);
 const BLUE: TenantId = TenantId(0);
-
-fn tuple(pod: u32, port: u16) -> FiveTuple {
-    FiveTuple {
-        source: Ipv4Addr::from_bits(0x0a84_0000 + pod),
-        destination: Ipv4Addr::new(192, 168, 55, 13),
-        source_port: port,
-        destination_port: 53,
-        protocol: Protocol::Udp,
-    }
-}
 
 fn admit(workers: &mut Workers, tuple: FiveTuple, now: u64) -> Result<(), Refusal> {
     let ask = Ask {
