@@ -5,10 +5,13 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::CustomResource;
+use macaddr::MacAddr6;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::policy::{Filtering, Limits, Mapping};
+use crate::refusal::Refusal;
+use crate::tenant::{Sources, Tenant};
 
 /// A tenant of the egress gateway: where its traffic comes in and which addresses it leaves with.
 #[derive(Clone, Debug, PartialEq, Eq, CustomResource, JsonSchema, Serialize, Deserialize)]
@@ -20,7 +23,7 @@ use crate::policy::{Filtering, Limits, Mapping};
     status = "EgressTenantStatus",
     derive = "PartialEq"
 )]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct EgressTenantSpec {
     /// Next hop of the tenant's AdminPolicyBasedExternalRoute; an unused address of the gateway's inside network.
     #[serde(rename = "gatewayIP")]
@@ -53,7 +56,7 @@ pub struct EgressTenantSpec {
 
 /// Source addresses that a tenant may use; at most one of the three. None: the cluster's pod networks.
 #[derive(Clone, Debug, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct SourcesSpec {
     /// Pod networks.
     #[serde(rename = "podCIDRs", default)]
@@ -65,6 +68,38 @@ pub struct SourcesSpec {
     /// The cluster's nodes, for clusters that translate pods to their node's address.
     #[serde(default)]
     pub nodes: bool,
+}
+
+impl EgressTenantSpec {
+    /// Returns the tenant that is specified.
+    ///
+    /// # Errors
+    /// When a value cannot be read, naming its field. Whether the values are sound is for [`Tenant::check`].
+    pub fn into_tenant(self, name: &str) -> Result<Tenant, Refusal> {
+        let SourcesSpec { pod_cidrs, from_policy, nodes } = self.sources;
+        Ok(Tenant {
+            name: name.to_owned(),
+            gateway_ip: self.gateway_ip,
+            gateway_mac: read_mac(&self.gateway_mac)?,
+            egress_ips: self.egress_ips,
+            sources: Sources { pod_cidrs, from_policy, nodes },
+            mapping: self.mapping,
+            filtering: self.filtering,
+            limits: self.limits,
+            mss_clamp: self.mss_clamp,
+            drain_seconds: self.drain_seconds,
+        })
+    }
+}
+
+fn read_mac(text: &str) -> Result<Option<MacAddr6>, Refusal> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    text.parse().map(Some).map_err(|_| Refusal::Malformed {
+        field: "spec.gatewayMAC".into(),
+        message: format!("{text:?} is no MAC; write it as 02:53:c0:a8:63:0d, or leave it empty to derive it"),
+    })
 }
 
 /// What became of a tenant.
