@@ -9,9 +9,11 @@
 //! - [`egress_tenant`]: the custom resource that names a tenant
 //! - [`objects`]: what is kept of each object
 //! - [`view`]: all objects, compiled into what the cluster asks of the gateway
+//! - `routes`: nodes into return routes
 //! - [`state`]: what crosses between the cluster's side and the gateway's
 
 pub mod egress_tenant;
 pub mod objects;
+mod routes;
 pub mod state;
 pub mod view;

@@ -1,12 +1,12 @@
 //! Everything that was read from the API, compiled purely into what the cluster asks of the gateway.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use ipnet::Ipv4Net;
 
 use super::objects::{Identity, NamespaceObject, NodeObject, PodObject, PolicyObject, TenantObject};
+use super::routes;
 use super::state::{ClusterState, Outcome};
 use crate::config::ReturnRoute;
 
@@ -80,6 +80,20 @@ pub enum Kind {
     Pod,
 }
 
+impl Surroundings {
+    /// Tells whether the gateway has said anything yet: the default is no network that an interface can have.
+    pub fn are_known(&self) -> bool {
+        self.inside.prefix_len() > 0
+    }
+}
+
+impl Notice {
+    /// Returns a notice on an object.
+    pub fn new(kind: Kind, object: &Identity, reason: &'static str, message: String) -> Self {
+        Self { kind, name: object.name.clone(), uid: object.uid.clone(), reason, message }
+    }
+}
+
 /// Compiles a view.
 ///
 /// Whatever was not listed yet is taken from `previous`, the last good state, so that nothing is done on half of a world.
@@ -89,6 +103,15 @@ pub fn compile(
     surroundings: &Surroundings,
     outcome: &Outcome,
 ) -> Compiled {
-    let _ = (view, surroundings, outcome, Ipv4Addr::UNSPECIFIED, Identity::default());
-    Compiled { state: previous.clone(), ..Compiled::default() }
+    let _ = outcome;
+    let mut state = ClusterState { are_nodes_listed: false, are_tenants_listed: false, ..previous.clone() };
+    let mut notices = Vec::new();
+    if let Some(nodes) = view.nodes.as_ref().filter(|_| surroundings.are_known()) {
+        let compiled = routes::compile(nodes, previous, surroundings);
+        (state.routes, state.node_addresses) = (compiled.routes, compiled.node_addresses);
+        state.are_nodes_listed = true;
+        notices.extend(compiled.notices);
+    }
+    notices.sort();
+    Compiled { state, notices, ..Compiled::default() }
 }
