@@ -10,10 +10,16 @@
 //! - [`objects`]: what is kept of each object
 //! - [`view`]: all objects, compiled into what the cluster asks of the gateway
 //! - `routes`: nodes into return routes
+//! - `tenants`: EgressTenants into tenants, oldest first
+//! - `links`: policies, namespaces and pods into what is routed to each tenant
 //! - [`state`]: what crosses between the cluster's side and the gateway's
 
 pub mod egress_tenant;
+#[cfg(test)]
+mod fixtures;
+mod links;
 pub mod objects;
 mod routes;
 pub mod state;
+mod tenants;
 pub mod view;

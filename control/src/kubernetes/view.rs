@@ -6,8 +6,8 @@ use std::sync::Arc;
 use ipnet::Ipv4Net;
 
 use super::objects::{Identity, NamespaceObject, NodeObject, PodObject, PolicyObject, TenantObject};
-use super::routes;
 use super::state::{ClusterState, Outcome};
+use super::{links, routes, tenants};
 use crate::config::ReturnRoute;
 
 /// Objects of one kind, by name; none until they were listed once. While the API is away they stay as they were.
@@ -103,7 +103,6 @@ pub fn compile(
     surroundings: &Surroundings,
     outcome: &Outcome,
 ) -> Compiled {
-    let _ = outcome;
     let mut state = ClusterState { are_nodes_listed: false, are_tenants_listed: false, ..previous.clone() };
     let mut notices = Vec::new();
     if let Some(nodes) = view.nodes.as_ref().filter(|_| surroundings.are_known()) {
@@ -112,6 +111,63 @@ pub fn compile(
         state.are_nodes_listed = true;
         notices.extend(compiled.notices);
     }
+    if let Some(objects) = &view.tenants {
+        state.tenants = tenants::compile(objects, previous);
+        state.are_tenants_listed = true;
+    }
+    let compiled = links::compile(view, &state, previous, surroundings, outcome);
+    state.links = compiled.links;
+    notices.extend(compiled.notices);
+    let namespaces = state.links.values().flat_map(|link| link.namespaces.keys());
+    let pod_namespaces = namespaces.cloned().collect();
     notices.sort();
-    Compiled { state, notices, ..Compiled::default() }
+    Compiled { state, pod_namespaces, notices }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kubernetes::fixtures::{map, namespace, pod, policy, surroundings, tenant};
+
+    #[test]
+    fn what_was_not_listed_yet_comes_from_the_last_good_state() {
+        let previous =
+            compile(&whole(), &ClusterState::default(), &surroundings(), &Outcome::default()).state;
+        assert_eq!(previous.links[&gateway()].pods().count(), 1);
+        let unlisted = compile(&View::default(), &previous, &surroundings(), &Outcome::default());
+        let expected = ClusterState { are_nodes_listed: false, are_tenants_listed: false, ..previous };
+        assert_eq!(unlisted.state, expected);
+        assert_eq!(unlisted.pod_namespaces, BTreeSet::from(["ns-blue".to_owned()]));
+        assert_eq!(unlisted.notices, []);
+    }
+
+    #[test]
+    fn nodes_wait_until_the_gateway_says_its_networks() {
+        let compiled =
+            compile(&whole(), &ClusterState::default(), &Surroundings::default(), &Outcome::default());
+        assert!(!compiled.state.are_nodes_listed && compiled.state.are_tenants_listed);
+    }
+
+    #[test]
+    fn an_empty_list_is_a_list() {
+        let previous =
+            compile(&whole(), &ClusterState::default(), &surroundings(), &Outcome::default()).state;
+        let view = View { tenants: Some(BTreeMap::new()), nodes: Some(BTreeMap::new()), ..whole() };
+        let state = compile(&view, &previous, &surroundings(), &Outcome::default()).state;
+        assert!(state.tenants.is_empty() && state.are_tenants_listed && state.are_nodes_listed);
+    }
+
+    fn whole() -> View {
+        View {
+            nodes: Some(BTreeMap::new()),
+            tenants: Some(map([tenant("ns-blue", 1, 13)])),
+            policies: Some(map([policy("blue", "blue", &[13])])),
+            namespaces: Some(map([namespace("ns-blue", "blue")])),
+            pods: BTreeMap::from([("ns-blue".into(), Some(map([pod("p", 1, 5)])))]),
+        }
+    }
+
+    fn gateway() -> std::net::Ipv4Addr {
+        [192, 168, 99, 13].into()
+    }
 }
