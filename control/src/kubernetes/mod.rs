@@ -12,6 +12,7 @@
 //! - `routes`: nodes into return routes
 //! - `tenants`: EgressTenants into tenants, oldest first
 //! - `links`: policies, namespaces and pods into what is routed to each tenant
+//! - [`status`]: what each EgressTenant is told of itself
 //! - [`state`]: what crosses between the cluster's side and the gateway's
 
 pub mod egress_tenant;
@@ -21,5 +22,6 @@ mod links;
 pub mod objects;
 mod routes;
 pub mod state;
+pub mod status;
 mod tenants;
 pub mod view;

@@ -7,6 +7,7 @@ use ipnet::Ipv4Net;
 
 use super::objects::{Identity, NamespaceObject, NodeObject, PodObject, PolicyObject, TenantObject};
 use super::state::{ClusterState, Outcome};
+use super::status::{self, Acceptance};
 use super::{links, routes, tenants};
 use crate::config::ReturnRoute;
 
@@ -114,6 +115,7 @@ pub fn compile(
     if let Some(objects) = &view.tenants {
         state.tenants = tenants::compile(objects, previous);
         state.are_tenants_listed = true;
+        notices.extend(objects.values().filter_map(|object| refusal(object, outcome)));
     }
     let compiled = links::compile(view, &state, previous, surroundings, outcome);
     state.links = compiled.links;
@@ -124,10 +126,21 @@ pub fn compile(
     Compiled { state, pod_namespaces, notices }
 }
 
+/// Returns a notice on a tenant that is not taken as it is.
+fn refusal(object: &TenantObject, outcome: &Outcome) -> Option<Notice> {
+    match status::acceptance(object, outcome) {
+        Acceptance::Refused { reason, message } if !object.is_deleted => {
+            let message = format!("tenant {}: {message}", object.identity.name);
+            Some(Notice::new(Kind::EgressTenant, &object.identity, reason, message))
+        }
+        Acceptance::Refused { .. } | Acceptance::Accepted(_) | Acceptance::Pending => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kubernetes::fixtures::{map, namespace, pod, policy, surroundings, tenant};
+    use crate::kubernetes::fixtures::{broken_tenant, map, namespace, pod, policy, surroundings, tenant};
 
     #[test]
     fn what_was_not_listed_yet_comes_from_the_last_good_state() {
@@ -146,6 +159,15 @@ mod tests {
         let compiled =
             compile(&whole(), &ClusterState::default(), &Surroundings::default(), &Outcome::default());
         assert!(!compiled.state.are_nodes_listed && compiled.state.are_tenants_listed);
+    }
+
+    #[test]
+    fn a_tenant_that_is_refused_is_told() {
+        let view = View { tenants: Some(map([broken_tenant("ns-blue", 1)])), ..View::default() };
+        let notices = compile(&view, &ClusterState::default(), &surroundings(), &Outcome::default()).notices;
+        let told: Vec<_> = notices.iter().map(|notice| (notice.kind, notice.reason)).collect();
+        assert_eq!(told, [(Kind::EgressTenant, "Invalid")]);
+        assert!(notices[0].message.starts_with("tenant ns-blue: spec.egressIPs: is empty"), "{notices:?}");
     }
 
     #[test]
