@@ -6,6 +6,7 @@
 //!      └───────────── report (status, events) ◀── status ◀──────┴── Outcome ◀──┘
 //! ```
 //!
+//! - [`collection`]: objects of one kind, as lists and watches tell of them
 //! - [`egress_tenant`]: the custom resource that names a tenant
 //! - [`objects`]: what is kept of each object
 //! - [`view`]: all objects, compiled into what the cluster asks of the gateway
@@ -15,6 +16,7 @@
 //! - [`status`]: what each EgressTenant is told of itself
 //! - [`state`]: what crosses between the cluster's side and the gateway's
 
+pub mod collection;
 pub mod egress_tenant;
 #[cfg(test)]
 mod fixtures;
