@@ -6,6 +6,9 @@
 //!      └───────────── report (status, events) ◀── status ◀──────┴── Outcome ◀──┘
 //! ```
 //!
+//! - [`credentials`]: the kubeconfig and the files that it names
+//! - [`connection`]: one client for everybody, exchanged when credentials change
+//! - [`trouble`]: what may be wrong between the gateway and the API
 //! - [`collection`]: objects of one kind, as lists and watches tell of them
 //! - [`egress_tenant`]: the custom resource that names a tenant
 //! - [`objects`]: what is kept of each object
@@ -17,13 +20,18 @@
 //! - [`state`]: what crosses between the cluster's side and the gateway's
 
 pub mod collection;
+pub mod connection;
+pub mod credentials;
 pub mod egress_tenant;
 #[cfg(test)]
 mod fixtures;
 mod links;
 pub mod objects;
 mod routes;
+#[cfg(test)]
+mod scripted;
 pub mod state;
 pub mod status;
 mod tenants;
+pub mod trouble;
 pub mod view;
