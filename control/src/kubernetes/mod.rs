@@ -18,6 +18,7 @@
 //! - `links`: policies, namespaces and pods into what is routed to each tenant
 //! - [`status`]: what each EgressTenant is told of itself
 //! - [`state`]: what crosses between the cluster's side and the gateway's
+//! - [`watch`]: objects of one kind, listed and watched
 
 pub mod collection;
 pub mod connection;
@@ -35,3 +36,4 @@ pub mod status;
 mod tenants;
 pub mod trouble;
 pub mod view;
+pub mod watch;
