@@ -20,6 +20,7 @@
 //! - [`sysctl`]: ARP isolation, set and restored
 //! - [`daemon`]: the process that keeps all of it in step
 //! - [`kubernetes`]: what the cluster asks for, and what it is told
+//! - [`doctor`]: what is wrong with a gateway, and how to put it right
 //! - [`demo`]: two tenants, two nodes and a server in network namespaces
 //! - [`api`]: HTTP and JSON over the control socket
 //! - [`client`]: the command line's end of the control socket
@@ -35,6 +36,7 @@ pub mod compile;
 pub mod config;
 pub mod daemon;
 pub mod demo;
+pub mod doctor;
 pub mod kubernetes;
 pub mod logging;
 pub mod netlink;
