@@ -13,6 +13,8 @@ pub const HEADING: Style = Style::new().bold();
 pub const GOOD: Style = AnsiColor::Green.on_default();
 /// Style of what needs a look.
 pub const BAD: Style = AnsiColor::Red.on_default();
+/// Style of what could be better.
+pub const WARN: Style = AnsiColor::Yellow.on_default();
 /// Style of what matters less.
 pub const FAINT: Style = Style::new().dimmed();
 

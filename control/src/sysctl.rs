@@ -130,7 +130,8 @@ pub fn isolate_new_link(link: &str) -> Result<(), SysctlError> {
     wanted(root, link).iter().try_for_each(|(path, value)| write(root, path, value))
 }
 
-fn wanted(root: &Path, link: &str) -> [(String, &'static str); 3] {
+/// Returns the settings that isolate a link, with their values; `root` is where settings are.
+pub(crate) fn wanted(root: &Path, link: &str) -> [(String, &'static str); 3] {
     let strict = read(root, &setting("all", "rp_filter")).is_ok_and(|all| all == "1");
     [
         (setting(link, "arp_ignore"), "1"),

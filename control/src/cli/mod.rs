@@ -6,10 +6,12 @@
 //! - `policy`: what a tenant's sessions may do
 //! - `legacy`: `add-tenant` and `remove-tenant` with the flags of the tool before
 //! - `status`, `routes`, `sessions`: what the gateway does
+//! - `doctor`: what is wrong, and how to put it right
 //! - `detach`: removes what outlives the daemon
 
 mod demo;
 mod detach;
+mod doctor;
 mod legacy;
 mod policy;
 mod routes;
@@ -55,6 +57,8 @@ enum Command {
     Routes(routes::Arguments),
     /// Show translated sessions
     Sessions(sessions::Arguments),
+    /// Tell what is wrong, why it matters and how to put it right
+    Doctor(doctor::Arguments),
     /// Detach the XDP programs that outlive the daemon
     Detach(detach::Arguments),
     /// Add a tenant, with the flags of the Python gateway
@@ -66,7 +70,7 @@ enum Command {
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
     match Arguments::parse().execute() {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             output::print_error(&format!("{error:#}"));
@@ -76,18 +80,19 @@ pub fn main() -> ExitCode {
 }
 
 impl Arguments {
-    fn execute(self) -> anyhow::Result<()> {
+    fn execute(self) -> anyhow::Result<ExitCode> {
+        let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build();
         let command = match self.command {
-            Command::Run(run) => return run.execute(self.socket),
-            Command::Demo(demo) => return demo.execute(),
+            Command::Run(run) => return run.execute(self.socket).map(|()| ExitCode::SUCCESS),
+            Command::Demo(demo) => return demo.execute().map(|()| ExitCode::SUCCESS),
+            Command::Doctor(doctor) => return runtime()?.block_on(doctor.execute(self.socket)),
             command => command,
         };
         let socket = self.socket.unwrap_or_else(|| DEFAULT_SOCKET.into());
         let client = Client::new(&socket);
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(async {
+        let done = runtime()?.block_on(async {
             match command {
-                Command::Run(_) | Command::Demo(_) => Ok(()), // executed above, without this runtime
+                Command::Run(_) | Command::Demo(_) | Command::Doctor(_) => Ok(()), // executed above
                 Command::Tenant(tenant) => tenant.execute(&client).await,
                 Command::Status(status) => status.execute(&client).await,
                 Command::Routes(routes) => routes.execute(&client).await,
@@ -96,7 +101,8 @@ impl Arguments {
                 Command::AddTenant(add) => add.execute(&client).await,
                 Command::RemoveTenant(remove) => remove.execute(&client).await,
             }
-        })
+        });
+        done.map(|()| ExitCode::SUCCESS)
     }
 }
 

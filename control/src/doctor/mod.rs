@@ -1,13 +1,15 @@
 //! What is wrong with a gateway, why it matters, and how to put it right.
 //!
 //! ```text
-//!  Evidence ─▶ judge ─▶ Diagnosis
+//!  host, config file, daemon, API ─▶ gather ─▶ Evidence ─▶ judge ─▶ Diagnosis
 //! ```
 //!
-//! What cannot be known is kept as the reason, and skips the checks that need it. Judging is pure.
+//! Gathering changes nothing and never fails: what cannot be known is kept as the reason, and skips the checks that
+//! need it. Judging is pure.
 //!
 //! - [`finding`]: what a check says
 //! - [`evidence`]: everything that the checks judge
+//! - [`gather`]: asks the host, the daemon, the wire and the API
 //! - [`process`], [`interfaces`], [`networks`], [`kernel`], [`addresses`], [`tenants`], [`cluster`], [`clock`]: the checks
 
 pub mod addresses;
@@ -15,6 +17,7 @@ pub mod clock;
 pub mod cluster;
 pub mod evidence;
 pub mod finding;
+pub mod gather;
 pub mod interfaces;
 pub mod kernel;
 pub mod networks;

@@ -172,7 +172,10 @@ fn bpffs(evidence: &Evidence) -> Finding {
         Ok(true) => BPFFS.fine(format!("{path} is on a bpffs")),
         Ok(false) => BPFFS
             .broken(format!("xdp.pin_dir: {path} is not on a bpffs"))
-            .because("XDP programs cannot be pinned: the daemon does not start.")
+            .because(
+                "XDP programs cannot be pinned. The daemon mounts /sys/fs/bpf itself where it may, which the service unit \
+                 does not allow; else it does not start.",
+            )
             .fix("Mount a bpffs, or name a directory on one.")
             .run("mount -t bpf bpf /sys/fs/bpf"),
     }
