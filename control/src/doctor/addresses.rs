@@ -21,31 +21,45 @@ pub fn judge(evidence: &Evidence) -> Vec<Finding> {
             return [EGRESS, GATEWAY, OWN, MAC].map(|check| check.skipped(&reason)).into();
         }
     };
-    let mut findings = match &evidence.answers {
-        Ok(answers) => taken(answers, tenants, &interfaces, facts),
-        Err(reason) => [EGRESS, GATEWAY, OWN].map(|check| check.skipped(reason)).into(),
-    };
+    let mut findings =
+        taken_on(evidence, Side::Outside, EGRESS, "nobody else answers for an egress address", |answer| {
+            let tenant = tenants.iter().find(|tenant| tenant.egress_ips.contains(&answer.address))?;
+            Some(taken_egress(answer, tenant, &interfaces))
+        });
+    findings.extend(taken_on(
+        evidence,
+        Side::Inside,
+        GATEWAY,
+        "nobody else answers for a gateway address",
+        |answer| {
+            let tenant = tenants.iter().find(|tenant| tenant.gateway_ip == answer.address)?;
+            Some(taken_gateway(answer, tenant, &interfaces))
+        },
+    ));
+    for side in Side::BOTH {
+        let own = facts.port(&interfaces, side).map(|(_, network)| network.addr());
+        let summary =
+            format!("nobody else answers for the gateway's own address on {}", interfaces.name(side));
+        findings.extend(taken_on(evidence, side, OWN, &summary, |answer| {
+            (own == Ok(answer.address)).then(|| taken_own(answer, &interfaces))
+        }));
+    }
     findings.extend(strange_neighbours(tenants, facts, &interfaces));
     findings
 }
 
-fn taken(answers: &[ArpAnswer], tenants: &[Tenant], interfaces: &Interfaces, facts: &Facts) -> Vec<Finding> {
-    let (mut egress, mut gateway, mut own) = (Vec::new(), Vec::new(), Vec::new());
-    for answer in answers {
-        let tenant = |find: &dyn Fn(&Tenant) -> bool| tenants.iter().find(|tenant| find(tenant));
-        let on_inside = answer.side == Side::Inside;
-        if let Some(tenant) = tenant(&|tenant| !on_inside && tenant.egress_ips.contains(&answer.address)) {
-            egress.push(taken_egress(answer, tenant, interfaces));
-        } else if let Some(tenant) = tenant(&|tenant| on_inside && tenant.gateway_ip == answer.address) {
-            gateway.push(taken_gateway(answer, tenant, interfaces));
-        } else if facts.addresses.iter().any(|address| address.address == answer.address) {
-            own.push(taken_own(answer, interfaces));
-        }
+/// Makes findings of one side's answers, by a function that knows which ones a check is about.
+fn taken_on(
+    evidence: &Evidence,
+    side: Side,
+    check: Check,
+    fine: &str,
+    judge: impl FnMut(&ArpAnswer) -> Option<Finding>,
+) -> Vec<Finding> {
+    match evidence.answers.on(side) {
+        Ok(answers) => check.or_fine(answers.iter().filter_map(judge).collect(), fine),
+        Err(reason) => vec![check.skipped(reason)],
     }
-    let mut findings = EGRESS.or_fine(egress, "nobody else answers for an egress address");
-    findings.extend(GATEWAY.or_fine(gateway, "nobody else answers for a gateway address"));
-    findings.extend(OWN.or_fine(own, "nobody else answers for the gateway's own addresses"));
-    findings
 }
 
 fn taken_egress(answer: &ArpAnswer, tenant: &Tenant, interfaces: &Interfaces) -> Finding {
@@ -141,7 +155,11 @@ mod tests {
         ];
         for (side, address, mac, id) in table {
             let mut evidence = healthy();
-            evidence.answers = Ok(vec![ArpAnswer { side, address: Ipv4Addr::from(address), mac }]);
+            let answer = ArpAnswer { side, address: Ipv4Addr::from(address), mac };
+            match side {
+                Side::Inside => evidence.answers.inside = Ok(vec![answer]),
+                Side::Outside => evidence.answers.outside = Ok(vec![answer]),
+            }
             let findings = judge(&evidence);
             assert_eq!(ids(&findings), [id]);
             assert!(
@@ -168,7 +186,8 @@ mod tests {
     #[test]
     fn without_probes_neighbours_are_judged_nevertheless() {
         let mut evidence = healthy();
-        evidence.answers = Err("CAP_NET_RAW is needed".into());
+        evidence.answers.inside = Err("CAP_NET_RAW is needed".into());
+        evidence.answers.outside = evidence.answers.inside.clone();
         let findings = judge(&evidence);
         assert_eq!(ids(&findings), [""; 0]);
         assert_eq!(findings.last().unwrap().summary, "no neighbour has a tenant's MAC");

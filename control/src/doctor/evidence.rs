@@ -22,10 +22,10 @@ pub struct Evidence {
     pub config_path: PathBuf,
     /// The config file.
     pub config: Known<Config>,
-    /// What the daemon says of itself; not known: no daemon answers.
-    pub status: Known<Status>,
+    /// What the daemon says of itself.
+    pub status: Result<Status, Silence>,
     /// The same, asked again at the end.
-    pub later: Known<Status>,
+    pub later: Result<Status, Silence>,
     /// Tenants of the daemon; where none answers, those that it would start with.
     pub tenants: Known<Vec<Tenant>>,
     /// The daemon's process; where none answers, this one.
@@ -41,11 +41,22 @@ pub struct Evidence {
     /// Rx queues of the inside and of the outside interface.
     pub queues: Known<[u32; 2]>,
     /// Answers to ARP probes.
-    pub answers: Known<Vec<ArpAnswer>>,
+    pub answers: Answers,
     /// Whether the kernel's clock is synchronised.
     pub clock: Known<bool>,
     /// The Kubernetes API.
     pub cluster: Cluster,
+}
+
+/// Why the daemon does not say anything of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Silence {
+    /// Nobody listens on the control socket.
+    NoDaemon(String),
+    /// This user may not ask it.
+    Forbidden(String),
+    /// It does not answer as it should.
+    NoAnswer(String),
 }
 
 /// A process, as far as it matters whether the daemon can work.
@@ -74,6 +85,25 @@ pub struct Host {
     pub is_bpffs: Known<bool>,
     /// Why state cannot be written; none: it can.
     pub state: Known<Option<String>>,
+}
+
+/// Answers to ARP probes, by side.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answers {
+    /// Those on the inside interface.
+    pub inside: Known<Vec<ArpAnswer>>,
+    /// Those on the outside interface.
+    pub outside: Known<Vec<ArpAnswer>>,
+}
+
+impl Answers {
+    /// Returns those of one side.
+    pub fn on(&self, side: Side) -> &Known<Vec<ArpAnswer>> {
+        match side {
+            Side::Inside => &self.inside,
+            Side::Outside => &self.outside,
+        }
+    }
 }
 
 /// Somebody answered an ARP probe.
@@ -138,9 +168,16 @@ impl Evidence {
     /// Returns what the daemon says of itself.
     ///
     /// # Errors
-    /// When no daemon answers.
+    /// When it does not answer.
     pub fn status(&self) -> Known<&Status> {
-        self.status.as_ref().map_err(|_| "no daemon answers".to_owned())
+        self.status.as_ref().map_err(|silence| {
+            let reason = match silence {
+                Silence::NoDaemon(_) => "no daemon answers",
+                Silence::Forbidden(_) => "this user may not ask the daemon; run it as root",
+                Silence::NoAnswer(_) => "the daemon does not answer as it should",
+            };
+            reason.to_owned()
+        })
     }
 
     /// Returns links, addresses, routes and neighbours.

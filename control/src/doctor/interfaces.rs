@@ -96,8 +96,12 @@ fn mtu_gap(inside: &Link, outside: &Link) -> Finding {
              discovery depends, or fragmented where that is allowed, which costs speed.",
             small.mtu
         ))
-        .fix("Give both interfaces the same MTU, or clamp the tenants' TCP segments.")
-        .run(format!("spillway tenant add NAME … --mss-clamp {}", small.mtu.saturating_sub(40)))
+        .fix(format!(
+            "Raise the MTU of {} where that network carries it; else clamp the tenants' TCP segments (mss_clamp = {}).",
+            small.name,
+            small.mtu.saturating_sub(40) // IPv4 and TCP headers without options
+        ))
+        .run(format!("ip link set {} mtu {}", small.name, large.mtu))
 }
 
 fn xdp_mode(evidence: &Evidence) -> Vec<Finding> {
@@ -164,6 +168,7 @@ fn known(evidence: &Evidence) -> Known<(&Facts, Interfaces)> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::evidence::Silence;
     use super::super::testing::{healthy, ids};
     use super::*;
 
@@ -228,7 +233,7 @@ mod tests {
     fn what_is_not_known_is_skipped() {
         let mut evidence = healthy();
         evidence.kernel = Err("no netlink".into());
-        evidence.status = Err("nobody".into());
+        evidence.status = Err(Silence::NoDaemon("nobody".into()));
         evidence.queues = Err("no interface".into());
         assert_eq!(ids(&judge(&evidence)), [""; 0]);
     }

@@ -128,6 +128,7 @@ fn needed_neighbours(evidence: &Evidence, facts: &Facts) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use super::super::evidence::Silence;
     use super::super::testing::{healthy, ids, route};
     use super::*;
 
@@ -154,7 +155,7 @@ mod tests {
     fn a_strict_filter_is_harmless_before_the_daemon_runs() {
         let mut evidence = healthy();
         evidence.settings.insert("net/ipv4/conf/all/rp_filter".to_owned(), "1".to_owned());
-        evidence.status = Err("nobody listens".into());
+        evidence.status = Err(Silence::NoDaemon("nobody listens".into()));
         assert_eq!(ids(&judge(&evidence)), [""; 0]);
     }
 

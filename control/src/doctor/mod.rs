@@ -46,7 +46,7 @@ pub fn judge(evidence: &Evidence) -> Diagnosis {
 
 #[cfg(test)]
 mod tests {
-    use super::evidence::{Cluster, Host};
+    use super::evidence::{Answers, Cluster, Host, Silence};
     use super::finding::Severity;
     use super::testing::healthy;
     use super::*;
@@ -65,8 +65,8 @@ mod tests {
         let unknown = || "not known".to_owned();
         let evidence = Evidence {
             config: Err("cannot read the config file".into()),
-            status: Err("no daemon answers".into()),
-            later: Err("no daemon answers".into()),
+            status: Err(Silence::NoDaemon(unknown())),
+            later: Err(Silence::NoDaemon(unknown())),
             tenants: Err(unknown()),
             process: Err(unknown()),
             host: Host {
@@ -79,7 +79,7 @@ mod tests {
             settings: Default::default(),
             isolated: Err(unknown()),
             queues: Err(unknown()),
-            answers: Err(unknown()),
+            answers: Answers { inside: Err(unknown()), outside: Err(unknown()) },
             clock: Err(unknown()),
             cluster: Cluster::NotAsked(unknown()),
             ..healthy()

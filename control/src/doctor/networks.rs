@@ -50,7 +50,7 @@ impl<'a> View<'a> {
         let (config, facts, interfaces) = (evidence.config()?, evidence.kernel()?, evidence.interfaces()?);
         let network = |side| match facts.port(&interfaces, side) {
             Ok((_, network)) => Ok(network),
-            Err(error) => Err(error.to_string()),
+            Err(_) => Err(format!("{} is not usable", interfaces.name(side))),
         };
         let (inside, outside) = (network(Side::Inside)?, network(Side::Outside)?);
         Ok(Self { config, facts, interfaces, inside, outside })

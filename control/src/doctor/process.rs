@@ -1,10 +1,11 @@
 //! The config file, the daemon's process, and what it needs of the host.
 
-use super::evidence::{Evidence, Known, Process};
+use super::evidence::{Evidence, Known, Process, Silence};
 use super::finding::{Check, Finding, Group};
 
 const CONFIG: Check = Check::new(Group::Config, "config-refused");
 const RUNNING: Check = Check::new(Group::Daemon, "daemon-not-running");
+const NO_ANSWER: Check = Check::new(Group::Daemon, "daemon-not-answering");
 const OTHER: Check = Check::new(Group::Daemon, "interface-held-by-another-daemon");
 const ORPHANED: Check = Check::new(Group::Daemon, "programs-without-daemon");
 const NAMESPACE: Check = Check::new(Group::Daemon, "other-network-namespace");
@@ -58,7 +59,15 @@ fn config(evidence: &Evidence) -> Finding {
 fn running(evidence: &Evidence) -> Finding {
     match &evidence.status {
         Ok(status) => RUNNING.fine(format!("version {}, process {}", status.version, status.pid)),
-        Err(reason) => RUNNING
+        Err(Silence::Forbidden(reason)) => RUNNING.skipped(reason),
+        Err(Silence::NoAnswer(reason)) => NO_ANSWER
+            .broken(reason.clone())
+            .because("It can be neither asked nor told anything; whether it forwards is not known.")
+            .fix(
+                "Read its log; restart it when it hangs, or when it is of another version than this command.",
+            )
+            .run("journalctl -u spillway -n 20"),
+        Err(Silence::NoDaemon(reason)) => RUNNING
             .broken(reason.clone())
             .because("Nothing is translated, and tenants' traffic is dropped.")
             .fix("Start it, and read its log when it ends.")
@@ -72,8 +81,11 @@ fn other(evidence: &Evidence) -> Finding {
         let interfaces = evidence.interfaces()?;
         let named = |name: &&str| held.iter().any(|held| held == name);
         let held = [interfaces.inside.as_str(), &interfaces.outside].into_iter().find(named);
-        let own = evidence.status.iter().flat_map(|status| &status.interfaces);
-        let own: Vec<&str> = own.map(|interface| interface.name.as_str()).collect();
+        let own: Vec<&str> = match &evidence.status {
+            Ok(status) => status.interfaces.iter().map(|interface| interface.name.as_str()).collect(),
+            Err(Silence::NoDaemon(_)) => Vec::new(),
+            Err(Silence::Forbidden(reason) | Silence::NoAnswer(reason)) => return Err(reason.clone()),
+        };
         Ok(match held.filter(|held| !own.contains(held)) {
             None => OTHER.fine("no other daemon has one of the interfaces"),
             Some(held) => OTHER
@@ -93,7 +105,8 @@ fn orphaned(evidence: &Evidence) -> Finding {
         Ok(pins) => pins,
         Err(reason) => return ORPHANED.skipped(reason),
     };
-    if evidence.status.is_ok() || !evidence.host.held.is_empty() || pins.is_empty() {
+    let is_away = matches!(evidence.status, Err(Silence::NoDaemon(_)));
+    if !is_away || !evidence.host.held.is_empty() || pins.is_empty() {
         return ORPHANED.fine("no XDP program is pinned without a daemon");
     }
     ORPHANED
@@ -118,8 +131,9 @@ fn namespace(process: &Process) -> Finding {
 }
 
 fn behind(evidence: &Evidence) -> Finding {
-    match evidence.later.as_ref().map(|status| status.epoch) {
-        Err(_) => BEHIND.skipped("no daemon answers"),
+    let later = evidence.later.as_ref().map_err(|_| "the daemon ended meanwhile".to_owned());
+    match evidence.status().and(later).map(|status| status.epoch) {
+        Err(reason) => BEHIND.skipped(reason),
         Ok(epoch) if epoch.wanted == epoch.applied => {
             BEHIND.fine(format!("all workers use snapshot {}", epoch.applied))
         }
@@ -217,7 +231,7 @@ mod tests {
     #[test]
     fn a_daemon_that_is_away_is_found_with_what_it_left() {
         let mut evidence = healthy();
-        evidence.status = Err("no daemon answers on /run/spillway/spillway.sock".into());
+        evidence.status = Err(Silence::NoDaemon("no daemon answers on /run/spillway/spillway.sock".into()));
         evidence.later = evidence.status.clone();
         evidence.host.held.clear();
         assert_eq!(ids(&judge(&evidence)), ["daemon-not-running", "programs-without-daemon"]);
@@ -225,6 +239,19 @@ mod tests {
         assert_eq!(ids(&judge(&evidence)), ["daemon-not-running"]);
         evidence.host.held = vec!["out0".into()];
         assert_eq!(ids(&judge(&evidence)), ["daemon-not-running", "interface-held-by-another-daemon"]);
+    }
+
+    #[test]
+    fn a_daemon_that_may_not_be_asked_or_does_not_answer_is_not_taken_for_one_that_is_away() {
+        let table = [
+            (Silence::Forbidden("may not use the socket".into()), vec![]),
+            (Silence::NoAnswer("did not answer within 30 s".into()), vec!["daemon-not-answering"]),
+        ];
+        for (silence, expected) in table {
+            let mut evidence = healthy();
+            (evidence.status, evidence.later) = (Err(silence.clone()), Err(silence));
+            assert_eq!(ids(&judge(&evidence)), expected);
+        }
     }
 
     #[test]

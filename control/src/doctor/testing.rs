@@ -8,7 +8,7 @@ use macaddr::MacAddr6;
 use serde_json::json;
 
 use super::cluster::NEEDS;
-use super::evidence::{Cluster, ClusterAnswers, Evidence, Host, Process};
+use super::evidence::{Answers, Cluster, ClusterAnswers, Evidence, Host, Process};
 use super::finding::{Finding, Severity};
 use crate::config::Config;
 use crate::netlink::addresses::Address;
@@ -57,7 +57,7 @@ pub(super) fn healthy() -> Evidence {
         settings: settings(),
         isolated: Ok(Vec::new()),
         queues: Ok([1, 1]),
-        answers: Ok(Vec::new()),
+        answers: Answers { inside: Ok(Vec::new()), outside: Ok(Vec::new()) },
         clock: Ok(true),
         cluster: Cluster::Answers(ClusterAnswers {
             server: "https://192.168.99.2:6443".into(),

@@ -34,7 +34,10 @@ pub fn probe(
     let found = found.ok_or_else(|| format!("{interface} does not exist"))?;
     let mac = found.mac.ok_or_else(|| format!("{interface} has no Ethernet address"))?;
     let mac = MacAddr6::from(mac.octets());
-    let refused = |error: io::Error| format!("cannot probe on {interface}: {error}; CAP_NET_RAW is needed");
+    let refused = |error: io::Error| {
+        let denied = error.kind() == io::ErrorKind::PermissionDenied;
+        format!("cannot probe on {interface}: {error}{}", if denied { "; CAP_NET_RAW is needed" } else { "" })
+    };
     let options = pnet_datalink::Config {
         read_timeout: Some(TURN),
         promiscuous: false,

@@ -17,9 +17,9 @@ use fastpath::io::ethtool::rx_queues;
 use fastpath::snapshot::Side;
 use tokio::time::sleep;
 
-use super::evidence::{ArpAnswer, Evidence, Known};
+use super::evidence::{Answers, ArpAnswer, Evidence, Known, Silence};
 use crate::api::types::Status;
-use crate::client::Client;
+use crate::client::{Client, ClientError};
 use crate::config::Config;
 use crate::daemon::socket_path;
 use crate::netlink::Netlink;
@@ -35,14 +35,14 @@ pub async fn gather(config_path: &Path, socket: Option<PathBuf>) -> Evidence {
     let config = Config::load(config_path).map_err(described);
     let of_config = config.as_ref().ok().and_then(|config| config.socket.clone());
     let client = Client::new(&socket_path(socket, of_config));
-    let status: Known<Status> = client.get("/v1/status").await.map_err(described);
+    let status: Result<Status, Silence> = client.get("/v1/status").await.map_err(silence);
     let kernel = read_kernel().await;
     let tenants = tenants(&config, &status);
     let look = || async {
         if status.is_ok() {
             sleep(BETWEEN_LOOKS).await;
         }
-        client.get("/v1/status").await.map_err(described)
+        client.get("/v1/status").await.map_err(silence)
     };
     let (later, answers, cluster, clock) =
         tokio::join!(look(), probe(&config, &kernel, &tenants), api::ask(&config), host::clock());
@@ -76,7 +76,18 @@ async fn read_kernel() -> Known<Facts> {
     Facts::read(&netlink).await.map_err(described)
 }
 
-fn tenants(config: &Known<Config>, status: &Known<Status>) -> Known<Vec<Tenant>> {
+fn silence(error: ClientError) -> Silence {
+    match error {
+        ClientError::NoDaemon { .. } => Silence::NoDaemon(described(error)),
+        ClientError::Forbidden { .. } => Silence::Forbidden(described(error)),
+        ClientError::NoAnswer { .. }
+        | ClientError::Broken(_)
+        | ClientError::Unreadable(_)
+        | ClientError::Refused { .. } => Silence::NoAnswer(described(error)),
+    }
+}
+
+fn tenants(config: &Known<Config>, status: &Result<Status, Silence>) -> Known<Vec<Tenant>> {
     if let Ok(status) = status {
         return Ok(status.tenants.iter().map(|view| view.tenant.clone()).collect());
     }
@@ -96,30 +107,36 @@ fn queues(config: &Known<Config>) -> Known<[u32; 2]> {
 }
 
 /// Probes both sides at the same time.
-async fn probe(
-    config: &Known<Config>,
-    kernel: &Known<Facts>,
-    tenants: &Known<Vec<Tenant>>,
+async fn probe(config: &Known<Config>, kernel: &Known<Facts>, tenants: &Known<Vec<Tenant>>) -> Answers {
+    let known = || -> Known<_> {
+        let config = config.as_ref().map_err(|_| "the config file is not usable")?;
+        let interfaces = Interfaces { inside: config.inside.clone(), outside: config.outside.clone() };
+        Ok((interfaces, kernel.as_ref().map_err(Clone::clone)?, tenants.as_deref().map_err(Clone::clone)?))
+    };
+    let (interfaces, facts, tenants) = match known() {
+        Ok(known) => known,
+        Err(reason) => return Answers { inside: Err(reason.clone()), outside: Err(reason) },
+    };
+    let probe = |side| probe_side(side, &interfaces, facts, tenants);
+    let (inside, outside) = tokio::join!(probe(Side::Inside), probe(Side::Outside));
+    Answers { inside, outside }
+}
+
+async fn probe_side(
+    side: Side,
+    interfaces: &Interfaces,
+    facts: &Facts,
+    tenants: &[Tenant],
 ) -> Known<Vec<ArpAnswer>> {
-    let config = config.as_ref().map_err(|_| "the config file is not usable")?;
-    let (facts, tenants) = (kernel.as_ref().map_err(Clone::clone)?, tenants.as_ref().map_err(Clone::clone)?);
-    let interfaces = Interfaces { inside: config.inside.clone(), outside: config.outside.clone() };
-    let mut own: BTreeSet<_> = tenants.iter().map(Tenant::effective_mac).collect();
-    own.extend(facts.links.iter().filter_map(|link| link.mac));
-    let mut probes = Vec::new();
-    for side in Side::BOTH {
-        let (link, network) = facts.port(&interfaces, side).map_err(|error| error.to_string())?;
-        let tenants = tenants.iter().flat_map(|tenant| match side {
-            Side::Inside => vec![tenant.gateway_ip],
-            Side::Outside => tenant.egress_ips.clone(),
-        });
-        let addresses: BTreeSet<Ipv4Addr> = tenants.chain([network.addr()]).collect();
-        let (name, own) = (link.name.clone(), own.clone());
-        probes.push(tokio::task::spawn_blocking(move || arp::probe(&name, side, &addresses, &own)));
-    }
-    let mut answers = Vec::new();
-    for probe in probes {
-        answers.extend(probe.await.map_err(described)??);
-    }
-    Ok(answers)
+    let name = interfaces.name(side).to_owned();
+    let (_, network) = facts.port(interfaces, side).map_err(|_| format!("{name} is not usable"))?;
+    let tenant_macs = tenants.iter().map(Tenant::effective_mac);
+    let own: BTreeSet<_> = tenant_macs.chain(facts.links.iter().filter_map(|link| link.mac)).collect();
+    let of_tenants = tenants.iter().flat_map(|tenant| match side {
+        Side::Inside => std::slice::from_ref(&tenant.gateway_ip),
+        Side::Outside => tenant.egress_ips.as_slice(),
+    });
+    let addresses: BTreeSet<Ipv4Addr> = of_tenants.copied().chain([network.addr()]).collect();
+    let probe = tokio::task::spawn_blocking(move || arp::probe(&name, side, &addresses, &own));
+    Ok(probe.await.map_err(described)??.into_iter().collect())
 }
