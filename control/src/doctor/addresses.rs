@@ -108,7 +108,7 @@ fn taken_own(answer: &ArpAnswer, interfaces: &Interfaces) -> Finding {
 fn strange_neighbours(tenants: &[Tenant], facts: &Facts, interfaces: &Interfaces) -> Vec<Finding> {
     let mut found = Vec::new();
     for neighbour in &facts.neighbours {
-        let Some(side) = facts.side_of(interfaces, neighbour.link) else { continue };
+        let Some(side) = facts.sides(interfaces).of(neighbour.link) else { continue };
         let Some(mac) = neighbour.usable_mac() else { continue };
         let owner = tenants.iter().find(|tenant| tenant.effective_mac() == mac);
         let Some(tenant) = owner else { continue };

@@ -57,7 +57,7 @@ impl<'a> View<'a> {
     }
 
     fn side_of(&self, route: &Route) -> Option<Side> {
-        self.facts.side_of(&self.interfaces, route.link)
+        self.facts.sides(&self.interfaces).of(route.link)
     }
 
     fn device_of(&self, route: &Route) -> &str {
