@@ -37,12 +37,13 @@ pub struct ClusterSide {
     surroundings: watch::Sender<Surroundings>,
 }
 
-/// A tenant as the fast path has it, and since which snapshot.
+/// A tenant as the fast path has it, since which snapshot, and what it had counted by then.
 #[derive(Debug)]
 struct CarriedOut {
     tenant: Tenant,
     object: Option<ObjectVersion>,
     epoch: Epoch,
+    mismatched: Mismatched,
 }
 
 impl ClusterSide {
@@ -113,7 +114,9 @@ impl ClusterSide {
             let name = &entry.tenant.name;
             let same = |carried: &CarriedOut| carried.tenant == entry.tenant && carried.object == object;
             if !self.carried_out.get(name).is_some_and(same) {
-                let carried_out = CarriedOut { tenant: entry.tenant.clone(), object, epoch };
+                let mismatched =
+                    self.counted.get(&entry.id).map(|(_, mismatched)| *mismatched).unwrap_or_default();
+                let carried_out = CarriedOut { tenant: entry.tenant.clone(), object, epoch, mismatched };
                 self.carried_out.insert(name.clone(), carried_out);
             }
         }
@@ -153,7 +156,7 @@ impl ClusterSide {
                 epoch: carried_out.map_or(Epoch(u32::MAX), |carried| carried.epoch),
                 trouble: self.troubles.get(name).cloned(),
                 sessions,
-                mismatched,
+                mismatched: carried_out.map_or(mismatched, |carried| mismatched.since(carried.mismatched)),
             };
             entry.drains_until.is_none().then(|| (name.clone(), outcome))
         });
@@ -264,6 +267,24 @@ mod tests {
         assert_eq!(blue.gateway_mac, "02:53:c0:a8:63:0d");
         assert_eq!(red.trouble.as_deref(), Some("the kernel refused to add 192.168.55.114/32"));
         assert_eq!(outcome.applied, Epoch(9));
+    }
+
+    #[test]
+    fn what_did_not_match_is_forgotten_when_the_tenant_changes() {
+        let mut world = World::new(&[("blue", 1, 13, 113)]);
+        world.side.note(&world.registry, Epoch(2), &[]);
+        let counted = |from_nodes| TenantReport {
+            drops: vec![(DropReason::NodeSource, from_nodes)],
+            ..TenantReport::default()
+        };
+        let blue = world.id("blue");
+        world.side.count(&[(blue, counted(3))]);
+        assert_eq!(world.tell().tenants["blue"].mismatched.from_nodes, 3);
+        world.ask(&[("blue", 2, 13, 113)]);
+        world.side.note(&world.registry, Epoch(3), &[]);
+        assert_eq!(world.tell().tenants["blue"].mismatched.from_nodes, 0);
+        world.side.count(&[(blue, counted(5))]);
+        assert_eq!(world.tell().tenants["blue"].mismatched.from_nodes, 2);
     }
 
     #[test]

@@ -87,17 +87,29 @@ pub struct TenantOutcome {
     pub trouble: Option<String>,
     /// Sessions now.
     pub sessions: u64,
-    /// Packets dropped because they came from a node where pods are the sources, or from a pod where nodes are.
+    /// Packets dropped since it last changed because they came from a node where pods are the sources, or from a pod
+    /// where nodes are.
     pub mismatched: Mismatched,
 }
 
-/// Packets that came from another kind of source than the tenant takes, since the daemon started.
+/// Packets that came from another kind of source than the tenant takes, since it last changed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Mismatched {
     /// From nodes.
     pub from_nodes: u64,
     /// From pods, where the tenant takes nodes.
     pub from_pods: u64,
+}
+
+impl Mismatched {
+    /// Returns what was added since an earlier count.
+    #[must_use]
+    pub fn since(self, earlier: Self) -> Self {
+        Self {
+            from_nodes: self.from_nodes.saturating_sub(earlier.from_nodes),
+            from_pods: self.from_pods.saturating_sub(earlier.from_pods),
+        }
+    }
 }
 
 /// One version of one object.

@@ -176,9 +176,10 @@ impl Registry {
         for tenant in wanted {
             let old = old.remove(&tenant.name);
             if let Err(refusal) = self.put_again(tenant.clone(), old.as_ref(), host) {
-                let stays =
-                    old.is_some_and(|old| self.put_again(old.tenant.clone(), Some(&old), host).is_ok());
-                let refusal = if stays { still_in_force(refusal) } else { refusal };
+                if let Some(old) = old {
+                    // Refused too, it is gone: a tenant before it has what it had.
+                    let _ = self.put_again(old.tenant.clone(), Some(&old), host);
+                }
                 refused.insert(tenant.name.clone(), refusal);
             }
         }
@@ -300,18 +301,6 @@ fn addresses(tenant: &Tenant) -> impl Iterator<Item = (String, Ipv4Addr)> + '_ {
     let egress = tenant.egress_ips.iter().enumerate();
     let egress = egress.map(|(index, address)| (format!("egressIPs[{index}]"), *address));
     std::iter::once(("gatewayIP".to_owned(), tenant.gateway_ip)).chain(egress)
-}
-
-/// Adds to a refusal that the tenant is forwarded as before.
-fn still_in_force(refusal: Refusal) -> Refusal {
-    let add = |message: String| format!("{message}; the tenant stays as it was before this change");
-    match refusal {
-        Refusal::Malformed { field, message } => Refusal::Malformed { field, message: add(message) },
-        Refusal::Invalid { field, message } => Refusal::Invalid { field, message: add(message) },
-        Refusal::Conflict { field, message } => Refusal::Conflict { field, message: add(message) },
-        Refusal::Failed { message } => Refusal::Failed { message: add(message) },
-        Refusal::UnknownTenant { name } => Refusal::UnknownTenant { name },
-    }
 }
 
 fn check_host(tenant: &Tenant, host: &Host) -> Result<(), Refusal> {
