@@ -44,13 +44,12 @@ impl Arguments {
 
 fn describe(diagnosis: &Diagnosis) -> String {
     let group = |group: Group| {
-        let findings: Vec<String> = diagnosis
-            .findings
-            .iter()
-            .filter(|finding| finding.group == group)
-            .map(describe_finding)
-            .collect();
-        (!findings.is_empty()).then(|| format!("{}\n{}", styled(HEADING, group.title()), findings.join("\n")))
+        let findings: Vec<&Finding> =
+            diagnosis.findings.iter().filter(|finding| finding.group == group).collect();
+        let same = |one: &&Finding, other: &&Finding| is_same_skip(one, other);
+        let described: Vec<String> = findings.chunk_by(same).map(describe_findings).collect();
+        (!findings.is_empty())
+            .then(|| format!("{}\n{}", styled(HEADING, group.title()), described.join("\n")))
     };
     let mut parts: Vec<String> = Group::ALL.into_iter().filter_map(group).collect();
     let style = if diagnosis.broken > 0 { BAD } else { GOOD };
@@ -64,7 +63,15 @@ fn describe(diagnosis: &Diagnosis) -> String {
     parts.join("\n\n")
 }
 
-fn describe_finding(finding: &Finding) -> String {
+/// Tells whether two checks were skipped for the same reason, which is told once.
+fn is_same_skip(one: &Finding, other: &Finding) -> bool {
+    one.severity == Severity::Skipped && other.severity == Severity::Skipped && one.summary == other.summary
+}
+
+/// Describes findings that belong together; all but the first differ in their ids alone.
+fn describe_findings(findings: &[&Finding]) -> String {
+    let finding = findings[0];
+
     let (word, style) = match finding.severity {
         Severity::Broken => ("broken", BAD.bold()),
         Severity::Warning => ("warning", WARN.bold()),
@@ -74,7 +81,8 @@ fn describe_finding(finding: &Finding) -> String {
     let word = format!("  {}", styled(style, format!("{word:<width$}", width = INDENT - 2)));
     match finding.severity {
         Severity::Skipped | Severity::Fine => {
-            let text = wrapped(&format!("{}: {}", finding.id, finding.summary));
+            let ids: Vec<&str> = findings.iter().map(|finding| finding.id.as_str()).collect();
+            let text = wrapped(&format!("{}: {}", ids.join(", "), finding.summary));
             format!("{word}{}", text.trim_start())
         }
         Severity::Broken | Severity::Warning => {
@@ -123,6 +131,20 @@ mod tests {
         let text = anstream::adapter::strip_str(&describe(&Diagnosis::of(findings))).to_string();
         let wide: Vec<&str> = text.lines().filter(|line| line.chars().count() > WIDTH).collect();
         assert_eq!(wide, [format!("{:INDENT$}  {command}", "")]);
+    }
+
+    #[test]
+    fn checks_that_are_skipped_for_one_reason_share_a_line() {
+        let other = Check::new(Group::Kernel, "valley-too-low");
+        let findings =
+            vec![CHECK.skipped("it is dark"), other.skipped("it is dark"), CHECK.skipped("it rains")];
+        let text = anstream::adapter::strip_str(&describe(&Diagnosis::of(findings))).to_string();
+        let lines: Vec<&str> = text.lines().skip(1).take(2).collect();
+        let expected = [
+            "  skipped  mountain-too-high, valley-too-low: it is dark",
+            "  skipped  mountain-too-high: it rains",
+        ];
+        assert_eq!(lines, expected);
     }
 
     #[test]

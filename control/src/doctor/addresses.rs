@@ -5,6 +5,7 @@ use fastpath::snapshot::Side;
 use super::evidence::{ArpAnswer, Evidence, Known};
 use super::finding::{Check, Finding, Group};
 use crate::netlink::facts::{Facts, Interfaces};
+use crate::netlink::links::Link;
 use crate::tenant::{Tenant, mac_to_text};
 
 const EGRESS: Check = Check::new(Group::Addresses, "egress-address-taken");
@@ -54,12 +55,30 @@ fn taken_on(
     side: Side,
     check: Check,
     fine: &str,
-    judge: impl FnMut(&ArpAnswer) -> Option<Finding>,
+    judge: impl Fn(&ArpAnswer) -> Option<Finding>,
 ) -> Vec<Finding> {
+    let links = evidence.kernel.iter().flat_map(|facts| &facts.links);
+    let own: Vec<&Link> = links.filter(|link| !link.is_tenant_link()).collect();
+    let found = |answer: &ArpAnswer| {
+        let own = own.iter().find(|link| link.mac == Some(answer.mac));
+        judge(answer).map(|finding| own.map_or(finding, |link| taken_by_own(check, answer, link)))
+    };
     match evidence.answers.on(side) {
-        Ok(answers) => check.or_fine(answers.iter().filter_map(judge).collect(), fine),
+        Ok(answers) => check.or_fine(answers.iter().filter_map(found).collect(), fine),
         Err(reason) => vec![check.skipped(reason)],
     }
+}
+
+fn taken_by_own(check: Check, answer: &ArpAnswer, link: &Link) -> Finding {
+    let (name, side) = (&link.name, answer.side.name());
+    check
+        .broken(format!("{name}, of this host, answers on the {side} network for {} with its own MAC", answer.address))
+        .because(
+            "Two interfaces are on one network and the kernel answers by any of them: others learn the wrong MAC, and \
+             their packets come in where nothing translates them.",
+        )
+        .fix("Give each interface a network of its own, or let it answer for its own addresses only.")
+        .run(format!("sysctl -w net.ipv4.conf.{name}.arp_ignore=1"))
 }
 
 fn taken_egress(answer: &ArpAnswer, tenant: &Tenant, interfaces: &Interfaces) -> Finding {
@@ -167,6 +186,20 @@ mod tests {
                 "{findings:?}"
             );
         }
+    }
+
+    #[test]
+    fn another_interface_of_this_host_that_answers_is_named() {
+        let mut evidence = healthy();
+        let mac = evidence.kernel.as_ref().unwrap().link("out0").unwrap().mac.unwrap();
+        let address = Ipv4Addr::new(192, 168, 99, 13);
+        evidence.answers.inside = Ok(vec![ArpAnswer { side: Side::Inside, address, mac }]);
+        let findings = judge(&evidence);
+        assert_eq!(ids(&findings), ["gateway-address-taken"]);
+        assert!(
+            findings.iter().any(|finding| finding.summary.starts_with("out0, of this host")),
+            "{findings:?}"
+        );
     }
 
     #[test]

@@ -39,8 +39,9 @@ pub async fn gather(config_path: &Path, socket: Option<PathBuf>) -> Evidence {
     let kernel = read_kernel().await;
     let tenants = tenants(&config, &status);
     let look = || async {
-        if status.is_ok() {
-            sleep(BETWEEN_LOOKS).await;
+        match &status {
+            Ok(_) => sleep(BETWEEN_LOOKS).await,
+            Err(why) => return Err(why.clone()),
         }
         client.get("/v1/status").await.map_err(silence)
     };
