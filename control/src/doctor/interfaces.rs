@@ -1,5 +1,6 @@
 //! The two interfaces: there, up, with an address, and alike.
 
+use fastpath::dataplane::AttachPreference;
 use fastpath::snapshot::Side;
 
 use super::evidence::{Evidence, Known};
@@ -107,7 +108,7 @@ fn mtu_gap(inside: &Link, outside: &Link) -> Finding {
 fn xdp_mode(evidence: &Evidence) -> Vec<Finding> {
     let status = match evidence.status() {
         Ok(status) => status,
-        Err(reason) => return vec![XDP_MODE.skipped(reason)],
+        Err(reason) => return vec![configured_mode(evidence).unwrap_or_else(|| XDP_MODE.skipped(reason))],
     };
     let found = status.interfaces.iter().filter_map(|interface| {
         let name = &interface.name;
@@ -133,6 +134,17 @@ fn xdp_mode(evidence: &Evidence) -> Vec<Finding> {
         }
     });
     XDP_MODE.or_fine(found.collect(), "both interfaces run the XDP program in the driver")
+}
+
+/// Judges what a daemon would do, while none tells what it does.
+fn configured_mode(evidence: &Evidence) -> Option<Finding> {
+    let config = evidence.config.as_ref().ok().filter(|config| config.attach == AttachPreference::Generic)?;
+    let finding = XDP_MODE
+        .warning("xdp.mode is \"generic\"")
+        .because("Each frame is first copied into a socket buffer, which costs most of the speed.")
+        .fix("Set xdp.mode = \"auto\", which takes the driver's native mode where there is one.")
+        .run(format!("ethtool -i {}", config.inside));
+    Some(finding)
 }
 
 fn queues(evidence: &Evidence) -> Vec<Finding> {
@@ -217,6 +229,10 @@ mod tests {
         let findings = judge(&evidence);
         assert_eq!(ids(&findings), ["xdp-not-native"]);
         assert!(findings.iter().any(|finding| finding.summary.contains("out0")), "{findings:?}");
+        evidence.status = Err(Silence::NoDaemon("nobody".into()));
+        assert_eq!(ids(&judge(&evidence)), [""; 0]);
+        evidence.config.as_mut().unwrap().attach = AttachPreference::Generic;
+        assert_eq!(ids(&judge(&evidence)), ["xdp-not-native"]);
     }
 
     #[test]
