@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::Command;
 use std::thread::JoinHandle;
@@ -182,25 +183,48 @@ pub fn write_kubeconfig(path: &Path, server: SocketAddr) -> Result<()> {
     std::fs::write(path, config.to_string()).with_context(|| format!("{}", path.display()))
 }
 
+/// Answers as the daemon on a control socket: each request with the next of these bodies, then no more.
+///
+/// # Errors
+/// When it cannot listen there.
+pub fn play_daemon(socket: &Path, bodies: Vec<String>) -> Result<JoinHandle<()>> {
+    let listener = UnixListener::bind(socket).with_context(|| format!("{}", socket.display()))?;
+    Ok(std::thread::spawn(move || {
+        for body in bodies {
+            let Ok((mut stream, _)) = listener.accept() else { return };
+            read_head(&mut stream);
+            write_answer(&mut stream, "200 OK", &body);
+        }
+    }))
+}
+
 fn answer(listener: &TcpListener, head: &str, body: &str) {
     for stream in listener.incoming() {
         let Ok(mut stream) = stream else { return };
-        let mut request = Vec::new();
-        let mut piece = [0; 4096];
-        while !request.windows(4).any(|end| end == b"\r\n\r\n") {
-            match stream.read(&mut piece) {
-                Ok(0) | Err(_) => break,
-                Ok(count) => request.extend_from_slice(&piece[..count]),
-            }
-        }
-        if request.starts_with(b"STOP") {
+        if read_head(&mut stream).starts_with(b"STOP") {
             return;
         }
-        let length = body.len();
-        let answer = format!(
-            "HTTP/1.1 {head}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
-        );
-        // A client that went away is the test's business.
-        let _ = stream.write_all(answer.as_bytes());
+        write_answer(&mut stream, head, body);
     }
+}
+
+fn read_head(stream: &mut impl Read) -> Vec<u8> {
+    let mut request = Vec::new();
+    let mut piece = [0; 4096];
+    while !request.windows(4).any(|end| end == b"\r\n\r\n") {
+        match stream.read(&mut piece) {
+            Ok(0) | Err(_) => break,
+            Ok(count) => request.extend_from_slice(&piece[..count]),
+        }
+    }
+    request
+}
+
+fn write_answer(stream: &mut impl Write, head: &str, body: &str) {
+    let length = body.len();
+    let answer = format!(
+        "HTTP/1.1 {head}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+    );
+    // A client that went away is the test's business.
+    let _ = stream.write_all(answer.as_bytes());
 }

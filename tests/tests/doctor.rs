@@ -8,7 +8,7 @@ use control::demo::LabOptions;
 use control::demo::command::{self, text};
 use control::demo::topology::{BLUE, GATEWAY_OUTSIDE, Host, INSIDE, NODES, OUTSIDE, RED, ROUTER};
 use spillway_tests::doctor::{
-    Report, StandIn, edit_config, lab_without_daemon, stop_forwarding, word, write_kubeconfig,
+    Report, StandIn, edit_config, lab_without_daemon, play_daemon, stop_forwarding, word, write_kubeconfig,
 };
 use spillway_tests::fixture::{Fixture, LIMIT};
 
@@ -93,6 +93,27 @@ fn who_else_answers_for_the_gateways_addresses_is_found() -> Result<()> {
     report.require_broken("own-address-taken", &GATEWAY_OUTSIDE.to_string())?;
     report.require_broken("gateway-address-taken", &RED.gateway.to_string())?;
     report.require_broken("gateway-mac-elsewhere", "192.168.99.66")
+}
+
+#[test]
+fn a_cluster_that_translates_pods_to_nodes_is_found_by_counters_that_grow() -> Result<()> {
+    let Some(fixture) = healthy()? else { return Ok(()) };
+    let installation = fixture.gateway.installation();
+    let status = fixture.gateway.status()?;
+    let counted = |count: u64| {
+        let mut status = status.clone();
+        status["tenants"][0]["status"]["drops"]["node_source"] = count.into();
+        status.to_string()
+    };
+    let socket = fixture.lab.directory().join("stand-in.sock");
+    let daemon = play_daemon(&socket, vec![counted(3), counted(12)])?;
+    let mut doctor = fixture.lab.namespace(Host::Gateway).command(&installation.executable);
+    doctor.arg("--socket").arg(&socket).args(["doctor", "--json", "--config"]).arg(&installation.config);
+    let report = Report::read(&mut doctor)?;
+    report.require_broken("wrong-snat-mode", "12 packets came from nodes, 9 of them just now")?;
+    assert_eq!(report.bad(), BTreeSet::from(["wrong-snat-mode"]));
+    ensure!(daemon.join().is_ok(), "the stand-in failed");
+    Ok(())
 }
 
 #[test]
