@@ -191,8 +191,10 @@ pub struct TenantStatus {
     /// Source networks that it may use: its own, the cluster's, its live pods or the nodes.
     pub sources: Vec<Ipv4Net>,
     /// Policies that route to its gateway address.
+    #[serde(default)]
     pub policies: Vec<String>,
     /// Namespaces that they select, and the live pods of each.
+    #[serde(default)]
     pub namespaces: BTreeMap<String, u64>,
     /// What the kernel or the fast path refused; null when it has all that it needs.
     pub trouble: Option<String>,
