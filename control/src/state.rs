@@ -2,14 +2,19 @@
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use atomic_write_file::AtomicWriteFile;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::kubernetes::state::ClusterState;
 use crate::tenant::Tenant;
 
+const CLUSTER_FILE: &str = "kubernetes.json";
+/// Raised whenever what the cluster asks for is written in another way.
+const CLUSTER_VERSION: u64 = 1;
 const TENANTS_FILE: &str = "tenants.json";
 const SYSCTLS_FILE: &str = "sysctls.json";
 
@@ -114,6 +119,42 @@ impl StateDir {
         self.save(SYSCTLS_FILE, saved)
     }
 
+    /// Returns what the cluster asked for last, and when that was saved; none when nothing was.
+    ///
+    /// # Errors
+    /// When there is a file that cannot be read, is damaged, or is of another version.
+    pub fn load_cluster(&self) -> Result<Option<(ClusterState, SystemTime)>, StateError> {
+        let path = self.0.join(CLUSTER_FILE);
+        let Some(mut file) = self.load::<Option<serde_json::Value>>(CLUSTER_FILE)? else { return Ok(None) };
+        let state = match file["version"].as_u64() {
+            Some(CLUSTER_VERSION) => serde_json::from_value(file["state"].take()),
+            version => {
+                Err(serde::de::Error::custom(format!("version {version:?}; known is {CLUSTER_VERSION}")))
+            }
+        };
+        let state = state.map_err(|source| StateError::Parse { path: path.clone(), source })?;
+        let saved = std::fs::metadata(&path).and_then(|metadata| metadata.modified());
+        Ok(Some((state, saved.map_err(|source| StateError::Read { path, source })?)))
+    }
+
+    /// Saves what the cluster asks for.
+    ///
+    /// # Errors
+    /// When the file cannot be written; the old one then stays.
+    pub fn save_cluster(&self, state: &ClusterState) -> Result<(), StateError> {
+        self.save(CLUSTER_FILE, &serde_json::json!({ "version": CLUSTER_VERSION, "state": state }))
+    }
+
+    /// Moves what the cluster asked for last out of the way, and returns where it is.
+    ///
+    /// # Errors
+    /// When it cannot be moved.
+    pub fn set_cluster_aside(&self) -> Result<PathBuf, StateError> {
+        let (path, aside) = (self.0.join(CLUSTER_FILE), self.0.join(format!("{CLUSTER_FILE}.refused")));
+        std::fs::rename(&path, &aside).map_err(|source| StateError::Write { path, source })?;
+        Ok(aside)
+    }
+
     fn load<T: DeserializeOwned + Default>(&self, file: &str) -> Result<T, StateError> {
         let path = self.0.join(file);
         match std::fs::read(&path) {
@@ -137,7 +178,11 @@ impl StateDir {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
     use super::*;
+    use crate::config::ReturnRoute;
+    use crate::kubernetes::state::{ClusterTenant, Link};
 
     #[test]
     fn saved_tenants_are_loaded_again() {
@@ -175,6 +220,47 @@ mod tests {
         let saved = SavedSysctls { boot_id: "a".into(), settings: vec![setting] };
         state.save_sysctls(&saved).unwrap();
         assert_eq!(state.load_sysctls().unwrap(), saved);
+    }
+
+    #[test]
+    fn what_the_cluster_asked_for_is_loaded_again() {
+        let (_directory, state) = open();
+        assert!(state.load_cluster().unwrap().is_none());
+        let route =
+            ReturnRoute { pod_cidr: "10.132.0.0/24".parse().unwrap(), via: "192.168.99.21".parse().unwrap() };
+        let pods = BTreeSet::from(["10.132.0.5".parse().unwrap()]);
+        let link = Link {
+            policies: BTreeSet::from(["blue".to_owned()]),
+            namespaces: BTreeMap::from([("ns-blue".to_owned(), pods)]),
+        };
+        let cluster = ClusterState {
+            routes: BTreeMap::from([("w1".to_owned(), vec![route])]),
+            node_addresses: BTreeMap::from([("w1".to_owned(), route.via)]),
+            tenants: vec![ClusterTenant { uid: "u".to_owned(), generation: 3, tenant: tenant() }],
+            links: BTreeMap::from([("192.168.99.13".parse().unwrap(), link)]),
+            ..ClusterState::default()
+        };
+        state.save_cluster(&cluster).unwrap();
+        assert_eq!(state.load_cluster().unwrap().unwrap().0, cluster);
+    }
+
+    #[test]
+    fn a_cluster_state_that_cannot_be_used_is_refused_and_set_aside() {
+        let sound = serde_json::to_string(&ClusterState::default()).unwrap();
+        for text in [
+            "{\"version\": 1, \"sta".to_owned(),
+            format!("{{\"version\": 2, \"state\": {sound}}}"),
+            format!("{{\"state\": {sound}}}"),
+            "{\"version\": 1, \"state\": {\"unknown\": 1}}".to_owned(),
+            "[]".to_owned(),
+        ] {
+            let (directory, state) = open();
+            std::fs::write(directory.path().join(CLUSTER_FILE), &text).unwrap();
+            assert!(state.load_cluster().is_err(), "{text}");
+            let aside = state.set_cluster_aside().unwrap();
+            assert_eq!(std::fs::read_to_string(aside).unwrap(), text);
+            assert!(state.load_cluster().unwrap().is_none());
+        }
     }
 
     fn open() -> (tempfile::TempDir, StateDir) {
