@@ -9,6 +9,7 @@
 //! - [`credentials`]: the kubeconfig and the files that it names
 //! - [`connection`]: one client for everybody, exchanged when credentials change
 //! - [`trouble`]: what may be wrong between the gateway and the API
+//! - [`watch`]: objects of one kind, listed and watched
 //! - [`collection`]: objects of one kind, as lists and watches tell of them
 //! - [`egress_tenant`]: the custom resource that names a tenant
 //! - [`objects`]: what is kept of each object
@@ -17,9 +18,12 @@
 //! - `tenants`: EgressTenants into tenants, oldest first
 //! - `links`: policies, namespaces and pods into what is routed to each tenant
 //! - [`status`]: what each EgressTenant is told of itself
+//! - [`writes`]: which statuses have to be written
+//! - [`bulletin`]: which notices have to be published
+//! - [`report`]: statuses and events, written
 //! - [`state`]: what crosses between the cluster's side and the gateway's
-//! - [`watch`]: objects of one kind, listed and watched
 
+pub mod bulletin;
 pub mod collection;
 pub mod connection;
 pub mod credentials;
@@ -28,6 +32,7 @@ pub mod egress_tenant;
 mod fixtures;
 mod links;
 pub mod objects;
+pub mod report;
 mod routes;
 #[cfg(test)]
 mod scripted;
@@ -37,3 +42,4 @@ mod tenants;
 pub mod trouble;
 pub mod view;
 pub mod watch;
+pub mod writes;

@@ -21,6 +21,8 @@ use super::credentials::Connected;
 pub(super) struct Call {
     pub(super) path: String,
     pub(super) query: String,
+    /// The body; null when there is none.
+    pub(super) body: Value,
 }
 
 /// An answer.
@@ -49,9 +51,12 @@ pub(super) fn client(answer: impl FnMut(&Call) -> Answer + Send + 'static) -> Cl
     let service = service_fn(move |request: Request<Body>| {
         let answer = answer.clone();
         async move {
-            let uri = request.uri();
-            let call =
-                Call { path: uri.path().to_owned(), query: uri.query().unwrap_or_default().to_owned() };
+            let (parts, body) = request.into_parts();
+            let call = Call {
+                path: parts.uri.path().to_owned(),
+                query: parts.uri.query().unwrap_or_default().to_owned(),
+                body: serde_json::from_slice(&body.collect_bytes().await?).unwrap_or(Value::Null),
+            };
             let answer = (*answer.lock().unwrap())(&call);
             respond(answer).await
         }
