@@ -5,6 +5,10 @@ use std::io::{IsTerminal, stderr};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
+/// kube tells of what is refused at every try; the gateway tells of it once. A filter that names them comes later
+/// and wins.
+const QUIET: &str = "kube_client=error,kube_runtime=error";
+
 /// Starts logging with the given filter, else with `RUST_LOG`, else at `info`.
 ///
 /// # Errors
@@ -12,7 +16,7 @@ use tracing_subscriber::filter::LevelFilter;
 pub fn start(filter: Option<&str>) -> anyhow::Result<()> {
     let text = filter.map(str::to_owned).or_else(|| std::env::var("RUST_LOG").ok());
     let text = text.as_deref().unwrap_or("info");
-    let filter = EnvFilter::try_new(own_crates_only(text)).map_err(|error| {
+    let filter = EnvFilter::try_new(format!("{QUIET},{}", own_crates_only(text))).map_err(|error| {
         anyhow::anyhow!("--log: {text:?} is no log filter ({error}); use error, warn, info, debug or trace")
     })?;
     tracing_subscriber::fmt()

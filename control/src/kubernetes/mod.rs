@@ -21,6 +21,9 @@
 //! - [`writes`]: which statuses have to be written
 //! - [`bulletin`]: which notices have to be published
 //! - [`report`]: statuses and events, written
+//! - [`follow`]: the task that does all of it
+//! - `keeper`: the last state, kept for the next start
+//! - [`health`]: how well the cluster is known
 //! - [`state`]: what crosses between the cluster's side and the gateway's
 
 pub mod bulletin;
@@ -30,6 +33,9 @@ pub mod credentials;
 pub mod egress_tenant;
 #[cfg(test)]
 mod fixtures;
+pub mod follow;
+pub mod health;
+mod keeper;
 mod links;
 pub mod objects;
 pub mod report;

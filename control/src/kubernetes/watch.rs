@@ -97,6 +97,11 @@ impl<T: PartialEq + Send + Sync + 'static> Watch<T> {
     pub fn progress(&mut self) -> watch::Ref<'_, Progress<T>> {
         self.progress.borrow_and_update()
     }
+
+    /// Returns the same as [`Self::progress`], which stays to be asked for.
+    pub fn peek(&self) -> watch::Ref<'_, Progress<T>> {
+        self.progress.borrow()
+    }
 }
 
 impl<T> Drop for Watch<T> {
