@@ -12,10 +12,12 @@ use tokio::task::block_in_place;
 use super::gateway::Gateway;
 use crate::api::Request;
 use crate::api::types::{
-    EpochStatus, InterfaceStatus, QueueStatus, RouteView, SessionView, Status, TenantStatus, TenantView,
-    WorkerStatus,
+    EpochStatus, InterfaceStatus, KindStatus, KubernetesStatus, NoticeView, QueueStatus, RefusedTenantView,
+    RouteView, SessionView, Status, TenantStatus, TenantView, WorkerStatus,
 };
 use crate::compile::sources;
+use crate::kubernetes::health::{Health, KindHealth};
+use crate::kubernetes::view::{Kind, Notice};
 use crate::refusal::Refusal;
 use crate::registry::Entry;
 use crate::tenant::mac_to_text;
@@ -53,8 +55,29 @@ impl Gateway {
             drops: report.drops.iter().map(|(reason, count)| (reason.name().to_owned(), *count)).collect(),
             tenants: self.registry.entries().map(|entry| self.tenant_view(entry, &report)).collect(),
             workers: report.workers.into_iter().map(worker_status).collect(),
-            kubernetes: None,
+            kubernetes: self.cluster.health().map(|health| self.kubernetes_status(&health)),
         })
+    }
+
+    fn kubernetes_status(&self, health: &Health) -> KubernetesStatus {
+        let refused = self.cluster.refused().iter();
+        let error = health
+            .credentials
+            .clone()
+            .or_else(|| (health.is_answering == Some(false)).then(|| "the API does not answer".to_owned()));
+        KubernetesStatus {
+            server: health.server.clone().unwrap_or_default(),
+            age_seconds: health.contact_age(Instant::now()).map(|age| age.as_secs()),
+            error: error.or_else(|| health.reports.clone()),
+            kinds: health.kinds.iter().map(|(kind, health)| kind_status(*kind, health)).collect(),
+            refused_tenants: refused
+                .map(|(name, refused)| RefusedTenantView {
+                    name: name.clone(),
+                    message: refused.message.clone(),
+                })
+                .collect(),
+            notices: health.notices.iter().map(notice_view).collect(),
+        }
     }
 
     fn tenants(&self) -> Result<Vec<TenantView>, Refusal> {
@@ -169,6 +192,26 @@ impl Gateway {
             gateway_mac: route.gateway.and_then(neighbour).map(|neighbour| mac_to_text(neighbour.mac)),
             own,
         }
+    }
+}
+
+fn kind_status(kind: Kind, health: &KindHealth) -> KindStatus {
+    let trouble = health.trouble.as_ref().map(|trouble| trouble.message.clone());
+    KindStatus {
+        kind: kind.resource().to_owned(),
+        listed: health.is_listed,
+        objects: health.objects as u64,
+        error: trouble
+            .or_else(|| health.is_missing.then(|| "the cluster does not have this kind".to_owned())),
+    }
+}
+
+fn notice_view(notice: &Notice) -> NoticeView {
+    NoticeView {
+        kind: notice.kind.name().to_owned(),
+        name: notice.name.clone(),
+        reason: notice.reason.to_owned(),
+        message: notice.message.clone(),
     }
 }
 

@@ -14,6 +14,8 @@ use super::converge::{Refused, Stakes, Subject};
 use super::gateway::Gateway;
 use crate::compile::host;
 use crate::config::ReturnRoute;
+use crate::kubernetes::follow::Follower;
+use crate::kubernetes::health::Health;
 use crate::kubernetes::state::{
     ClusterState, Mismatched, ObjectVersion, Outcome, RefusedTenant, TenantOutcome,
 };
@@ -33,8 +35,7 @@ pub struct ClusterSide {
     carried_out: BTreeMap<String, CarriedOut>,
     troubles: BTreeMap<String, String>,
     counted: BTreeMap<TenantId, (u64, Mismatched)>,
-    outcome: watch::Sender<Arc<Outcome>>,
-    surroundings: watch::Sender<Surroundings>,
+    follower: Option<Follower>,
 }
 
 /// A tenant as the fast path has it, since which snapshot, and what it had counted by then.
@@ -47,19 +48,32 @@ struct CarriedOut {
 }
 
 impl ClusterSide {
-    /// Returns the gateway's end for a last good state.
-    pub fn new(state: Arc<ClusterState>) -> Self {
-        Self { state, ..Self::default() }
+    /// Returns the gateway's end, with the last good state.
+    pub fn new(follower: Option<Follower>) -> Self {
+        let state = follower.as_ref().map(|follower| follower.state().borrow().clone()).unwrap_or_default();
+        Self { state, follower, ..Self::default() }
     }
 
-    /// Returns where the gateway tells what came of the cluster's wishes.
-    pub fn outcome(&self) -> watch::Receiver<Arc<Outcome>> {
-        self.outcome.subscribe()
+    /// Follows what the cluster asks for; none when the Kubernetes API is not asked.
+    pub(super) fn states(&self) -> Option<watch::Receiver<Arc<ClusterState>>> {
+        self.follower.as_ref().map(Follower::state)
     }
 
-    /// Returns where the gateway tells what its own side looks like.
-    pub fn surroundings(&self) -> watch::Receiver<Surroundings> {
-        self.surroundings.subscribe()
+    /// Returns how well the cluster is known; none when the Kubernetes API is not asked.
+    pub(super) fn health(&self) -> Option<Health> {
+        self.follower.as_ref().map(|follower| follower.health().borrow().clone())
+    }
+
+    /// Returns the cluster's tenants that are refused.
+    pub(super) fn refused(&self) -> &BTreeMap<String, RefusedTenant> {
+        &self.refused
+    }
+
+    /// Stops following the cluster.
+    pub(super) async fn stop(&mut self) {
+        if let Some(follower) = self.follower.take() {
+            follower.stop().await;
+        }
     }
 
     /// Returns the return routes of the config file and of the cluster.
@@ -142,8 +156,8 @@ impl ClusterSide {
         self.counted = counted.collect();
     }
 
-    /// Tells the cluster's side what came of its wishes, if that changed.
-    fn tell(&self, registry: &Registry, applied: Epoch, surroundings: Option<Surroundings>) {
+    /// Returns what came of the cluster's wishes.
+    fn outcome(&self, registry: &Registry, applied: Epoch) -> Outcome {
         let tenants = registry.entries().filter_map(|entry| {
             let name = &entry.tenant.name;
             let carried_out = self.carried_out.get(name);
@@ -160,11 +174,7 @@ impl ClusterSide {
             };
             entry.drains_until.is_none().then(|| (name.clone(), outcome))
         });
-        let outcome = Outcome { tenants: tenants.collect(), refused: self.refused.clone(), applied };
-        self.outcome.send_if_modified(|told| replace_if_changed(told, Arc::new(outcome)));
-        if let Some(surroundings) = surroundings {
-            self.surroundings.send_if_modified(|told| replace_if_changed(told, surroundings));
-        }
+        Outcome { tenants: tenants.collect(), refused: self.refused.clone(), applied }
     }
 }
 
@@ -213,7 +223,11 @@ impl Gateway {
 
     /// Tells the cluster's side what tenants count.
     pub(super) fn tell_counts(&self) {
-        self.cluster.tell(&self.registry, self.data_plane.applied_epoch(), self.surroundings());
+        let Some(follower) = &self.cluster.follower else { return };
+        follower.tell(self.cluster.outcome(&self.registry, self.data_plane.applied_epoch()));
+        if let Some(surroundings) = self.surroundings() {
+            follower.surround(surroundings);
+        }
     }
 
     /// Tells whether tenants of the cluster are refused.
@@ -233,14 +247,6 @@ impl Gateway {
 
 fn is_of(subject: &Subject, tenant: &Tenant) -> bool {
     Stakes::of([tenant]).concern(subject)
-}
-
-fn replace_if_changed<T: PartialEq>(told: &mut T, new: T) -> bool {
-    let is_new = *told != new;
-    if is_new {
-        *told = new;
-    }
-    is_new
 }
 
 #[cfg(test)]
@@ -321,19 +327,6 @@ mod tests {
         assert!(!outcome.tenants.contains_key("green"));
     }
 
-    #[test]
-    fn nothing_is_told_twice() {
-        let mut world = World::new(&[("blue", 1, 13, 113)]);
-        world.side.note(&world.registry, Epoch(2), &[]);
-        let mut outcome = world.side.outcome();
-        world.tell();
-        assert!(outcome.has_changed().unwrap());
-        outcome.mark_unchanged();
-        world.side.note(&world.registry, Epoch(5), &[]);
-        world.tell();
-        assert!(!outcome.has_changed().unwrap());
-    }
-
     struct World {
         side: ClusterSide,
         registry: Registry,
@@ -371,9 +364,8 @@ mod tests {
             self.registry.get(name).unwrap().id
         }
 
-        fn tell(&self) -> Arc<Outcome> {
-            self.side.tell(&self.registry, Epoch(9), None);
-            self.side.outcome().borrow().clone()
+        fn tell(&self) -> Outcome {
+            self.side.outcome(&self.registry, Epoch(9))
         }
     }
 

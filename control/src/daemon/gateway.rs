@@ -5,12 +5,14 @@
 
 use std::collections::HashSet;
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Context;
 use conntrack::Epoch;
 use fastpath::dataplane::{DataPlane, DataPlaneOptions, NeighbourRequest, NeighbourRequests};
 use fastpath::snapshot::{Side, Snapshot};
+use tokio::sync::watch;
 use tokio::task::block_in_place;
 use tracing::{debug, error, info, warn};
 
@@ -21,6 +23,7 @@ use super::publication::Publication;
 use super::shortage::Shortages;
 use crate::compile::{Constants, compile, host};
 use crate::config::ReturnRoute;
+use crate::kubernetes::state::ClusterState;
 use crate::netlink::Netlink;
 use crate::netlink::facts::Facts;
 use crate::netlink::monitor::Changes;
@@ -143,6 +146,7 @@ impl Gateway {
     /// Removes everything that was made, unless told to keep it, and stops the workers. The XDP programs stay,
     /// and drop tenant traffic.
     pub async fn stop(mut self, keep: bool) {
+        self.cluster.stop().await;
         if !keep && let Err(error) = self.withdraw().await {
             error!("not everything was removed: {error:#}");
         }
@@ -220,6 +224,11 @@ impl Gateway {
             self.resolve_one(side, address).await;
             self.requested.insert((side, address));
         }
+    }
+
+    /// Follows what the cluster asks for; none when the Kubernetes API is not asked.
+    pub fn cluster_states(&self) -> Option<watch::Receiver<Arc<ClusterState>>> {
+        self.cluster.states()
     }
 
     /// Returns the workers' requests.

@@ -20,6 +20,7 @@ pub mod shortage;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -29,7 +30,7 @@ use sd_notify::NotifyState;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{error, info, warn};
 
@@ -39,6 +40,9 @@ use self::guard::{ControlSocket, DirectoryGuard, InterfaceGuard};
 use crate::api::{Bounds, Request, router, serve};
 use crate::compile::{Constants, host as host_of};
 use crate::config::Config;
+use crate::kubernetes::follow;
+use crate::kubernetes::state::ClusterState;
+use crate::kubernetes::view::Surroundings;
 use crate::netlink::Netlink;
 use crate::netlink::facts::{Facts, Interfaces};
 use crate::netlink::monitor::{Changes, Monitor};
@@ -110,6 +114,7 @@ async fn restore(sysctls: &mut Sysctls, interfaces: &Interfaces) -> anyhow::Resu
 struct Daemon {
     gateway: Gateway,
     monitor: Monitor,
+    states: Option<watch::Receiver<Arc<ClusterState>>>,
     requests: mpsc::Receiver<Request>,
     neighbour_requests: NeighbourRequests,
     neighbours_readable: AsyncFd<OwnedFd>,
@@ -139,8 +144,9 @@ impl Daemon {
         let neighbours_readable = watch(&neighbour_requests)?;
         let (sender, requests) = mpsc::channel(REQUESTS_IN_FLIGHT);
         let server = tokio::spawn(serve(socket.listener()?, router(sender), Bounds::default()));
+        let states = gateway.cluster_states();
         let mut daemon =
-            Self { gateway, monitor, requests, neighbour_requests, neighbours_readable, signals };
+            Self { gateway, monitor, states, requests, neighbour_requests, neighbours_readable, signals };
         info!("ready");
         notify(NotifyState::Ready);
         let served = daemon.serve().await;
@@ -169,6 +175,7 @@ impl Daemon {
                         self.gateway.follow(Changes::ALL).await?;
                     }
                 },
+                state = next_state(&mut self.states) => self.gateway.adopt(state).await,
                 Some(request) = self.requests.recv() => self.gateway.answer(request).await,
                 readable = self.neighbours_readable.readable() => {
                     readable?.clear_ready(); // first, so that what comes meanwhile makes it readable again
@@ -179,6 +186,16 @@ impl Daemon {
             }
         }
     }
+}
+
+/// Waits for the cluster to ask for something else; for ever when it is not followed.
+async fn next_state(states: &mut Option<watch::Receiver<Arc<ClusterState>>>) -> Arc<ClusterState> {
+    if let Some(states) = states
+        && states.changed().await.is_ok()
+    {
+        return states.borrow_and_update().clone();
+    }
+    std::future::pending().await
 }
 
 /// Says how to get rid of the XDP programs, if there are any after a failed start.
@@ -217,7 +234,11 @@ async fn prepare(config: Config, state: StateDir) -> anyhow::Result<Setup> {
         cores: config.cores,
         session_capacity: config.session_capacity,
     };
-    let cluster = ClusterSide::default();
+    let follower = config
+        .kubernetes
+        .as_ref()
+        .map(|kubernetes| follow::start(kubernetes, state.clone(), Surroundings::default()));
+    let cluster = ClusterSide::new(follower);
     Ok(Setup {
         netlink,
         facts,
