@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 /// Every crate of the workspace, by directory; the fuzz targets belong to the fast path.
-pub const CRATES: [&str; 5] = ["conntrack", "fastpath", "control", "bench", "tests"];
+pub const CRATES: [&str; 6] = ["conntrack", "fastpath", "control", "bench", "tests", "tests/apiserver"];
 
 /// Returns the workspace's root.
 pub fn root() -> PathBuf {
