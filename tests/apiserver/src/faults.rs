@@ -31,6 +31,7 @@ struct Switches {
     broken_lists: u32,
     broken_after: u32,
     lacking: BTreeMap<String, Lack>,
+    refuses_expired_watches: bool,
     requests: Requests,
 }
 
@@ -78,6 +79,13 @@ impl Faults {
     /// Ends every open watch with an `ERROR` event that holds a 410 `Status`.
     pub fn expire_watches(&self) {
         self.expired.send_modify(|times| *times += 1);
+    }
+
+    /// Answers HTTP 410 to a watch that starts at a forgotten version, as the API allows.
+    ///
+    /// Otherwise such a watch begins, and ends with an `ERROR` event at once: so do real servers.
+    pub fn refuse_expired_watches(&self, refuses: bool) {
+        self.lock().refuses_expired_watches = refuses;
     }
 
     /// Accepts and never answers; open watches fall silent. With `false`, answers what has piled up.
@@ -169,6 +177,10 @@ impl Faults {
 
     pub(crate) fn count(&self, verb: Verb, resource: &str) {
         self.lock().requests.add(verb, resource);
+    }
+
+    pub(crate) fn refuses_expired_watches(&self) -> bool {
+        self.lock().refuses_expired_watches
     }
 
     pub(crate) fn delay(&self) -> Duration {

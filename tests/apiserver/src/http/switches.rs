@@ -23,6 +23,7 @@ POST /fault/refuse                                 stop listening, break every c
 POST /fault/accept                                 listen again
 POST /fault/hang | /fault/resume                   accept and never answer | answer again
 POST /fault/drop-watches | /fault/expire-watches   break open watches | end them with 410
+POST /fault/refuse-expired?on=true                 HTTP 410, not an event, to watches from old versions
 POST /fault/compact                                forget all history: older versions are 410
 POST /fault/token?value=TOKEN                      401 to every other token
 POST /fault/deny?verb=VERB&resource=RESOURCE       403; RESOURCE such as egresstenants.spillway.dev/status
@@ -79,6 +80,7 @@ fn turn(server: &Server, switch: &str, query: &Query) -> Result<(), String> {
         "resume" => faults.hang(false),
         "drop-watches" => faults.drop_watches(),
         "expire-watches" => faults.expire_watches(),
+        "refuse-expired" => faults.refuse_expired_watches(query.flag("on")),
         "compact" => server.cluster().store.compact(),
         "token" => faults.rotate_token(query.text("value")),
         "deny" => rule().map(|(verb, resource)| faults.deny(verb, resource))?,

@@ -50,7 +50,7 @@ impl Watch {
     /// Begins a watch and returns the body that its events come in.
     ///
     /// # Errors
-    /// 400 when the query cannot be read, 410 when it starts at a version that is forgotten.
+    /// 400 when the query cannot be read; 410 when it starts at a version that is forgotten and a switch says so.
     pub(crate) fn begin(
         server: &Arc<Server>,
         resource: Arc<Resource>,
@@ -67,7 +67,8 @@ impl Watch {
                 "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan and bookmarks";
             return Err(ApiError::bad_request(message));
         }
-        if let Some(asked) = asked.filter(|_| !streamed)
+        // A version that is forgotten is told by an event, as by real servers, unless a switch asks for a refusal.
+        if let Some(asked) = asked.filter(|_| !streamed && server.faults.refuses_expired_watches())
             && cluster.store.changes_since(&resource.id, asked).is_none()
         {
             let current = cluster.store.revision();
