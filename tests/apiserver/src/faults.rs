@@ -14,6 +14,7 @@ use crate::requests::{Requests, Verb};
 pub struct Faults {
     switches: Mutex<Switches>,
     refusing: watch::Sender<bool>,
+    broken: watch::Sender<u64>,
     hanging: watch::Sender<bool>,
     dropped: watch::Sender<u64>,
     expired: watch::Sender<u64>,
@@ -45,6 +46,7 @@ struct Lack {
 #[derive(Debug)]
 pub(crate) struct Signals {
     pub(crate) refusing: watch::Receiver<bool>,
+    pub(crate) broken: watch::Receiver<u64>,
     pub(crate) hanging: watch::Receiver<bool>,
     pub(crate) dropped: watch::Receiver<u64>,
     pub(crate) expired: watch::Receiver<u64>,
@@ -55,6 +57,7 @@ impl Faults {
         Self {
             switches: Mutex::new(Switches { token, ..Switches::default() }),
             refusing: watch::Sender::new(false),
+            broken: watch::Sender::new(0),
             hanging: watch::Sender::new(false),
             dropped: watch::Sender::new(0),
             expired: watch::Sender::new(0),
@@ -64,6 +67,7 @@ impl Faults {
     /// Stops listening and breaks every connection, as a server that died.
     pub fn refuse_connections(&self) {
         self.refusing.send_replace(true);
+        self.broken.send_modify(|times| *times += 1);
     }
 
     /// Listens again, on the same port.
@@ -169,6 +173,7 @@ impl Faults {
     pub(crate) fn signals(&self) -> Signals {
         Signals {
             refusing: self.refusing.subscribe(),
+            broken: self.broken.subscribe(),
             hanging: self.hanging.subscribe(),
             dropped: self.dropped.subscribe(),
             expired: self.expired.subscribe(),

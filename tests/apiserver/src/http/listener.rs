@@ -59,7 +59,8 @@ async fn accept(server: &Arc<Server>, first: TcpListener, address: SocketAddr, t
                 tokio::select! {
                     _ = refusing.changed() => {}
                     Ok((stream, _)) = open.accept() => {
-                        tokio::spawn(connection(server.clone(), stream, tls.clone()));
+                        let broken = server.faults.signals().broken;
+                        tokio::spawn(connection(server.clone(), stream, tls.clone(), broken));
                     }
                 }
                 listener = Some(open);
@@ -79,12 +80,16 @@ async fn accept(server: &Arc<Server>, first: TcpListener, address: SocketAddr, t
     }
 }
 
-async fn connection(server: Arc<Server>, stream: TcpStream, tls: Option<TlsAcceptor>) {
+async fn connection(
+    server: Arc<Server>,
+    stream: TcpStream,
+    tls: Option<TlsAcceptor>,
+    mut broken: watch::Receiver<u64>,
+) {
     // Without delay: events are small, and a client that waits for one must not wait for an acknowledgement.
     if stream.set_nodelay(true).is_err() {
         return;
     }
-    let mut refusing = server.faults.signals().refusing;
     let served = async {
         match tls {
             None => exchange(server, stream).await,
@@ -96,7 +101,7 @@ async fn connection(server: Arc<Server>, stream: TcpStream, tls: Option<TlsAccep
         }
     };
     tokio::select! {
-        _ = refusing.wait_for(|refused| *refused) => {}
+        _ = broken.changed() => {}
         () = served => {}
     }
 }

@@ -2,14 +2,15 @@
 
 use std::time::{Duration, Instant};
 
+use futures_util::StreamExt;
 use k8s_openapi::api::authorization::v1::{
     ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
 };
-use kube::api::{Api, ListParams, PostParams};
+use kube::api::{Api, ListParams, PostParams, WatchEvent, WatchParams};
 use kube::runtime::{WatchStreamExt, watcher};
 use spillway_apiserver::{Credentials, Options, Verb};
 
-use crate::lab::{Lab, Steady, client, code, eventually};
+use crate::lab::{Lab, Steady, client, code, eventually, next};
 use crate::watches::follow;
 
 #[tokio::test]
@@ -102,6 +103,23 @@ async fn a_hanging_server_answers_when_it_is_let() {
 
     lab.server.hang(false);
     assert!(asked.await.unwrap().is_ok());
+}
+
+#[tokio::test]
+async fn a_hanging_server_leaves_its_watches_silent_and_loses_nothing() {
+    let lab = Lab::start().await;
+    let mut events = lab.nodes().watch(&WatchParams::default(), "0").await.unwrap().boxed();
+    lab.add_nodes(&["w1"]);
+    next(&mut events).await.unwrap();
+
+    lab.server.hang(true);
+    lab.add_nodes(&["w2"]);
+    let silence = tokio::time::timeout(Duration::from_millis(100), events.next()).await;
+    lab.server.hang(false);
+
+    assert!(silence.is_err(), "{silence:?}");
+    let WatchEvent::Added(node) = next(&mut events).await.unwrap() else { panic!("w2 is added") };
+    assert_eq!(node.metadata.name.as_deref(), Some("w2"));
 }
 
 #[tokio::test]

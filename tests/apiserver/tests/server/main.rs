@@ -5,6 +5,7 @@ mod custom;
 mod faults;
 mod lab;
 mod lists;
+mod process;
 mod scale;
 mod watches;
 mod writes;

@@ -212,6 +212,32 @@ async fn a_namespace_takes_its_objects_along() {
 }
 
 #[tokio::test]
+async fn a_collection_is_deleted_by_selection() {
+    let lab = Lab::start().await;
+    lab.add_nodes(&["w1", "w2"]);
+    let selected = ListParams::default().labels("kubernetes.io/hostname=w1");
+
+    lab.nodes().delete_collection(&DeleteParams::default(), &selected).await.unwrap();
+
+    let left = lab.nodes().list(&ListParams::default()).await.unwrap().items;
+    assert_eq!(left.iter().map(ResourceExt::name_any).collect::<Vec<_>>(), ["w2"]);
+}
+
+#[tokio::test]
+async fn a_pod_with_a_grace_period_stays_until_it_is_deleted_without_one() {
+    let lab = Lab::start().await;
+    lab.server.create(pod("default", "p", "w1", "web")).unwrap();
+    let pods: Api<Pod> = Api::namespaced(lab.client.clone(), "default");
+
+    pods.delete("p", &DeleteParams::default().grace_period(30)).await.unwrap();
+    let ending = pods.get("p").await.unwrap();
+    pods.delete("p", &DeleteParams::default().grace_period(0)).await.unwrap();
+
+    assert!(ending.metadata.deletion_timestamp.is_some());
+    assert_eq!(code(pods.get("p").await), 404);
+}
+
+#[tokio::test]
 async fn an_event_stands_where_its_object_does() {
     let lab = Lab::start().await;
     lab.add_nodes(&["w1"]);
