@@ -16,7 +16,7 @@ pub const LINK_PREFIX: &str = "spw-";
 
 /// TCP segments that a tenant may be held to, in bytes: from what every host takes (RFC 9293 section 3.7.1) to jumbo
 /// frames.
-const MSS_CLAMP: RangeInclusive<u16> = 536..=9000;
+pub const MSS_CLAMP: RangeInclusive<u16> = 536..=9000;
 
 /// Longest time for which a removed tenant's sessions may go on, in seconds.
 pub const MAX_DRAIN_SECONDS: u32 = 7 * 24 * 3600;

@@ -7,8 +7,10 @@
 //! - `legacy`: `add-tenant` and `remove-tenant` with the flags of the tool before
 //! - `status`, `routes`, `sessions`: what the gateway does
 //! - `doctor`: what is wrong, and how to put it right
+//! - `crd`: the custom resource definition
 //! - `detach`: removes what outlives the daemon
 
+mod crd;
 mod demo;
 mod detach;
 mod doctor;
@@ -59,6 +61,8 @@ enum Command {
     Sessions(sessions::Arguments),
     /// Tell what is wrong, why it matters and how to put it right
     Doctor(doctor::Arguments),
+    /// Print the custom resource definition of EgressTenants
+    Crd(crd::Arguments),
     /// Detach the XDP programs that outlive the daemon
     Detach(detach::Arguments),
     /// Add a tenant, with the flags of the Python gateway
@@ -86,13 +90,14 @@ impl Arguments {
             Command::Run(run) => return run.execute(self.socket).map(|()| ExitCode::SUCCESS),
             Command::Demo(demo) => return demo.execute().map(|()| ExitCode::SUCCESS),
             Command::Doctor(doctor) => return runtime()?.block_on(doctor.execute(self.socket)),
+            Command::Crd(crd) => return crd.execute().map(|()| ExitCode::SUCCESS),
             command => command,
         };
         let socket = self.socket.unwrap_or_else(|| DEFAULT_SOCKET.into());
         let client = Client::new(&socket);
         let done = runtime()?.block_on(async {
             match command {
-                Command::Run(_) | Command::Demo(_) | Command::Doctor(_) => Ok(()), // executed above
+                Command::Run(_) | Command::Demo(_) | Command::Crd(_) | Command::Doctor(_) => Ok(()), // executed above
                 Command::Tenant(tenant) => tenant.execute(&client).await,
                 Command::Status(status) => status.execute(&client).await,
                 Command::Routes(routes) => routes.execute(&client).await,

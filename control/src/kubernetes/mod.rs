@@ -12,6 +12,7 @@
 //! - [`watch`]: objects of one kind, listed and watched
 //! - [`collection`]: objects of one kind, as lists and watches tell of them
 //! - [`egress_tenant`]: the custom resource that names a tenant
+//! - `schema`: what the API server checks of it
 //! - [`objects`]: what is kept of each object
 //! - [`view`]: all objects, compiled into what the cluster asks of the gateway
 //! - `routes`: nodes into return routes
@@ -42,6 +43,7 @@ pub mod report;
 mod routes;
 #[cfg(test)]
 mod scripted;
+mod schema;
 pub mod state;
 pub mod status;
 mod tenants;
