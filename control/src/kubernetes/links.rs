@@ -96,8 +96,8 @@ impl<'a> Routes<'a> {
                 by_gateway.entry(*gateway).or_default().push(*policy);
             }
             let matching =
-                namespaces.values().filter(|namespace| route.namespaces.matches(&namespace.labels));
-            let names = matching.map(|namespace| namespace.identity.name.as_str()).collect();
+                namespaces.iter().filter(|(_, namespace)| route.namespaces.matches(&namespace.labels));
+            let names = matching.map(|(name, _)| name.as_str()).collect();
             selected.insert(policy.identity.name.as_str(), names);
         }
         Self { by_gateway, selected, strangers, own }
