@@ -1,6 +1,7 @@
 //! Helpers that the end-to-end tests share. The lab itself is [`control::demo`]'s.
 #![forbid(unsafe_code)]
 
+pub mod cluster;
 pub mod doctor;
 pub mod fixture;
 pub mod manifests;

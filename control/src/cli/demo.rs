@@ -11,6 +11,9 @@ pub(super) struct Arguments {
     /// Leave everything up at the end, and print how to look around
     #[arg(long)]
     keep: bool,
+    /// Let tenants and nodes come from a stand-in of the Kubernetes API
+    #[arg(long)]
+    kubernetes: bool,
     /// Remove what earlier demos left, and do nothing else
     #[arg(long, conflicts_with = "keep")]
     clean: bool,
@@ -18,6 +21,11 @@ pub(super) struct Arguments {
 
 impl Arguments {
     pub(super) fn execute(&self) -> anyhow::Result<()> {
-        demo::run(&Options { executable: None, keep: self.keep, clean: self.clean })
+        demo::run(&Options {
+            executable: None,
+            keep: self.keep,
+            kubernetes: self.kubernetes,
+            clean: self.clean,
+        })
     }
 }

@@ -35,11 +35,26 @@ pub struct Installation {
 }
 
 impl Installation {
-    /// Writes the config file for a lab's gateway.
+    /// Writes the config file for a lab's gateway, which knows the nodes from there.
     ///
     /// # Errors
     /// When it cannot be written.
     pub fn write(lab: &Lab, executable: &Path) -> Result<Self> {
+        let route = |pod_cidr, via| format!("  {{ pod_cidr = \"{pod_cidr}\", via = \"{via}\" }},\n");
+        let routes: String = NODES.iter().map(|node| route(node.pod_cidr, node.address)).collect();
+        Self::write_with(lab, executable, &format!("routes = [\n{routes}]\n"))
+    }
+
+    /// Writes the config file for a lab's gateway, which asks the Kubernetes API for nodes and tenants.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write_for_cluster(lab: &Lab, executable: &Path, kubeconfig: &Path) -> Result<Self> {
+        let section = format!("\n[kubernetes]\nenabled = true\nkubeconfig = \"{}\"\n", kubeconfig.display());
+        Self::write_with(lab, executable, &section)
+    }
+
+    fn write_with(lab: &Lab, executable: &Path, cluster: &str) -> Result<Self> {
         let directory = lab.directory();
         let files = Self {
             executable: executable.to_owned(),
@@ -47,7 +62,7 @@ impl Installation {
             socket: directory.join("spillway.sock"),
             log: directory.join("spillway.log"),
         };
-        let text = config(&files.socket, lab.pin_dir(), &directory.join("state"));
+        let text = config(&files.socket, lab.pin_dir(), &directory.join("state"), cluster);
         std::fs::write(&files.config, text).with_context(|| format!("{}", files.config.display()))?;
         Ok(files)
     }
@@ -182,15 +197,13 @@ pub fn add_tenant_arguments(tenant: &Tenant) -> Vec<String> {
     ["tenant", "add", tenant.name, "--gw-ip", &gateway, "--egress-ip", &egress].map(str::to_owned).to_vec()
 }
 
-fn config(socket: &Path, pin_dir: &Path, state: &Path) -> String {
-    let route = |pod_cidr, via| format!("  {{ pod_cidr = \"{pod_cidr}\", via = \"{via}\" }},\n");
-    let routes: String = NODES.iter().map(|node| route(node.pod_cidr, node.address)).collect();
+fn config(socket: &Path, pin_dir: &Path, state: &Path, cluster: &str) -> String {
     format!(
         "[inside]\ninterface = \"{INSIDE}\"\n\n\
          [outside]\ninterface = \"{OUTSIDE}\"\n\n\
          [xdp]\npin_dir = \"{}\"\n\n\
          [sessions]\ncapacity = 65536\n\n\
-         [cluster]\npod_cidrs = [\"{CLUSTER_CIDR}\"]\nroutes = [\n{routes}]\n\n\
+         [cluster]\npod_cidrs = [\"{CLUSTER_CIDR}\"]\n{cluster}\n\
          [control]\nsocket = \"{}\"\nstate_dir = \"{}\"\n",
         pin_dir.display(),
         socket.display(),

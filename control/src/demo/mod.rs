@@ -3,6 +3,7 @@
 //! `spillway demo` runs its story on it, and the end-to-end tests build theirs on the same [`Lab`].
 
 pub mod capture;
+pub mod cluster;
 pub mod command;
 pub mod gateway;
 pub mod inventory;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use super::capture::Capture;
+use super::cluster::Cluster;
 use super::command::{self, SOON};
 use super::gateway::{Gateway, Installation, add_tenant_arguments};
 use super::inventory::clean;
@@ -16,6 +17,10 @@ use super::server::{self, NAME, Server};
 use super::topology::{BLUE, Host, PODS, Pod, RED, ROUTE_PROTOCOL, SERVER};
 use super::wait;
 
+/// What a cluster's administrator applies.
+const POLICIES: &str = include_str!("../../../deploy/kubernetes/example/policies.yaml");
+const TENANTS: &str = include_str!("../../../deploy/kubernetes/example/tenants.yaml");
+
 /// What the demo is asked for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Options {
@@ -23,6 +28,8 @@ pub struct Options {
     pub executable: Option<PathBuf>,
     /// Leaves everything up at the end.
     pub keep: bool,
+    /// Lets the tenants and the nodes come from a stand-in of the Kubernetes API.
+    pub kubernetes: bool,
     /// Removes what earlier demos left, and does nothing else.
     pub clean: bool,
 }
@@ -45,7 +52,7 @@ pub fn run(options: &Options) -> Result<()> {
     };
     screen::title("Spillway, an egress gateway: two tenants on two nodes share it");
     screen::picture();
-    let mut stage = Stage::set(&executable, options.keep)?;
+    let mut stage = Stage::set(&executable, options)?;
     let outcome = stage.play();
     if outcome.is_err() {
         screen::title("What the daemon logged");
@@ -65,6 +72,7 @@ pub fn run(options: &Options) -> Result<()> {
 /// Everything that runs; dropped from the top, so that the namespaces go last.
 struct Stage {
     gateway: Gateway,
+    cluster: Option<Cluster>,
     capture: Option<Capture>,
     server: Server,
     lab: Lab,
@@ -78,9 +86,9 @@ struct Visit {
 }
 
 impl Stage {
-    fn set(executable: &Path, keep: bool) -> Result<Self> {
+    fn set(executable: &Path, options: &Options) -> Result<Self> {
         screen::title("The network");
-        let lab = Lab::build(&LabOptions { outlives: keep, ..LabOptions::default() })?;
+        let lab = Lab::build(&LabOptions { outlives: options.keep, ..LabOptions::default() })?;
         screen::good("12 network namespaces are wired as in the picture, with veth links and two bridges.");
         screen::explain(
             "Each node sends a pod's packets to the pod's tenant gateway (.13 or .14) and leaves their source\n\
@@ -92,21 +100,41 @@ impl Stage {
         let capture = Capture::of_outside_link(&lab)?;
         screen::good("tcpdump records the gateway's outside link.");
 
+        let cluster = options.kubernetes.then(|| Self::start_cluster(&lab, executable)).transpose()?;
+
         screen::title("The gateway");
-        let installation = Installation::write(&lab, executable)?;
+        let installation = match &cluster {
+            None => Installation::write(&lab, executable)?,
+            Some(cluster) => Installation::write_for_cluster(&lab, executable, cluster.kubeconfig())?,
+        };
         screen::explain("The daemon's config file:");
         screen::output(&std::fs::read_to_string(&installation.config)?);
         screen::command(&command::describe(&installation.daemon(&lab)));
         let gateway = Gateway::start(&lab, installation)?;
         screen::good("It runs, and answers on its control socket.");
-        Ok(Self { gateway, capture: Some(capture), server, lab, failures: 0 })
+        Ok(Self { gateway, cluster, capture: Some(capture), server, lab, failures: 0 })
+    }
+
+    fn start_cluster(lab: &Lab, executable: &Path) -> Result<Cluster> {
+        screen::title("The cluster's API");
+        let cluster = Cluster::start(lab, executable)?;
+        screen::good("A stand-in of the Kubernetes API serves two nodes and four pods in two namespaces.");
+        screen::explain(
+            "It speaks the API's HTTP, watches included, and stands in the gateway's namespace; the gateway reads\n\
+             it with the same client as a real cluster's.",
+        );
+        Ok(cluster)
     }
 
     fn play(&mut self) -> Result<()> {
-        self.add_tenants()?;
+        match &self.cluster {
+            None => self.add_tenants()?,
+            Some(cluster) => self.apply_tenants(cluster)?,
+        }
         let visits = self.send_traffic()?;
         self.ask_server(&visits)?;
         self.look_inside()?;
+        self.delete_tenant()?;
         self.check_leaks()?;
         if self.failures > 0 {
             bail!("{} of the demo's checks failed", self.failures);
@@ -123,6 +151,54 @@ impl Stage {
         for tenant in [&BLUE, &RED] {
             let arguments = add_tenant_arguments(tenant);
             self.show(&arguments.iter().map(String::as_str).collect::<Vec<_>>())?;
+        }
+        Ok(())
+    }
+
+    fn apply_tenants(&self, cluster: &Cluster) -> Result<()> {
+        screen::title("The tenants");
+        screen::explain(
+            "A tenant is an EgressTenant, a gateway address inside and an egress address outside, and a policy that\n\
+             routes a namespace to the gateway address. This is deploy/kubernetes/example, applied:",
+        );
+        for objects in [POLICIES, TENANTS] {
+            screen::output(objects);
+            cluster.apply(objects)?;
+        }
+        for tenant in [&BLUE, &RED] {
+            let status = wait::until("the gateway reports the tenant as programmed", SOON, || {
+                let object = cluster.get("spillway.dev/v1alpha1", "EgressTenant", tenant.name)?;
+                let status = object["status"].clone();
+                let conditions = status["conditions"].as_array().cloned().unwrap_or_default();
+                let is_true = |name: &str| {
+                    let mut found = conditions.iter().filter(|condition| condition["type"] == name);
+                    found.any(|condition| condition["status"] == "True")
+                };
+                Ok((is_true("Programmed") && is_true("Routed")).then_some(status))
+            })?;
+            screen::good(&format!(
+                "{}: programmed with snapshot {}, routed to by {}, {} pods",
+                tenant.name, status["appliedEpoch"], status["policies"], status["podCount"]
+            ));
+        }
+        self.show(&["tenant", "list"])
+    }
+
+    /// Deletes a tenant of the cluster: its pods are refused, the other's go on.
+    fn delete_tenant(&mut self) -> Result<()> {
+        let Some(cluster) = &self.cluster else { return Ok(()) };
+        screen::title("A tenant goes");
+        screen::command(&format!("kubectl delete egresstenant {}", RED.name));
+        cluster.delete("spillway.dev/v1alpha1", "EgressTenant", RED.name)?;
+        wait::until("the gateway forgets the tenant", SOON, || {
+            let tenants = self.gateway.installation().json(&["tenant", "list"])?;
+            Ok((tenants.as_array().map(Vec::len) == Some(1)).then_some(()))
+        })?;
+        for pod in &PODS {
+            let page = self.in_pod(pod, "curl", &["-sS", "--max-time", "2", &server::url("whoami")])?;
+            let seen_as: Option<SocketAddrV4> = page.trim().parse().ok();
+            let line = format!("pod {} of {}: {}", pod.address, pod.tenant.name, page.trim());
+            self.check(seen_as.is_some() == (pod.tenant == &BLUE), &line);
         }
         Ok(())
     }
@@ -222,6 +298,7 @@ impl Stage {
     /// Leaves everything up and says how to look around.
     fn keep(&mut self) -> Result<()> {
         self.capture = None;
+        self.cluster.as_mut().map(Cluster::leave);
         self.gateway.leave();
         self.server.leave();
         self.lab.keep()?;

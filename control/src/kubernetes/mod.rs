@@ -41,9 +41,9 @@ mod links;
 pub mod objects;
 pub mod report;
 mod routes;
+mod schema;
 #[cfg(test)]
 mod scripted;
-mod schema;
 pub mod state;
 pub mod status;
 mod tenants;
