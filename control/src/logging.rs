@@ -7,7 +7,7 @@ use tracing_subscriber::filter::LevelFilter;
 
 /// kube tells of what is refused at every try; the gateway tells of it once. A filter that names them comes later
 /// and wins.
-const QUIET: &str = "kube_client=error,kube_runtime=error";
+const QUIET: &str = "kube_client=off,kube_runtime=off";
 
 /// Starts logging with the given filter, else with `RUST_LOG`, else at `info`.
 ///
@@ -47,5 +47,13 @@ mod tests {
         assert_eq!(own_crates_only("debug"), "info,control=debug,fastpath=debug,conntrack=debug");
         assert_eq!(own_crates_only("warn"), "warn");
         assert_eq!(own_crates_only("aya=debug"), "aya=debug");
+    }
+
+    #[test]
+    fn kube_is_quiet_unless_it_is_named() {
+        let filter = |text: &str| EnvFilter::try_new(format!("{QUIET},{text}")).unwrap().to_string();
+        assert!(filter("info").contains("kube_client=off"));
+        let named = filter("info,kube_client=debug");
+        assert!(named.contains("kube_client=debug") && !named.contains("kube_client=off"), "{named}");
     }
 }

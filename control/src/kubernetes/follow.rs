@@ -165,6 +165,16 @@ struct Cluster {
     healths: watch::Sender<Health>,
 }
 
+/// How much has to be done.
+enum Turn {
+    /// Objects, the outcome or the surroundings changed.
+    Recompile,
+    /// What is reported may be due by now.
+    Report,
+    /// Only health may have changed.
+    TellHealth,
+}
+
 /// Kinds that are watched in the whole cluster.
 struct Kinds {
     nodes: Watch<NodeObject>,
@@ -211,22 +221,26 @@ impl Cluster {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         self.recompile(); // pods of the state that was saved are watched from the start
         loop {
-            let is_recompiled = tokio::select! {
+            let turn = tokio::select! {
                 () = self.changes.notified() => {
                     sleep(COLLECT).await;
-                    self.collect()
+                    if self.collect() { Turn::Recompile } else { Turn::TellHealth }
                 }
-                Ok(()) = self.outcomes.changed() => true,
-                Ok(()) = self.surrounding.changed() => true,
-                Ok(()) = self.connected.changed() => false,
-                () = self.reports.finish_one() => false,
-                _ = tick.tick() => false,
+                Ok(()) = self.outcomes.changed() => Turn::Recompile,
+                Ok(()) = self.surrounding.changed() => Turn::Recompile,
+                Ok(()) = self.connected.changed() => Turn::TellHealth,
+                () = self.reports.finish_one() => Turn::TellHealth,
+                _ = tick.tick() => Turn::Report,
                 _ = &mut stopped => return,
             };
-            if is_recompiled {
-                self.recompile();
+            match turn {
+                Turn::Recompile => {
+                    self.recompile();
+                    self.report();
+                }
+                Turn::Report => self.report(),
+                Turn::TellHealth => {}
             }
-            self.report();
             self.tell_health();
         }
     }
@@ -260,6 +274,7 @@ impl Cluster {
             }
             is_new
         });
+        self.health.notices.clone_from(&self.compiled.notices);
         let wanted = &self.compiled.pod_namespaces;
         self.pods.retain(|namespace, _| wanted.contains(namespace));
         self.view.pods.retain(|namespace, _| wanted.contains(namespace));
@@ -289,7 +304,6 @@ impl Cluster {
         self.health.set_connection(&self.connected.borrow_and_update());
         let pods = self.pod_health();
         self.health.kinds.insert(Kind::Pod, pods);
-        self.health.notices.clone_from(&self.compiled.notices);
         self.health.reports = self.reports.trouble();
         self.healths.send_if_modified(|told| {
             if *told == self.health {

@@ -102,10 +102,10 @@ impl KindHealth {
         }
         let is_first = self.is_listed && (!before.is_listed || before.is_missing);
         if is_first && !self.is_missing && kind != Kind::Pod {
-            lines.push(Line::Info(format!("{} {resource} listed", self.objects)));
+            lines.push(Line::Info(format!("{resource}: {} listed", self.objects)));
         }
         if self.doubtful > 0 && before.doubtful == 0 {
-            let what = format!("a list lacks {} {resource} that nobody saw deleted", self.doubtful);
+            let what = format!("a list of {resource} lacks {} that nobody saw deleted", self.doubtful);
             lines.push(Line::Warn(format!("{what}; they are kept until a second list lacks them too")));
         }
     }
@@ -145,7 +145,7 @@ mod tests {
         let slow = troubled(Cause::Unreachable, "no answer");
         let forbidden = troubled(Cause::Forbidden, "grant list");
         for (before, after, expected) in [
-            (&Health::default(), &well, vec![Line::Info("2 nodes listed".to_owned())]),
+            (&Health::default(), &well, vec![Line::Info("nodes: 2 listed".to_owned())]),
             (&well, &well, vec![]),
             (&well, &refused, vec![Line::Warn("connection refused".to_owned())]),
             (&refused, &slow, vec![]),

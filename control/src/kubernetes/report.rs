@@ -5,7 +5,7 @@
 //! alone, as the status of a custom resource takes nothing but `status` from what is sent; and its `resourceVersion`
 //! would refuse a status because of any other change.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::ObjectReference;
@@ -39,6 +39,7 @@ pub struct Reports {
     bulletin: Bulletin,
     running: JoinSet<Done>,
     writing: usize,
+    waiting: VecDeque<(Arc<TenantObject>, EgressTenantStatus)>,
     troubles: BTreeMap<&'static str, String>,
 }
 
@@ -58,11 +59,12 @@ impl Reports {
             bulletin: Bulletin::default(),
             running: JoinSet::new(),
             writing: 0,
+            waiting: VecDeque::new(),
             troubles: BTreeMap::new(),
         }
     }
 
-    /// Begins to write the statuses that are due. `wanted` returns what an object's status should be.
+    /// Writes the statuses that are due, a few at a time. `wanted` returns what an object's status should be.
     pub fn write_statuses(
         &mut self,
         tenants: &BTreeMap<String, Arc<TenantObject>>,
@@ -71,23 +73,25 @@ impl Reports {
         self.writes
             .keep(&tenants.values().map(|object| object.identity.uid.as_str()).collect::<BTreeSet<_>>());
         let now = Instant::now().into_std();
+        self.waiting.clear();
         for object in tenants.values() {
-            if self.writing >= WRITES_IN_FLIGHT {
-                return;
-            }
             let known = TenantObject { status: self.writes.observed(object), ..TenantObject::clone(object) };
             let status = wanted(&known);
             if self.writes.is_due(object, &status, now) {
-                self.writes.begin(object, &status, now);
-                self.writing += 1;
-                let identity = &object.identity;
-                self.running.spawn(write(
-                    self.client.clone(),
-                    identity.name.clone(),
-                    identity.uid.clone(),
-                    status,
-                ));
+                self.waiting.push_back((object.clone(), status));
             }
+        }
+        self.write_waiting();
+    }
+
+    fn write_waiting(&mut self) {
+        while self.writing < WRITES_IN_FLIGHT
+            && let Some((object, status)) = self.waiting.pop_front()
+        {
+            self.writes.begin(&object, &status, Instant::now().into_std());
+            self.writing += 1;
+            let (name, uid) = (object.identity.name.clone(), object.identity.uid.clone());
+            self.running.spawn(write(self.client.clone(), name, uid, status));
         }
     }
 
@@ -122,6 +126,7 @@ impl Reports {
                 let what = format!("cannot write the status of EgressTenant {name}");
                 self.note("egresstenants/status", "spillway.dev", "patch", &what, result.as_ref().err());
                 self.writes.settle(&uid, result.map_err(|error| failure(&error)), now);
+                self.write_waiting();
             }
             Done::Event { notice, result } => {
                 let what = format!("cannot publish an event of {} {}", notice.kind.name(), notice.name);
@@ -235,10 +240,7 @@ mod tests {
         let tenants = map((0..10).map(|number| tenant(&format!("t{number}"), 1, number)));
         reports.write_statuses(&tenants, wanted);
         assert_eq!(reports.running.len(), WRITES_IN_FLIGHT);
-        for _ in 0..10 {
-            settle(&mut reports).await;
-            reports.write_statuses(&tenants, wanted);
-        }
+        settle(&mut reports).await;
         assert_eq!(calls.lock().unwrap().len(), 10);
     }
 
