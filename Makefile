@@ -16,8 +16,9 @@ SECONDS ?= 60
 help: ## lists the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
+# With ARGS=--kubernetes the tenants come from a stand-in of the Kubernetes API, a program of its own.
 demo: dependencies ## builds the gateway and shows it at work: two tenants, two nodes, real traffic
-	$(CARGO) build --release -p control
+	$(CARGO) build --release -p control $(if $(findstring --kubernetes,$(ARGS)),-p spillway-apiserver)
 	$(SUDO) $(TARGET)/release/spillway demo $(ARGS)
 
 test: dependencies ## runs every test; as root also those in network namespaces

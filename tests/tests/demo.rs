@@ -32,6 +32,20 @@ fn the_demo_passes_is_plain_in_a_pipe_and_leaves_nothing() -> Result<()> {
 }
 
 #[test]
+fn the_demo_passes_with_tenants_of_a_cluster() -> Result<()> {
+    if skipped()? {
+        return Ok(());
+    }
+    let output = command::run(Command::new(executable()?).args(["demo", "--kubernetes"]), DEMO)?;
+    let printed = text(&output.stdout);
+    assert!(output.status.success(), "{printed}{}", text(&output.stderr));
+    for words in ["ns-blue: programmed", "kubectl delete egresstenant ns-red", "every check passed"] {
+        assert!(printed.contains(words), "`{words}` is missing:\n{printed}");
+    }
+    require_gone(&lab_directory(&printed))
+}
+
+#[test]
 fn an_interrupted_demo_leaves_nothing_and_fails() -> Result<()> {
     if skipped()? {
         return Ok(());

@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::lab::Lab;
 use super::namespace::Namespace;
 use super::process::Process;
-use super::topology::{Host, PODS};
+use super::topology::{Host, PODS, Pod};
 use crate::kubernetes::egress_tenant;
 
 /// Program of the stand-in server, expected beside the daemon's.
@@ -135,15 +135,15 @@ fn api(client: &Client, types: &TypeMeta) -> Api<DynamicObject> {
 
 /// Returns the lab's pods and their namespaces.
 fn pods() -> String {
-    let pod = |pod: &super::topology::Pod| {
+    let pod = |pod: &Pod| {
+        let Pod { host, tenant, node, address } = pod;
         format!(
             "---\napiVersion: v1\nkind: Pod\nmetadata: {{ name: {}, namespace: {} }}\nspec: {{ nodeName: {} }}\n\
-             status: {{ phase: Running, podIP: {1}, podIPs: [{{ ip: {1} }}] }}\n",
-            pod.host.name(),
-            pod.tenant.name,
-            pod.node.host.name(),
+             status: {{ phase: Running, podIP: {address}, podIPs: [{{ ip: {address} }}] }}\n",
+            host.name(),
+            tenant.name,
+            node.host.name(),
         )
-        .replace("{1}", &pod.address.to_string())
     };
     PODS.iter().map(pod).collect()
 }
