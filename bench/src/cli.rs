@@ -12,7 +12,7 @@ use crate::machine::Machine;
 use crate::report::{Report, Results};
 use crate::system::{Setup, System};
 use crate::topology::Cores;
-use crate::{first_frame, idle, namespace, ports, system, wire};
+use crate::{first_frame, idle, namespace, nodes, ports, system, wire};
 
 /// Measures Spillway beside its peers in the same run, in network namespaces of its own
 #[derive(Debug, Parser)]
@@ -69,6 +69,20 @@ enum Measurement {
         /// Workers that share the ports; repeat it for several
         #[arg(long, num_args = 1.., default_values_t = [1, 2, 8], value_parser = value_parser!(u16).range(1..=64))]
         workers: Vec<u16>,
+    },
+    /// How fast the kernel has the routes to a cluster's nodes, from a stand-in API server
+    ///
+    /// Example: spillway-bench nodes --count 5000 --changes 100
+    Nodes {
+        /// Nodes of the cluster
+        #[arg(long, default_value_t = 5000, value_parser = value_parser!(u32).range(1..=10_000))]
+        count: u32,
+        /// Changes of one node's pod network, one after the other
+        #[arg(long, default_value_t = 100, value_parser = value_parser!(u32).range(1..=10_000))]
+        changes: u32,
+        /// How often the daemon starts anew
+        #[arg(long, default_value_t = 3, value_parser = value_parser!(u32).range(1..=50))]
+        rounds: u32,
     },
 }
 
@@ -128,6 +142,10 @@ impl Cli {
                 Results::FirstFrame(first_frame::measure(*samples, *idle_seconds, cores, &setup)?)
             }
             Measurement::Ports { rounds, workers } => Results::Ports(ports::measure(*rounds, workers)?),
+            Measurement::Nodes { count, changes, rounds } => {
+                let plan = nodes::Plan { count: *count, changes: *changes, rounds: *rounds };
+                Results::Nodes(nodes::measure(&plan, cores, &setup)?)
+            }
         };
         let report = Report { machine, command: env::args().collect(), results };
         report.deliver(self.common.json.as_deref())
@@ -151,7 +169,7 @@ impl Cli {
     fn needs_spillway(&self) -> bool {
         match &self.measurement {
             Measurement::Wire(options) => options.systems.iter().any(|system| system.is_spillway()),
-            Measurement::Idle { .. } | Measurement::FirstFrame { .. } => true,
+            Measurement::Idle { .. } | Measurement::FirstFrame { .. } | Measurement::Nodes { .. } => true,
             Measurement::Ports { .. } => false,
         }
     }

@@ -28,6 +28,8 @@ mod machine;
 mod namespace;
 /// The kernel threads that receive a link's frames.
 mod napi;
+/// Measures how fast the gateway follows a cluster's nodes.
+mod nodes;
 /// Measures what the last outside ports cost.
 mod ports;
 /// Results on the terminal and in a file.

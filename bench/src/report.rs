@@ -7,7 +7,7 @@ use comfy_table::{CellAlignment, Table};
 use serde::Serialize;
 
 use crate::machine::Machine;
-use crate::{first_frame, idle, ports, wire};
+use crate::{first_frame, idle, nodes, ports, wire};
 
 /// One measurement and what it was measured on.
 #[derive(Debug, Serialize)]
@@ -27,6 +27,7 @@ pub(crate) enum Results {
     Idle(idle::Results),
     FirstFrame(first_frame::Results),
     Ports(ports::Results),
+    Nodes(nodes::Results),
 }
 
 impl Report {
@@ -47,6 +48,7 @@ impl Report {
             Results::Idle(results) => (results.xdp_mode, show_idle(results)),
             Results::FirstFrame(results) => (results.xdp_mode, show_first_frame(results)),
             Results::Ports(results) => ("not used", show_ports(results)),
+            Results::Nodes(results) => (results.xdp_mode, show_nodes(results)),
         };
         format!("{}\n{results}", show_machine(&self.machine, xdp_mode, &self.command))
     }
@@ -146,6 +148,25 @@ fn show_ports(results: &ports::Results) -> String {
         table(header, rows),
         results.ports,
         results.rounds
+    )
+}
+
+fn show_nodes(results: &nodes::Results) -> String {
+    let header = ["nodes", "first sync, s", "p50, ms", "p99, ms", "max, ms"].map(str::to_owned);
+    let row = [
+        results.nodes.to_string(),
+        results.first_sync_seconds.show(),
+        format!("{:.1}", results.p50_ms),
+        format!("{:.1}", results.p99_ms),
+        format!("{:.1}", results.maximum_ms),
+    ];
+    format!(
+        "{}\n\nFirst sync: from the daemon's start until the kernel has every node's route; median (minimum to maximum) of \
+         {} starts.\nThen one node at a time changes its pod network, {} in all: from the API server's write, which its \
+         watches hear of at once, until\nthe kernel tells of the new route.\n",
+        table(header, [row.to_vec()]),
+        results.rounds,
+        results.changes
     )
 }
 

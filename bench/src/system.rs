@@ -14,7 +14,7 @@ mod kernel;
 mod spillway;
 
 use kernel::ConntrackLimits;
-use spillway::Daemon;
+pub(crate) use spillway::Daemon;
 pub(crate) use spillway::remove_stale;
 
 /// A gateway that can be measured.

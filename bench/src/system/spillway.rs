@@ -27,18 +27,36 @@ pub(crate) struct Daemon {
 impl Daemon {
     /// Starts the daemon in the topology's gateway and waits until it answers on its control socket.
     pub(super) fn start(topology: &Topology, setup: &Setup) -> Result<Self> {
+        let mut daemon = Self::launch(topology, setup, None)?;
+        daemon.wait_until_ready(&setup.spillway)?;
+        Ok(daemon)
+    }
+
+    /// Starts the daemon in the topology's gateway, to follow the cluster of a kubeconfig, and does not wait.
+    pub(crate) fn launch_for_cluster(topology: &Topology, setup: &Setup, kubeconfig: &Path) -> Result<Self> {
+        Self::launch(topology, setup, Some(kubeconfig))
+    }
+
+    fn launch(topology: &Topology, setup: &Setup, kubeconfig: Option<&Path>) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix(PREFIX).tempdir()?;
         let pins = Path::new(BPFFS).join(format!("{PREFIX}{}", topology.tag));
         let config = directory.path().join("spillway.toml");
-        fs::write(&config, toml::to_string(&Config::of(topology, setup, directory.path(), &pins))?)?;
+        let mut content = Config::of(topology, setup, directory.path(), &pins);
+        if let Some(kubeconfig) = kubeconfig {
+            content.follow_cluster(kubeconfig);
+        }
+        fs::write(&config, toml::to_string(&content)?)?;
         // `ip netns exec` would hide bpffs, and the pins with it.
         let mut command = Command::new("nsenter");
         command.arg(format!("--net={}", topology.gateway.path())).arg("--").arg(&setup.spillway);
         command.arg("run").arg("--config").arg(&config);
         let process = Process::start(&mut command, &directory.path().join("log"))?;
-        let mut daemon = Self { process, directory, pins };
-        daemon.wait_until_ready(&setup.spillway)?;
-        Ok(daemon)
+        Ok(Self { process, directory, pins })
+    }
+
+    /// Returns all that the daemon has logged.
+    pub(crate) fn log(&self) -> String {
+        self.process.output()
     }
 
     /// Returns the daemon's process id.
@@ -89,8 +107,15 @@ struct Config {
     workers: Workers,
     sessions: Sessions,
     cluster: Cluster,
+    kubernetes: Option<Kubernetes>,
     control: Control,
     tenant: Vec<Tenant>,
+}
+
+#[derive(Serialize)]
+struct Kubernetes {
+    enabled: bool,
+    kubeconfig: PathBuf,
 }
 
 #[derive(Serialize)]
@@ -155,6 +180,7 @@ impl Config {
                 pod_cidrs: vec![POD_CIDR],
                 routes: vec![Route { pod_cidr: POD_CIDR, via: NODE }],
             },
+            kubernetes: None,
             control: Control { socket: directory.join("control.sock"), state_dir: directory.join("state") },
             tenant: vec![Tenant {
                 name: "ns-blue",
@@ -163,5 +189,12 @@ impl Config {
                 pod_cidrs: vec![POD_CIDR],
             }],
         }
+    }
+
+    /// Takes nodes and tenants from the cluster alone.
+    fn follow_cluster(&mut self, kubeconfig: &Path) {
+        self.kubernetes = Some(Kubernetes { enabled: true, kubeconfig: kubeconfig.to_owned() });
+        self.cluster.routes.clear();
+        self.tenant.clear();
     }
 }
