@@ -9,6 +9,7 @@ use ipnet::Ipv4Net;
 use crate::config::ReturnRoute;
 use crate::netlink::facts::{Facts, Interfaces};
 use crate::netlink::links::{Link, TenantLink};
+use crate::netlink::monitor::Changes;
 use crate::netlink::neighbours::Resolution;
 use crate::registry::Registry;
 
@@ -82,6 +83,30 @@ pub struct Plan {
     pub removals: Vec<Removal>,
     /// What to add.
     pub additions: Vec<Addition>,
+}
+
+impl Removal {
+    /// Returns what is to be read again once it is removed.
+    pub fn touches(&self) -> Changes {
+        match self {
+            Self::Link { .. } => Changes::ALL, // what is on it goes with it
+            Self::Address { .. } => Changes { links: true, ..Changes::default() },
+            Self::Route { .. } => Changes { routes: true, ..Changes::default() },
+            Self::Neighbour { .. } => Changes { neighbours: true, ..Changes::default() },
+        }
+    }
+}
+
+impl Addition {
+    /// Returns what is to be read again once it is added.
+    pub fn touches(&self) -> Changes {
+        match self {
+            Self::Link(_) => Changes::ALL,
+            Self::EgressAddress(_) => Changes { links: true, ..Changes::default() },
+            Self::ReturnRoute(_) => Changes { routes: true, ..Changes::default() },
+            Self::NextHop(..) => Changes { neighbours: true, ..Changes::default() },
+        }
+    }
 }
 
 impl Needs {

@@ -261,7 +261,7 @@ fn check_tenant((index, entry): (usize, file::Tenant)) -> Result<Tenant, ConfigE
         filtering: entry.filtering,
         limits: limits(&entry.limits),
         mss_clamp: entry.mss_clamp,
-        drain_seconds: entry.drain_seconds,
+        drain_seconds: 0, // no tenant of the file is ever removed while the daemon runs
     };
     tenant.check().map_err(|refusal| refused_tenant(&section, &refusal))?;
     Ok(tenant)
@@ -287,8 +287,7 @@ fn refused_tenant(section: &str, refusal: &Refusal) -> ConfigError {
         .replace("egressIPs", "egress_ips")
         .replace("sources.podCIDRs", "pod_cidrs")
         .replace("sources", "pod_cidrs, from_policy, nodes")
-        .replace("mssClamp", "mss_clamp")
-        .replace("drainSeconds", "drain_seconds");
+        .replace("mssClamp", "mss_clamp");
     let message = refusal.to_string();
     let message = message.strip_prefix(&format!("{field}: ")).unwrap_or(&message);
     ConfigError::value(format!("{section}.{key}"), message)

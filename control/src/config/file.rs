@@ -185,8 +185,6 @@ pub(super) struct Tenant {
     pub(super) limits: Limits,
     #[serde(default)]
     pub(super) mss_clamp: u16,
-    #[serde(default)]
-    pub(super) drain_seconds: u32,
 }
 
 #[derive(Default, Deserialize)]

@@ -191,11 +191,6 @@ fn refusals_name_the_key_the_value_and_what_is_accepted() {
             "tenant[0].pod_cidrs, from_policy, nodes: has more than one",
         ),
         (
-            "gateway_ip =",
-            "drain_seconds = 604801\ngateway_ip =",
-            "tenant[0].drain_seconds: 604801 is over 604800",
-        ),
-        (
             "[control]",
             "[control]\nmetrics = \"127.0.0.1:9477\"",
             "control.metrics: \"127.0.0.1:9477\" is not available",

@@ -96,13 +96,13 @@ impl Gateway {
         if refused.iter().any(|refused| stakes.concern(&refused.subject)) {
             return refused;
         }
-        refused.extend(self.catch_up(!plan.removals.is_empty()).await.err());
+        refused.extend(self.catch_up(plan.removals.iter().map(Removal::touches)).await.err());
         if refused.iter().any(|refused| refused.subject == Subject::Gateway) {
             return refused; // what is new is added only once it is steered
         }
         refused.extend(self.add_all(&plan.additions).await);
         if !plan.additions.is_empty() {
-            refused.extend(self.catch_up(true).await.err());
+            refused.extend(self.catch_up(plan.additions.iter().map(Addition::touches)).await.err());
         }
         refused
     }
@@ -161,13 +161,11 @@ impl Gateway {
     }
 
     /// Reads what the kernel made of the changes, if there were any, and tells the fast path.
-    async fn catch_up(&mut self, changed: bool) -> Result<(), Refused> {
-        let mut caught_up = Ok(());
-        if changed {
-            let read = self.facts.refresh(&self.netlink, Changes::ALL).await;
-            caught_up = read.map_err(anyhow::Error::from);
-        }
-        caught_up
+    async fn catch_up(&mut self, touched: impl Iterator<Item = Changes>) -> Result<(), Refused> {
+        let mut changes = Changes::default();
+        touched.for_each(|touched| changes.include(touched));
+        let read = self.facts.refresh(&self.netlink, changes).await;
+        read.map_err(anyhow::Error::from)
             .and_then(|()| self.publish_changes())
             .map_err(|error| Refused { subject: Subject::Gateway, error })
     }

@@ -29,11 +29,13 @@ impl Changes {
     /// Everything may have changed.
     pub const ALL: Self = Self { links: true, routes: true, neighbours: true };
 
-    fn any(self) -> bool {
+    /// Tells whether anything may have changed.
+    pub fn any(self) -> bool {
         self.links || self.routes || self.neighbours
     }
 
-    fn include(&mut self, other: Self) {
+    /// Adds what else may have changed.
+    pub fn include(&mut self, other: Self) {
         self.links |= other.links;
         self.routes |= other.routes;
         self.neighbours |= other.neighbours;
