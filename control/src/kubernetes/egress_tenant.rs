@@ -193,7 +193,7 @@ pub struct EgressTenantStatus {
     pub namespaces: Vec<NamespaceStatus>,
     /// All namespaces that they select.
     pub namespace_count: i64,
-    /// Live pods of all these namespaces.
+    /// Live pods of all these namespaces, refreshed at most every 30 s.
     pub pod_count: i64,
 }
 
@@ -203,6 +203,6 @@ pub struct EgressTenantStatus {
 pub struct NamespaceStatus {
     /// Its name.
     pub name: String,
-    /// Its live pods.
+    /// Its live pods, refreshed at most every 30 s.
     pub pods: i64,
 }

@@ -14,8 +14,8 @@ use super::objects::TenantObject;
 use super::state::{Link, ObjectVersion, Outcome, TenantOutcome};
 use super::view::{Compiled, View};
 
-/// Time between writes for the sake of the number of sessions alone.
-pub const SESSIONS_INTERVAL: Duration = Duration::from_secs(30);
+/// Time between writes for the sake of the numbers of sessions and pods alone.
+pub const COUNTS_INTERVAL: Duration = Duration::from_secs(30);
 /// Namespaces that a status names, before it only counts.
 const NAMED_NAMESPACES: usize = 100;
 
@@ -77,16 +77,32 @@ pub fn status(
     }
 }
 
-/// Tells whether a status has to be written: at once if it differs, but for the sake of sessions alone only so often.
+/// Tells whether a status has to be written: at once if it differs, but for the sake of numbers alone only so often.
 pub fn is_due(
     observed: &Option<EgressTenantStatus>,
     wanted: &EgressTenantStatus,
-    since_sessions_were_written: Duration,
+    since_counts_were_written: Duration,
 ) -> bool {
     let Some(observed) = observed else { return true };
-    let with_their_sessions = EgressTenantStatus { sessions: observed.sessions, ..wanted.clone() };
-    *observed != with_their_sessions
-        || (observed.sessions != wanted.sessions && since_sessions_were_written >= SESSIONS_INTERVAL)
+    without_counts(observed) != without_counts(wanted)
+        || (observed != wanted && since_counts_were_written >= COUNTS_INTERVAL)
+}
+
+/// Returns a status without the numbers that change with every session and pod; whether there are pods at all stays.
+pub(super) fn without_counts(status: &EgressTenantStatus) -> EgressTenantStatus {
+    let uncounted = |namespace: &NamespaceStatus| NamespaceStatus { pods: 0, ..namespace.clone() };
+    EgressTenantStatus {
+        sessions: 0,
+        namespaces: status.namespaces.iter().map(uncounted).collect(),
+        pod_count: status.pod_count.min(1),
+        ..status.clone()
+    }
+}
+
+/// Returns the numbers that [`without_counts`] leaves out.
+pub(super) fn counts(status: &EgressTenantStatus) -> (i64, i64, Vec<i64>) {
+    let pods = status.namespaces.iter().map(|namespace| namespace.pods);
+    (status.sessions, status.pod_count, pods.collect())
 }
 
 /// Returns whether the gateway takes this version of an object.

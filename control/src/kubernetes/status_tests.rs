@@ -154,13 +154,19 @@ fn a_status_that_was_written_and_read_back_is_not_due_again() {
 }
 
 #[test]
-fn sessions_alone_wait_for_half_a_minute() {
+fn numbers_alone_wait_for_half_a_minute() {
     let wanted = World::sound().status(100);
-    let fewer = Some(EgressTenantStatus { sessions: 1, ..wanted.clone() });
-    let other = Some(EgressTenantStatus { pod_count: 9, ..wanted.clone() });
-    assert!(!is_due(&fewer, &wanted, Duration::from_secs(29)));
-    assert!(is_due(&fewer, &wanted, Duration::from_secs(30)));
-    assert!(is_due(&other, &wanted, Duration::ZERO));
+    let mut with_fewer_pods = World::sound();
+    with_fewer_pods.view.pods.insert("ns-blue".into(), Some(map([pod("p", 1, 5)])));
+    let fewer_sessions = EgressTenantStatus { sessions: 1, ..wanted.clone() };
+    for fewer in [with_fewer_pods.status(100), fewer_sessions] {
+        assert!(!is_due(&Some(fewer.clone()), &wanted, Duration::from_secs(29)));
+        assert!(is_due(&Some(fewer), &wanted, Duration::from_secs(30)));
+    }
+    let without_pods = EgressTenantStatus { pod_count: 0, ..wanted.clone() };
+    assert!(is_due(&Some(without_pods), &wanted, Duration::ZERO));
+    let other = EgressTenantStatus { namespace_count: 9, ..wanted.clone() };
+    assert!(is_due(&Some(other), &wanted, Duration::ZERO));
     assert!(is_due(&None, &wanted, Duration::ZERO));
 }
 

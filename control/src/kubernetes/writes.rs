@@ -11,7 +11,7 @@ use k8s_openapi::jiff::Timestamp;
 
 use super::egress_tenant::EgressTenantStatus;
 use super::objects::TenantObject;
-use super::status::{self, SESSIONS_INTERVAL};
+use super::status::{self, COUNTS_INTERVAL, counts, without_counts};
 
 /// Time after which a status is restored that somebody else has overwritten, such as a second gateway.
 const RESTORE_INTERVAL: Duration = Duration::from_secs(30);
@@ -83,9 +83,9 @@ impl Writes {
             Progress::RetryAt(at) => now >= *at,
             Progress::GivenUp => !is_same || object.status != entry.observed,
             Progress::Stored(_) if !is_same => true,
-            // The API keeps something else than what is written to it, and did so again: only sessions matter.
+            // The API keeps something else than what is written to it, and did so again: only numbers matter.
             Progress::Stored(stored) if observed == *stored => {
-                wanted.sessions != entry.tried.sessions && age >= SESSIONS_INTERVAL
+                counts(wanted) != counts(&entry.tried) && age >= COUNTS_INTERVAL
             }
             Progress::Stored(_) => age >= RESTORE_INTERVAL,
         }
@@ -125,9 +125,9 @@ impl Writes {
     }
 }
 
-/// Returns a status without what changes by itself: sessions, and times that were not stored yet.
+/// Returns a status without what changes by itself: numbers, and times that were not stored yet.
 fn essence(status: &EgressTenantStatus) -> EgressTenantStatus {
-    let mut essence = EgressTenantStatus { sessions: 0, ..status.clone() };
+    let mut essence = without_counts(status);
     for condition in &mut essence.conditions {
         condition.last_transition_time = Time(Timestamp::UNIX_EPOCH);
     }
@@ -157,11 +157,11 @@ mod tests {
     }
 
     #[test]
-    fn sessions_alone_are_written_every_half_minute() {
+    fn numbers_alone_are_written_every_half_minute() {
         let (mut writes, object, now) = (Writes::default(), tenant("ns-blue", 1, 13), Instant::now());
         written(&mut writes, &object, &status("True", 0, 5), now);
         assert!(!writes.is_due(&object, &status("True", 0, 6), now + Duration::from_secs(29)));
-        assert!(writes.is_due(&object, &status("True", 0, 6), now + SESSIONS_INTERVAL));
+        assert!(writes.is_due(&object, &status("True", 0, 6), now + COUNTS_INTERVAL));
     }
 
     #[test]
@@ -177,7 +177,7 @@ mod tests {
             assert!(!writes.is_due(&echoed, &status("True", later as i64, 5), now));
         }
         assert!(!writes.is_due(&echoed, &status("True", 1, 6), now + Duration::from_secs(1)));
-        assert!(writes.is_due(&echoed, &status("True", 1, 6), now + SESSIONS_INTERVAL));
+        assert!(writes.is_due(&echoed, &status("True", 1, 6), now + COUNTS_INTERVAL));
     }
 
     #[test]
