@@ -11,7 +11,8 @@
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use hyper::{Request, Response, StatusCode, Uri};
+use hyper::header::RETRY_AFTER;
+use hyper::{HeaderMap, Request, Response, StatusCode, Uri};
 use kube::Client;
 use kube::client::Body;
 use kube::client::retry::RetryPolicy;
@@ -37,6 +38,8 @@ const PROGRAM_INTERVAL: Duration = Duration::from_secs(30);
 /// Whoever rotates credentials may be at it just when the old ones are refused.
 const REFUSED_INTERVAL: Duration = Duration::from_secs(1);
 const RETRIES: u32 = 3;
+/// A proxy's maintenance page may ask for hours.
+const LONGEST_WAIT: u64 = 60;
 
 /// The connection to the API. Clones are the same connection.
 #[derive(Clone, Debug)]
@@ -103,7 +106,8 @@ impl Connection {
         let service = service_fn(move |request: Request<Body>| {
             let (connection, observe, uri) = (connection.clone(), observe.clone(), request.uri().clone());
             async move {
-                let response = connection.send(request).await?;
+                let mut response = connection.send(request).await?;
+                bound_wait(response.headers_mut());
                 observe(&uri, response.status());
                 Ok::<_, BoxError>(response)
             }
@@ -233,6 +237,14 @@ impl Connection {
     }
 }
 
+/// Removes the wish that the next try come much later: the API may be back sooner.
+fn bound_wait(headers: &mut HeaderMap) {
+    let seconds = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    if seconds.is_some_and(|seconds| seconds > LONGEST_WAIT) {
+        headers.remove(RETRY_AFTER);
+    }
+}
+
 /// Runs something that blocks; none when it takes too long.
 async fn blocking<T: Send + 'static>(run: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     timeout(CONNECT_LIMIT, tokio::task::spawn_blocking(run)).await.ok()?.ok()
@@ -321,6 +333,23 @@ mod tests {
         assert_eq!(back.starts, 1);
         assert!(silent.elapsed() <= SILENT_INTERVAL + HEARTBEAT_TIMEOUT);
         assert_eq!(back.last_contact, Some(Instant::now()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wait_that_a_proxy_asks_for_is_bounded() {
+        for (asked, shortest, longest) in [(40, 40, 41), (86_400, 0, 15)] {
+            let is_back = AtomicBool::new(false);
+            let connection = connection(move |_| match is_back.swap(true, Ordering::Relaxed) {
+                true => Answer::Json(200, json!({"gitVersion": "v1.32.0"})),
+                false => Answer::Throttled(asked),
+            });
+            let begun = Instant::now();
+            let request = Request::get("/version").body(Body::empty()).unwrap();
+            let response = connection.client().send(request).await.unwrap();
+            assert_eq!(response.status(), StatusCode::OK);
+            let bounds = Duration::from_secs(shortest)..=Duration::from_secs(longest);
+            assert!(bounds.contains(&begun.elapsed()), "{asked}: {:?}", begun.elapsed());
+        }
     }
 
     #[tokio::test(start_paused = true)]
