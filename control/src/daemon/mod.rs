@@ -190,10 +190,14 @@ impl Daemon {
 
 /// Waits for the cluster to ask for something else; for ever when it is not followed.
 async fn next_state(states: &mut Option<watch::Receiver<Arc<ClusterState>>>) -> Arc<ClusterState> {
-    if let Some(states) = states
-        && states.changed().await.is_ok()
-    {
-        return states.borrow_and_update().clone();
+    if let Some(followed) = states {
+        if followed.changed().await.is_ok() {
+            return followed.borrow_and_update().clone();
+        }
+        error!(
+            "the cluster is not followed any more, as the task that does so broke off; restart the gateway"
+        );
+        *states = None;
     }
     std::future::pending().await
 }
