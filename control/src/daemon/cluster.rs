@@ -249,6 +249,7 @@ fn is_of(subject: &Subject, tenant: &Tenant) -> bool {
     Stakes::of([tenant]).concern(subject)
 }
 
+            gateways: self.registry.entries().map(|entry| entry.tenant.gateway_ip).collect(),
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -88,6 +88,6 @@ pub(super) fn surroundings() -> Surroundings {
     Surroundings {
         inside: "192.168.99.12/24".parse().unwrap(),
         outside: "192.168.55.12/24".parse().unwrap(),
-        routes: Vec::new(),
+        ..Surroundings::default()
     }
 }

@@ -99,7 +99,8 @@ impl<'a> NextHops<'a> {
         let Some(address) = self.by_node.get(name) else {
             let inside = surroundings.inside.trunc();
             let message = format!(
-                "none of its addresses {addresses:?} is a host of the inside network {inside}; give it one"
+                "none of its addresses {addresses:?} is a host of the inside network {inside} that neither the gateway nor \
+                 a tenant has; give it one"
             );
             return Err(("NoInsideAddress", message));
         };
@@ -211,11 +212,12 @@ impl<'a> Table<'a> {
     }
 }
 
-/// Tells whether an address can be a node's: a host of the inside network, and not the gateway's own.
+/// Tells whether an address can be a node's: a host of the inside network, and neither the gateway's own nor a tenant's.
 fn is_next_hop(address: Ipv4Addr, surroundings: &Surroundings) -> bool {
     let inside = surroundings.inside;
     let is_host = inside.prefix_len() > 30 || ![inside.network(), inside.broadcast()].contains(&address);
-    inside.contains(&address) && is_host && address != inside.addr()
+    let is_taken = address == inside.addr() || surroundings.gateways.contains(&address);
+    inside.contains(&address) && is_host && !is_taken
 }
 
 /// Checks a route by itself and against what the gateway has.

@@ -27,6 +27,15 @@ fn the_next_hop_is_the_first_host_of_the_inside_network() {
 }
 
 #[test]
+fn a_node_does_not_take_a_tenants_next_hop() {
+    let nodes = list([node("w1", 1, &["10.132.0.0/24"], 13), node("w2", 2, &["10.132.1.0/24"], 22)]);
+    let surroundings = Surroundings { gateways: [[192, 168, 99, 13].into()].into(), ..surroundings() };
+    let compiled = compile(&nodes, &ClusterState::default(), &surroundings);
+    assert_eq!(compiled.routes.keys().collect::<Vec<_>>(), ["w2"]);
+    assert_eq!(compiled.notices[0].reason, "NoInsideAddress");
+}
+
+#[test]
 fn of_two_nodes_that_overlap_the_newer_is_refused() {
     let table = [
         (node("a", 1, &["10.132.0.0/23"], 21), node("b", 2, &["10.132.1.0/24"], 22)),
@@ -318,5 +327,6 @@ fn surroundings() -> Surroundings {
         inside: "192.168.99.12/24".parse().unwrap(),
         outside: "192.168.55.12/24".parse().unwrap(),
         routes: vec![route("10.140.0.0/24", 40)],
+        ..Surroundings::default()
     }
 }

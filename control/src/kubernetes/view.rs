@@ -1,6 +1,7 @@
 //! Everything that was read from the API, compiled purely into what the cluster asks of the gateway.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use ipnet::Ipv4Net;
@@ -38,6 +39,8 @@ pub struct Surroundings {
     pub outside: Ipv4Net,
     /// Return routes of the config file, which come first.
     pub routes: Vec<ReturnRoute>,
+    /// Next hops of the tenants that the gateway has, which no node may have.
+    pub gateways: BTreeSet<Ipv4Addr>,
 }
 
 /// What was made of a view.
@@ -189,7 +192,7 @@ mod tests {
         }
     }
 
-    fn gateway() -> std::net::Ipv4Addr {
+    fn gateway() -> Ipv4Addr {
         [192, 168, 99, 13].into()
     }
 }
