@@ -112,9 +112,11 @@ impl ClusterSide {
     /// Notes which tenants the fast path has, and what was refused while it and the kernel were told.
     fn note(&mut self, registry: &Registry, epoch: Epoch, refused: &[Refused]) {
         self.troubles.clear();
+        let tenants = || registry.entries().map(|entry| &entry.tenant);
+        let stakes: Vec<_> = tenants().map(|tenant| (&tenant.name, Stakes::of([tenant]))).collect();
         for Refused { subject, error } in refused {
-            for entry in registry.entries().filter(|entry| is_of(subject, &entry.tenant)) {
-                let trouble = self.troubles.entry(entry.tenant.name.clone()).or_default();
+            for (name, _) in stakes.iter().filter(|(_, stakes)| stakes.concern(subject)) {
+                let trouble = self.troubles.entry((*name).clone()).or_default();
                 *trouble =
                     if trouble.is_empty() { format!("{error:#}") } else { format!("{trouble}; {error:#}") };
             }
@@ -245,11 +247,6 @@ impl Gateway {
     }
 }
 
-fn is_of(subject: &Subject, tenant: &Tenant) -> bool {
-    Stakes::of([tenant]).concern(subject)
-}
-
-            gateways: self.registry.entries().map(|entry| entry.tenant.gateway_ip).collect(),
 #[cfg(test)]
 mod tests {
     use super::*;
