@@ -176,7 +176,13 @@ impl ClusterSide {
             };
             entry.drains_until.is_none().then(|| (name.clone(), outcome))
         });
-        Outcome { tenants: tenants.collect(), refused: self.refused.clone(), applied }
+        let draining = registry.entries().filter(|entry| entry.drains_until.is_some());
+        Outcome {
+            tenants: tenants.collect(),
+            refused: self.refused.clone(),
+            draining: draining.map(|entry| entry.tenant.gateway_ip).collect(),
+            applied,
+        }
     }
 }
 
@@ -243,6 +249,7 @@ impl Gateway {
             inside: network(Side::Inside).ok()?,
             outside: network(Side::Outside).ok()?,
             routes: self.configured_routes.clone(),
+            gateways: self.registry.entries().map(|entry| entry.tenant.gateway_ip).collect(),
         })
     }
 }
@@ -325,6 +332,19 @@ mod tests {
         assert!(!outcome.tenants.contains_key("green"));
     }
 
+    #[test]
+    fn a_tenant_that_drains_is_told_by_its_next_hop_alone() {
+        let mut world = World::new(&[("blue", 1, 13, 113), ("red", 1, 14, 114)]);
+        let mut state = ClusterState::clone(&world.side.state);
+        state.tenants.iter_mut().for_each(|tenant| tenant.tenant.drain_seconds = 60);
+        world.adopt(state.clone());
+        state.tenants.truncate(1);
+        world.adopt(state);
+        let outcome = world.tell();
+        assert_eq!(outcome.tenants.keys().collect::<Vec<_>>(), ["blue"]);
+        assert_eq!(outcome.draining, [[192, 168, 99, 14].into()].into());
+    }
+
     struct World {
         side: ClusterSide,
         registry: Registry,
@@ -348,8 +368,11 @@ mod tests {
                 }))
                 .unwrap(),
             });
-            self.side.state =
-                Arc::new(ClusterState { tenants: tenants.collect(), ..ClusterState::default() });
+            self.adopt(ClusterState { tenants: tenants.collect(), ..ClusterState::default() });
+        }
+
+        fn adopt(&mut self, state: ClusterState) {
+            self.side.state = Arc::new(state);
             let host = Host {
                 inside_network: "192.168.99.12/24".parse().unwrap(),
                 pod_cidrs: vec!["10.132.0.0/14".parse().unwrap()],

@@ -278,7 +278,7 @@ fn outcome() -> Outcome {
         mismatched: super::super::state::Mismatched::default(),
     };
     let tenants = BTreeMap::from([("ns-blue".to_owned(), tenant)]);
-    Outcome { tenants, refused: BTreeMap::new(), applied: conntrack::Epoch(2) }
+    Outcome { tenants, applied: conntrack::Epoch(2), ..Outcome::default() }
 }
 
 fn node(name: &str, network: &str, last: u8) -> Value {

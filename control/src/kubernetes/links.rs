@@ -34,11 +34,12 @@ pub(super) fn compile(
     let gateways = gateways_in_use(state, previous, outcome);
     let mut compiled = Compiled::default();
     if let (Some(policies), Some(namespaces)) = (&view.policies, &view.namespaces) {
-        let routes = Routes::read(policies, namespaces, &gateways);
+        let routes = Routes::read(policies, namespaces, &(&gateways | &outcome.draining));
         compiled.notices.extend(routes.rivals(namespaces));
         compiled.links = routes.into_links();
     } else {
-        let in_use = previous.links.iter().filter(|(gateway, _)| gateways.contains(gateway));
+        let is_in_use = |gateway| gateways.contains(gateway) || outcome.draining.contains(gateway);
+        let in_use = previous.links.iter().filter(|(gateway, _)| is_in_use(gateway));
         compiled.links = in_use.map(|(gateway, link)| (*gateway, link.clone())).collect();
     }
     if let Some(policies) = &view.policies {

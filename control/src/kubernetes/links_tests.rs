@@ -29,6 +29,20 @@ fn gateway_addresses_of_tenants_from_elsewhere_are_linked_too() {
 }
 
 #[test]
+fn a_tenant_that_drains_keeps_its_pods_although_policies_no_longer_find_it() {
+    let previous = compile_fresh(&whole()).state;
+    let view = View { tenants: Some(BTreeMap::new()), ..whole() };
+    let draining = Outcome { draining: [gateway(13)].into(), ..outcome(&[77]) };
+    let without_policies = View { policies: None, ..view.clone() };
+    for view in [&view, &without_policies] {
+        let compiled = view::compile(view, &previous, &surroundings(), &draining);
+        assert_eq!(compiled.state.links, previous.links);
+    }
+    let reasons = view::compile(&view, &previous, &surroundings(), &draining).notices;
+    assert_eq!(reasons.iter().map(|notice| notice.reason).collect::<Vec<_>>(), ["UnknownNextHop"]);
+}
+
+#[test]
 fn a_link_stays_until_the_gateway_has_said_its_tenants() {
     let previous = compile_fresh(&whole()).state;
     let view = View { tenants: Some(BTreeMap::new()), ..whole() };

@@ -66,6 +66,8 @@ pub struct Outcome {
     pub tenants: BTreeMap<String, TenantOutcome>,
     /// Tenants of the cluster that were refused, by name.
     pub refused: BTreeMap<String, RefusedTenant>,
+    /// Next hops of tenants that are removed and drain: their sessions go on only while their pods are sources.
+    pub draining: BTreeSet<Ipv4Addr>,
     /// The newest snapshot that every worker uses.
     pub applied: Epoch,
 }
