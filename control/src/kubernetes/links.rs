@@ -37,6 +37,7 @@ pub(super) fn compile(
         let routes = Routes::read(policies, namespaces, &(&gateways | &outcome.draining));
         compiled.notices.extend(routes.rivals(namespaces));
         compiled.links = routes.into_links();
+        keep_unreadable(&mut compiled.links, policies, namespaces, previous, &gateways);
     } else {
         let is_in_use = |gateway| gateways.contains(gateway) || outcome.draining.contains(gateway);
         let in_use = previous.links.iter().filter(|(gateway, _)| is_in_use(gateway));
@@ -146,6 +147,29 @@ impl<'a> Routes<'a> {
             }
         }
         shared.into_values().map(|(policy, names, rivals)| rivalry(policy, &names, &rivals)).collect()
+    }
+}
+
+/// Puts back what policies that cannot be read any more linked before: a broken edit cuts no pod off. OVN-Kubernetes keeps
+/// the routes of such a policy too.
+fn keep_unreadable(
+    links: &mut BTreeMap<Ipv4Addr, Link>,
+    policies: &BTreeMap<String, Arc<PolicyObject>>,
+    namespaces: &BTreeMap<String, Arc<NamespaceObject>>,
+    previous: &ClusterState,
+    gateways: &BTreeSet<Ipv4Addr>,
+) {
+    let is_unreadable = |name: &&String| policies.get(*name).is_some_and(|policy| policy.policy.is_err());
+    for (gateway, before) in previous.links.iter().filter(|(gateway, _)| gateways.contains(gateway)) {
+        let unreadable: Vec<_> = before.policies.iter().filter(is_unreadable).cloned().collect();
+        if unreadable.is_empty() {
+            continue;
+        }
+        let link = links.entry(*gateway).or_default();
+        link.policies.extend(unreadable);
+        for namespace in before.namespaces.keys().filter(|name| namespaces.contains_key(*name)) {
+            link.namespaces.entry(namespace.clone()).or_default();
+        }
     }
 }
 

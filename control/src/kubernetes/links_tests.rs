@@ -86,6 +86,24 @@ fn a_namespace_that_moves_to_another_tenant_keeps_its_pods() {
 }
 
 #[test]
+fn a_broken_edit_of_a_policy_leaves_what_it_linked() {
+    let previous = compile_fresh(&whole()).state;
+    let broken = |name: &str| PolicyObject {
+        policy: Err(Refusal::invalid("spec.from", "is wrong")),
+        ..policy(name, "blue", &[13])
+    };
+    let linked = |policies: Vec<PolicyObject>, namespaces: Vec<NamespaceObject>| {
+        let view = View { policies: Some(map(policies)), namespaces: Some(map(namespaces)), ..whole() };
+        view::compile(&view, &previous, &surroundings(), &outcome(&[13])).state.links
+    };
+    let both = || vec![namespace("ns-blue", "blue"), namespace("ns-blue-2", "blue")];
+    assert_eq!(linked(vec![broken("blue")], both()), previous.links);
+    assert!(linked(vec![broken("other")], both()).is_empty());
+    let one = linked(vec![broken("blue")], vec![namespace("ns-blue", "blue")]);
+    assert_eq!(one[&gateway(13)].namespaces.keys().collect::<Vec<_>>(), ["ns-blue"]);
+}
+
+#[test]
 fn pods_of_a_namespace_that_has_gone_go() {
     let previous = compile_fresh(&whole()).state;
     let view = View { namespaces: Some(BTreeMap::new()), ..whole() };
