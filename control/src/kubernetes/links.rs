@@ -1,11 +1,11 @@
 //! Links: which policies, namespaces and pods send their traffic to each gateway address.
 
-use std::collections::BTreeSet;
 use std::collections::btree_map::{BTreeMap, Entry};
+use std::collections::{BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use kube::core::SelectorExt;
+use kube::core::{Expression, Selector, SelectorExt};
 
 use super::objects::{ExternalRoute, NamespaceObject, PodObject, PolicyObject};
 use super::state::{ClusterState, Link, Outcome};
@@ -34,8 +34,9 @@ pub(super) fn compile(
     let gateways = gateways_in_use(state, previous, outcome);
     let mut compiled = Compiled::default();
     if let (Some(policies), Some(namespaces)) = (&view.policies, &view.namespaces) {
-        let routes = Routes::read(policies, namespaces, &(&gateways | &outcome.draining));
-        compiled.notices.extend(routes.rivals(namespaces));
+        let labelled = Labelled::new(namespaces);
+        let routes = Routes::read(policies, &labelled, &(&gateways | &outcome.draining));
+        compiled.notices.extend(routes.rivals(&labelled));
         compiled.links = routes.into_links();
         keep_unreadable(&mut compiled.links, policies, namespaces, previous, &gateways);
     } else {
@@ -71,6 +72,42 @@ fn is_known(outcome: &Outcome) -> bool {
     *outcome != Outcome::default()
 }
 
+/// Namespaces, and those that have each label: most policies ask for one that few have.
+struct Labelled<'a> {
+    all: &'a BTreeMap<String, Arc<NamespaceObject>>,
+    by_label: HashMap<(&'a str, &'a str), Vec<(&'a str, &'a NamespaceObject)>>,
+}
+
+impl<'a> Labelled<'a> {
+    fn new(all: &'a BTreeMap<String, Arc<NamespaceObject>>) -> Self {
+        let mut by_label = HashMap::<_, Vec<_>>::new();
+        for (name, namespace) in all {
+            for (key, value) in &namespace.labels {
+                by_label
+                    .entry((key.as_str(), value.as_str()))
+                    .or_default()
+                    .push((name.as_str(), &**namespace));
+            }
+        }
+        Self { all, by_label }
+    }
+
+    /// Returns the names of the namespaces that a selector selects, in order.
+    fn selected(&self, selector: &Selector) -> Vec<&'a str> {
+        let label = selector.clone().into_iter().find_map(|expression| match expression {
+            Expression::Equal(key, value) => Some((key, value)),
+            _ => None, // an enum of another crate
+        });
+        let selects = |namespace: &NamespaceObject| selector.matches(&namespace.labels);
+        let Some((key, value)) = label else {
+            let all = self.all.iter().filter(|(_, namespace)| selects(namespace));
+            return all.map(|(name, _)| name.as_str()).collect();
+        };
+        let some = self.by_label.get(&(key.as_str(), value.as_str())).into_iter().flatten();
+        some.filter(|(_, namespace)| selects(namespace)).map(|(name, _)| *name).collect()
+    }
+}
+
 /// Policies with a next hop of ours, and what they select.
 struct Routes<'a> {
     by_gateway: BTreeMap<Ipv4Addr, Vec<&'a PolicyObject>>,
@@ -84,7 +121,7 @@ struct Routes<'a> {
 impl<'a> Routes<'a> {
     fn read(
         policies: &'a BTreeMap<String, Arc<PolicyObject>>,
-        namespaces: &'a BTreeMap<String, Arc<NamespaceObject>>,
+        namespaces: &Labelled<'a>,
         gateways: &BTreeSet<Ipv4Addr>,
     ) -> Self {
         let readable =
@@ -97,10 +134,7 @@ impl<'a> Routes<'a> {
             for gateway in route.next_hops.intersection(gateways) {
                 by_gateway.entry(*gateway).or_default().push(*policy);
             }
-            let matching =
-                namespaces.iter().filter(|(_, namespace)| route.namespaces.matches(&namespace.labels));
-            let names = matching.map(|(name, _)| name.as_str()).collect();
-            selected.insert(policy.identity.name.as_str(), names);
+            selected.insert(policy.identity.name.as_str(), namespaces.selected(&route.namespaces));
         }
         Self { by_gateway, selected, strangers, own }
     }
@@ -118,21 +152,20 @@ impl<'a> Routes<'a> {
     }
 
     /// Returns notices on policies that send a namespace of ours different ways.
-    fn rivals(&self, namespaces: &BTreeMap<String, Arc<NamespaceObject>>) -> Vec<Notice> {
+    fn rivals(&self, namespaces: &Labelled<'_>) -> Vec<Notice> {
         let mut selecting = BTreeMap::<&str, Vec<(&PolicyObject, &ExternalRoute)>>::new();
         for (policy, route) in &self.own {
             for namespace in &self.selected[policy.identity.name.as_str()] {
                 selecting.entry(namespace).or_default().push((policy, route));
             }
         }
-        for (namespace, policies) in &mut selecting {
-            let labels = &namespaces[*namespace].labels;
-            let has_hops = |route: &ExternalRoute| !route.next_hops.is_empty() || route.has_dynamic_hops;
-            let others = self
-                .strangers
-                .iter()
-                .filter(|(_, route)| has_hops(route) && route.namespaces.matches(labels));
-            policies.extend(others.copied());
+        let has_hops = |route: &ExternalRoute| !route.next_hops.is_empty() || route.has_dynamic_hops;
+        for (policy, route) in self.strangers.iter().filter(|(_, route)| has_hops(route)) {
+            for namespace in namespaces.selected(&route.namespaces) {
+                if let Some(policies) = selecting.get_mut(namespace) {
+                    policies.push((policy, route));
+                }
+            }
         }
         let mut shared = BTreeMap::<&str, (&PolicyObject, BTreeSet<&str>, BTreeSet<&str>)>::new();
         for (namespace, policies) in selecting {

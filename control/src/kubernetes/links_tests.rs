@@ -112,6 +112,27 @@ fn pods_of_a_namespace_that_has_gone_go() {
 }
 
 #[test]
+fn a_namespace_has_to_match_all_that_a_selector_asks() {
+    let mut both = namespace("b", "blue");
+    both.labels.insert("env".into(), "test".into());
+    let namespaces = map([namespace("a", "blue"), both, namespace("c", "red")]);
+    let equal = |key: &str, value: &str| Expression::Equal(key.into(), value.into());
+    let table = [
+        (vec![equal("tenant", "blue")], vec!["a", "b"]),
+        (vec![equal("tenant", "blue"), equal("env", "test")], vec!["b"]),
+        (vec![Expression::DoesNotExist("env".into()), equal("tenant", "blue")], vec!["a"]),
+        (vec![Expression::DoesNotExist("env".into())], vec!["a", "c"]),
+        (vec![equal("tenant", "green")], vec![]),
+        (vec![], vec!["a", "b", "c"]),
+    ];
+    for (expressions, expected) in table {
+        let mut selector = Selector::default();
+        selector.extend(expressions);
+        assert_eq!(Labelled::new(&namespaces).selected(&selector), expected, "{selector}");
+    }
+}
+
+#[test]
 fn an_address_is_in_the_namespace_of_its_newest_pod() {
     let announced = |created| PodObject { is_announced: true, ..pod("claim", created, 5) };
     let table = [
