@@ -138,6 +138,7 @@ fn prepare(
         pods: BTreeMap::new(),
         view: View::default(),
         compiled: Compiled { state: previous, ..Compiled::default() },
+        compiled_with: Arc::default(),
         health: Health::default(),
         reports,
         outcomes,
@@ -157,6 +158,7 @@ struct Cluster {
     pods: BTreeMap<String, Watch<PodObject>>,
     view: View,
     compiled: Compiled,
+    compiled_with: Arc<Outcome>,
     health: Health,
     reports: Reports,
     outcomes: watch::Receiver<Option<Arc<Outcome>>>,
@@ -226,7 +228,9 @@ impl Cluster {
                     sleep(COLLECT).await;
                     if self.collect() { Turn::Recompile } else { Turn::TellHealth }
                 }
-                Ok(()) = self.outcomes.changed() => Turn::Recompile,
+                Ok(()) = self.outcomes.changed() => {
+                    if self.has_other_tenants() { Turn::Recompile } else { Turn::Report }
+                }
                 Ok(()) = self.surrounding.changed() => Turn::Recompile,
                 Ok(()) = self.connected.changed() => Turn::TellHealth,
                 () = self.reports.finish_one() => Turn::TellHealth,
@@ -245,12 +249,21 @@ impl Cluster {
         }
     }
 
-    /// Takes over what the watches have, and returns whether any has made progress.
+    /// Tells whether the gateway says something of its tenants that was not compiled yet.
+    fn has_other_tenants(&self) -> bool {
+        let is_first = *self.compiled_with == Outcome::default();
+        let outcome = self.outcomes.borrow();
+        is_first || outcome.as_ref().is_none_or(|outcome| !outcome.has_tenants_of(&self.compiled_with))
+    }
+
+    /// Takes over what the watches have, and returns whether any has made progress that matters.
     fn collect(&mut self) -> bool {
+        let before = self.view.tenants.clone();
         let (kinds, view, health) = (&mut self.kinds, &mut self.view, &mut self.health.kinds);
         let mut is_changed = take(&mut kinds.nodes, &mut view.nodes, health.entry(Kind::Node).or_default());
         is_changed |=
-            take(&mut kinds.tenants, &mut view.tenants, health.entry(Kind::EgressTenant).or_default());
+            take(&mut kinds.tenants, &mut view.tenants, health.entry(Kind::EgressTenant).or_default())
+                && !are_alike(&before, &view.tenants);
         is_changed |=
             take(&mut kinds.policies, &mut view.policies, health.entry(Kind::ExternalRoute).or_default());
         is_changed |=
@@ -267,6 +280,7 @@ impl Cluster {
         let outcome = self.outcomes.borrow_and_update().clone().unwrap_or_default();
         let surroundings = self.surrounding.borrow_and_update().clone();
         self.compiled = compile(&self.view, &self.compiled.state, &surroundings, &outcome);
+        self.compiled_with = outcome;
         self.states.send_if_modified(|state| {
             let is_new = **state != self.compiled.state;
             if is_new {
@@ -332,6 +346,16 @@ impl Cluster {
         }
         whole
     }
+}
+
+/// Tells whether tenants differ in their statuses at most: those are written by this task, and ask for nothing.
+fn are_alike(one: &Listed<TenantObject>, other: &Listed<TenantObject>) -> bool {
+    let (Some(one), Some(other)) = (one, other) else { return false };
+    let without_status = |object: &TenantObject| TenantObject { status: None, ..object.clone() };
+    let is_alike = |(one, other): (&Arc<TenantObject>, &Arc<TenantObject>)| {
+        Arc::ptr_eq(one, other) || without_status(one) == without_status(other)
+    };
+    one.keys().eq(other.keys()) && one.values().zip(other.values()).all(is_alike)
 }
 
 /// Takes over what a watch has, and returns whether it has made progress.

@@ -8,7 +8,8 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::super::fixtures::surroundings;
+use super::super::egress_tenant::EgressTenantStatus;
+use super::super::fixtures::{self, surroundings};
 use super::super::scripted::{Answer, Call, connection, event, list, refusal};
 use super::super::state::{ObjectVersion, TenantOutcome};
 use super::super::trouble::Cause;
@@ -264,6 +265,22 @@ async fn a_notice_is_an_event_and_is_over_when_its_cause_is() {
     cluster.delete(NODES, "w2");
     health.wait_for(|health| health.notices.is_empty()).await.unwrap();
     assert_eq!(cluster.writes(path).len(), 1);
+}
+
+#[test]
+fn statuses_and_counts_alone_ask_for_nothing() {
+    let blue = fixtures::tenant("ns-blue", 1, 13);
+    let written = TenantObject { status: Some(EgressTenantStatus::default()), ..blue.clone() };
+    let edited = TenantObject { generation: 2, ..blue.clone() };
+    let listed = |object: &TenantObject| Some(fixtures::map([object.clone()]));
+    for (now, expected) in [(listed(&written), true), (listed(&edited), false), (None, false)] {
+        assert_eq!(are_alike(&listed(&blue), &now), expected);
+    }
+    let mut counted = outcome();
+    counted.tenants.values_mut().for_each(|tenant| tenant.sessions += 1);
+    assert!(counted.has_tenants_of(&outcome()));
+    counted.tenants.values_mut().for_each(|tenant| tenant.object = None);
+    assert!(!counted.has_tenants_of(&outcome()));
 }
 
 fn outcome() -> Outcome {

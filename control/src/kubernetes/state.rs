@@ -72,6 +72,18 @@ pub struct Outcome {
     pub applied: Epoch,
 }
 
+impl Outcome {
+    /// Tells whether another outcome has the same tenants and refusals, whatever it counts: these are all that matter to
+    /// what the cluster asks for.
+    pub fn has_tenants_of(&self, other: &Self) -> bool {
+        fn tenants(of: &Outcome) -> impl Iterator<Item = (&String, Ipv4Addr, &Option<ObjectVersion>)> {
+            of.tenants.iter().map(|(name, tenant)| (name, tenant.gateway_ip, &tenant.object))
+        }
+        tenants(self).eq(tenants(other))
+            && (&self.refused, &self.draining) == (&other.refused, &other.draining)
+    }
+}
+
 /// A tenant that the gateway has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TenantOutcome {
