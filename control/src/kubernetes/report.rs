@@ -162,10 +162,11 @@ impl Reports {
     }
 }
 
-/// Returns what an error means for trying again. 422: the uid is another, or the API refuses the content.
+/// Returns what an error means for trying again. 422: the uid is another, or the API refuses the content. An object that
+/// is not found is either gone, which the watch will tell, or behind an API server that is just starting.
 fn failure(error: &kube::Error) -> Failure {
     match status_code(error) {
-        Some(400 | 404 | 409 | 410 | 422) => Failure::Final,
+        Some(400 | 422) => Failure::Final,
         Some(403) => Failure::Denied,
         Some(_) | None => Failure::Passing,
     }
@@ -262,16 +263,16 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_object_that_went_away_is_not_written_to_again() {
-        for code in [404, 409, 410, 422] {
-            let (calls, mut reports) = reports(move |_| refusal(code, "gone"));
+    async fn what_the_api_refuses_is_not_written_again_and_what_is_in_conflict_is_ever_later() {
+        for (code, expected) in [(400, 1), (422, 1), (404, 10), (409, 10), (410, 10)] {
+            let (calls, mut reports) = reports(move |_| refusal(code, "no"));
             let tenants = map([tenant("ns-blue", 1, 13)]);
             for _ in 0..10 {
                 reports.write_statuses(&tenants, wanted);
                 settle(&mut reports).await;
                 tokio::time::advance(Duration::from_secs(60)).await;
             }
-            assert_eq!(calls.lock().unwrap().len(), 1, "{code}");
+            assert_eq!(calls.lock().unwrap().len(), expected, "{code}");
         }
     }
 
