@@ -53,6 +53,7 @@ fn the_gateway_takes_the_example_tenants() {
     let host = Host {
         inside_network: "192.168.99.12/24".parse().unwrap(),
         pod_cidrs: vec!["10.132.0.0/14".parse().unwrap()],
+        has_kubernetes: true,
         ..Host::default()
     };
     let mut registry = Registry::default();
