@@ -300,7 +300,8 @@ impl ClusterFixture {
     /// When that takes too long, with the status.
     pub fn until_pods(&self, tenant: &str, count: u64) -> Result<()> {
         let probe = || Ok((self.tenant(tenant)?["status"]["podCount"] == count).then_some(()));
-        wait::until(&format!("{tenant} has {count} pods"), SOON, probe).with_context(|| {
+        // Numbers alone are written every 30 s at most.
+        wait::until(&format!("{tenant} has {count} pods"), 2 * SOON, probe).with_context(|| {
             format!(
                 "{:?}\ndaemon:\n{}",
                 self.tenant(tenant).map(|it| it["status"].clone()),
