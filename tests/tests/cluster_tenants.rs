@@ -93,9 +93,11 @@ fn tenants_of_the_config_file_and_of_the_socket_have_what_they_have() -> Result<
     assert!(!refused.status.success() && message.contains("the Kubernetes API"), "{message}");
     cluster.fixture.gateway.remove_tenant(&RED)?;
     cluster.until_condition(RED.name, "Programmed", "True")?;
-    let still = cluster.until_condition("of-red", "Accepted", "False")?;
-    assert!(still["message"].as_str().is_some_and(|it| it.contains("from the Kubernetes API;")), "{still}");
-    Ok(())
+    wait::until("of-red is told who has its address now", SOON, || {
+        let refused = cluster.until_condition("of-red", "Accepted", "False")?;
+        let message = refused["message"].as_str().unwrap_or_default();
+        Ok(message.contains("tenant \"ns-red\" from the Kubernetes API").then_some(()))
+    })
 }
 
 #[test]
