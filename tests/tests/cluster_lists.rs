@@ -47,7 +47,7 @@ fn a_relist_that_lacks_half_of_the_nodes_takes_none_away() -> Result<()> {
     cluster.api.omit_from_lists("nodes", &names, 1);
     cluster.api.forget_requests();
     cluster.api.accept_connections();
-    cluster.until_logged(&format!("a list lacks {} nodes that nobody saw deleted", names.len() + 1))?;
+    cluster.until_logged(&format!("a list of nodes lacks {} that nobody saw deleted", names.len() + 1))?;
     cluster.until_route_count(ROUTES - 1)?;
     let lists = cluster.api.requests().count(Verb::List, "nodes");
     assert!(lists >= 3, "a second list was not asked for, only {lists} chunks");

@@ -17,7 +17,7 @@ use super::status::{self, COUNTS_INTERVAL, counts, without_counts};
 const RESTORE_INTERVAL: Duration = Duration::from_secs(30);
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LAST_RETRY: Duration = Duration::from_secs(60);
-const DENIED_RETRY: Duration = Duration::from_secs(300);
+const DENIED_RETRY: Duration = Duration::from_secs(30);
 
 /// Statuses that were written, by identity of their object.
 #[derive(Debug, Default)]
