@@ -11,7 +11,7 @@ fn dependencies_run_one_way() -> Result<()> {
         ("conntrack", &[]),
         ("fastpath", &["conntrack"]),
         ("control", &["conntrack", "fastpath"]),
-        ("bench", &["conntrack", "fastpath", "control"]),
+        ("bench", &["conntrack", "fastpath", "control", "spillway-apiserver"]),
         ("tests", &["conntrack", "fastpath", "control", "spillway-apiserver"]),
         ("tests/apiserver", &[]),
     ];

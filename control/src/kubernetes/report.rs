@@ -249,7 +249,7 @@ mod tests {
     async fn a_status_that_may_not_be_written_is_told_once_and_tried_seldom() {
         let (calls, mut reports) = reports(|_| refusal(403, "egresstenants.spillway.dev is forbidden"));
         let tenants = map([tenant("ns-blue", 1, 13)]);
-        for _ in 0..60 {
+        for _ in 0..25 {
             reports.write_statuses(&tenants, wanted);
             settle(&mut reports).await;
             tokio::time::advance(Duration::from_secs(1)).await;
