@@ -136,7 +136,8 @@ fn until_event(cluster: &ClusterFixture, name: &str, reason: &str) -> Result<Val
 fn until_namespaces(cluster: &ClusterFixture, expected: &[(&str, u64)]) -> Result<()> {
     let named = expected.iter().map(|(name, pods)| json!({"name": name, "pods": pods}));
     let named = Value::from(named.collect::<Vec<_>>());
-    wait::until(&format!("ns-blue serves {named}"), SOON, || {
+    // Numbers alone are written every 30 s at most.
+    wait::until(&format!("ns-blue serves {named}"), 2 * SOON, || {
         let status = &cluster.tenant(BLUE.name)?["status"];
         let has_all = status["namespaces"] == named && status["namespaceCount"] == expected.len();
         Ok(has_all.then_some(()))
