@@ -22,7 +22,7 @@ demo: dependencies ## builds the gateway and shows it at work: two tenants, two 
 	$(SUDO) $(TARGET)/release/spillway demo $(ARGS)
 
 test: dependencies ## runs every test; as root also those in network namespaces
-	$(CARGO) build -p control
+	$(CARGO) build -p control -p spillway-apiserver
 	$(if $(ROOT),REQUIRE_NETNS=1) $(CARGO) test --workspace $(ARGS)
 
 lint: dependencies ## checks format, lints and documentation
