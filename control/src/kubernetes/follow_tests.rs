@@ -226,12 +226,14 @@ async fn a_cluster_without_the_definition_is_told_and_leaves_the_rest_alone() {
     let follower = cluster.follow(directory.path());
     until(&follower, |state| state.are_nodes_listed).await;
     let mut health = follower.health();
-    let told =
-        |health: &Health| health.kinds.get(&Kind::EgressTenant).is_some_and(|kind| kind.trouble.is_some());
+    let told = |health: &Health| {
+        let of = |kind| health.kinds.get(&kind);
+        of(Kind::EgressTenant).is_some_and(|kind| kind.trouble.is_some())
+            && of(Kind::ExternalRoute).is_some_and(|kind| kind.is_missing)
+    };
     let health = health.wait_for(told).await.unwrap().clone();
     let trouble = health.kinds[&Kind::EgressTenant].trouble.clone().unwrap();
     assert!(trouble.message.contains("spillway crd"), "{}", trouble.message);
-    assert!(health.kinds[&Kind::ExternalRoute].is_missing);
     assert!(!follower.state().borrow().are_tenants_listed);
 }
 

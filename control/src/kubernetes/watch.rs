@@ -24,6 +24,9 @@ use super::view::Kind;
 
 /// How often a kind that the cluster does not have is looked for.
 const LOOK_AGAIN: Duration = Duration::from_secs(30);
+/// A kind counts as not installed once it was looked for in vain for so long: an API server that has just started does
+/// not serve custom resources yet, and answers 404.
+const MISSING_AFTER: Duration = Duration::from_secs(10);
 const LIST_CHUNK: u32 = 500;
 
 /// Objects of one kind, and how they are followed.
@@ -84,6 +87,7 @@ impl<T: PartialEq + Send + Sync + 'static> Watch<T> {
             recorder,
             connection: connection.subscribe(),
             backoff: DefaultBackoff::default(),
+            missing_since: None,
         };
         Self { progress, task: tokio::spawn(follower.run()) }
     }
@@ -137,6 +141,7 @@ struct Follower<K, T> {
     recorder: Recorder<T>,
     connection: watch::Receiver<State>,
     backoff: DefaultBackoff,
+    missing_since: Option<std::time::Instant>,
 }
 
 /// How following goes on after an error.
@@ -192,10 +197,13 @@ where
         }
     }
 
-    fn take_in(&self, event: Event<K>) {
+    fn take_in(&mut self, event: Event<K>) {
         let now = Instant::now().into_std();
         let read = |object: K| (object.name_any(), (self.read)(&object));
         let is_complete = matches!(event, Event::InitDone);
+        if is_complete {
+            self.missing_since = None;
+        }
         let event = match event {
             Event::Init => Event::Init,
             Event::InitApply(object) => Event::InitApply(read(object)),
@@ -265,6 +273,11 @@ where
             return delay;
         }
         let now = Instant::now().into_std();
+        let missing_since = *self.missing_since.get_or_insert(now);
+        let is_known = self.recorder.progress.borrow().collection.objects().is_some();
+        if !is_known && now.saturating_duration_since(missing_since) < MISSING_AFTER {
+            return MISSING_AFTER;
+        }
         let mut confirm_at = None;
         self.recorder.record(|progress| {
             let is_news = progress.is_installed | progress.trouble.take().is_some();

@@ -184,6 +184,16 @@ async fn a_kind_that_is_forbidden_does_not_touch_another() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_server_that_does_not_serve_policies_yet_is_not_believed_at_once() {
+    let script = Script::of([refusal(404, "page not found"), list(3, "", &[object("tenant-blue", 1, "x")])]);
+    let connection = script.connection();
+    let mut policies = policies(&connection);
+    until(&mut policies, |policies| policies.collection.objects().is_some()).await;
+    assert_eq!(held(&policies.progress()), "tenant-blue=x");
+    assert!(policies.progress().is_installed);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_cluster_without_policies_has_an_empty_list_and_is_asked_again() {
     let script = Script::of([refusal(404, "page not found"), refusal(404, "page not found")]);
     let connection = script.connection();
