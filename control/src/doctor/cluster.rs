@@ -21,6 +21,8 @@ pub struct Need {
     pub resource: &'static str,
     /// Part of the object; empty: all of it.
     pub subresource: &'static str,
+    /// Namespace in which it is done; empty: all of them, or none.
+    pub namespace: &'static str,
     /// What becomes of it without.
     purpose: &'static str,
 }
@@ -49,7 +51,10 @@ pub const NEEDS: [Need; 12] = [
             "Tenants' conditions are not written: nobody in the cluster sees them.",
         )
     },
-    need("create", "events.k8s.io", "events", "Problems are told in the log only, not as events."),
+    Need {
+        namespace: "default", // where events of objects that are in no namespace are kept
+        ..need("create", "events.k8s.io", "events", "Problems are told in the log only, not as events.")
+    },
 ];
 
 const fn need(
@@ -58,7 +63,7 @@ const fn need(
     resource: &'static str,
     purpose: &'static str,
 ) -> Need {
-    Need { verb, group, resource, subresource: "", purpose }
+    Need { verb, group, resource, subresource: "", namespace: "", purpose }
 }
 
 impl Need {
@@ -104,7 +109,7 @@ pub fn judge(evidence: &Evidence) -> Vec<Finding> {
                 .broken(reason.clone())
                 .because("The token or certificate is wrong or has expired: nothing is read from the cluster.")
                 .fix("Give the kubeconfig new credentials of Spillway's service account.")
-                .run("kubectl create token spillway -n spillway --duration 8760h"),
+                .run("kubectl --namespace spillway create token spillway-gateway --duration 48h"),
         ],
         Cluster::Answers(answers) => answered(answers),
     }
@@ -155,10 +160,8 @@ fn rbac(allowed: &[Known<bool>]) -> Vec<Finding> {
         Ok(false) => {
             let summary = format!("Spillway may not {} {}", need.verb, need.full_resource());
             let finding = if need.is_telling() { RBAC.warning(summary) } else { RBAC.broken(summary) };
-            let apply = "Grant it to Spillway's service account in its ClusterRole.";
-            let resource = need.full_resource();
-            let command = format!("kubectl auth can-i {} {resource} --as SERVICE_ACCOUNT", need.verb);
-            Some(finding.because(need.purpose).fix(apply).run(command))
+            let apply = "Grant it to the gateway's service account; the manifests do.";
+            Some(finding.because(need.purpose).fix(apply).run("kubectl apply -k deploy"))
         }
     });
     RBAC.or_fine(found.collect(), format!("all {} rights are granted", NEEDS.len()))

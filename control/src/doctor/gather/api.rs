@@ -127,6 +127,7 @@ async fn may(client: &Client, need: &Need) -> Known<bool> {
                 group: named(need.group),
                 resource: named(need.resource),
                 subresource: named(need.subresource),
+                namespace: named(need.namespace),
                 ..ResourceAttributes::default()
             }),
             ..SelfSubjectAccessReviewSpec::default()
@@ -165,6 +166,17 @@ mod tests {
         assert_eq!(denied, [("watch", "pods", ""), ("patch", "egresstenants", "status")]);
         assert!(answers.allowed.iter().all(Result::is_ok), "{answers:?}");
         assert_eq!((answers.has_tenants, answers.has_policies), (Ok(true), Ok(true)));
+    }
+
+    #[tokio::test]
+    async fn the_right_to_create_events_is_asked_for_where_the_role_grants_it() {
+        let cluster = asked(|path, body| {
+            let attributes = &body["spec"]["resourceAttributes"];
+            let allowed = attributes["resource"] != "events" || attributes["namespace"] == "default";
+            (path == ACCESS).then(|| (201, json!({ "spec": {}, "status": { "allowed": allowed } })))
+        });
+        let Cluster::Answers(answers) = cluster.await else { panic!("the API answers") };
+        assert!(answers.allowed.iter().all(|allowed| *allowed == Ok(true)), "{answers:?}");
     }
 
     #[tokio::test]
