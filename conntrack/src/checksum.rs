@@ -29,6 +29,12 @@ impl ChecksumDelta {
         Self(!self.0)
     }
 
+    /// Returns this change together with that of taking one from the time to live, which is the high byte of its word.
+    #[must_use]
+    pub fn one_hop(self) -> Self {
+        Self(add(self.0, !0x0100))
+    }
+
     /// Returns the checksum after the change: `HC' = ~(~HC + ~m + m')` (RFC 1624 section 3, equation 3).
     pub fn apply(self, checksum: u16) -> u16 {
         !add(!checksum, self.0)

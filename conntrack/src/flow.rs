@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 
 /// A tenant, by its slot in the snapshot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TenantId(pub u16);
 
 /// Which way a packet goes, as the tenant sees it.
@@ -104,6 +104,17 @@ pub struct FiveTuple {
     pub protocol: Protocol,
 }
 
+/// A five-tuple in the words that it is made of on the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wire {
+    /// Source address above destination address.
+    pub addresses: u64,
+    /// Source port above destination port.
+    pub ports: u32,
+    /// IANA number of the protocol.
+    pub protocol_number: u8,
+}
+
 impl FiveTuple {
     /// Returns the tuple of packets to no destination in particular.
     pub(crate) fn towards_anybody(self) -> Self {
@@ -133,7 +144,7 @@ pub(crate) enum Scope {
 }
 
 /// What a session is found by: tenant, direction and five-tuple in 16 bytes, compared as two words.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Key {
     addresses: u64,
     rest: u64,
@@ -147,21 +158,21 @@ impl Key {
         Self::scoped(Scope::Session, tenant, direction, tuple)
     }
 
+    /// Returns the key of a packet of `tenant` that goes in `direction`, from what stands in its headers.
+    #[inline]
+    pub fn of_wire(tenant: TenantId, direction: Direction, wire: Wire) -> Self {
+        let Wire { addresses, ports, protocol_number } = wire;
+        let tail = tail(Scope::Session, tenant, direction, protocol_number);
+        Self { addresses, rest: u64::from(ports) << 32 | tail }
+    }
+
     /// Returns the key of something that is no session; what does not matter is zero in `tuple`.
     pub(crate) fn scoped(scope: Scope, tenant: TenantId, direction: Direction, tuple: &FiveTuple) -> Self {
-        let direction = match direction {
-            Direction::Outbound => 0,
-            Direction::Inbound => 1,
-        };
-        let scope = (scope as u64) << 1;
         Self {
             addresses: u64::from(tuple.source.to_bits()) << 32 | u64::from(tuple.destination.to_bits()),
             rest: u64::from(tuple.source_port) << 48
                 | u64::from(tuple.destination_port) << 32
-                | u64::from(tenant.0) << 16
-                | u64::from(tuple.protocol.number()) << 8
-                | scope
-                | direction,
+                | tail(scope, tenant, direction, tuple.protocol.number()),
         }
     }
 
@@ -169,6 +180,16 @@ impl Key {
     pub fn words(self) -> [u64; 2] {
         [self.addresses, self.rest]
     }
+}
+
+/// Returns the half word behind the ports.
+#[inline]
+fn tail(scope: Scope, tenant: TenantId, direction: Direction, protocol_number: u8) -> u64 {
+    let direction = match direction {
+        Direction::Outbound => 0,
+        Direction::Inbound => 1,
+    };
+    u64::from(tenant.0) << 16 | u64::from(protocol_number) << 8 | (scope as u64) << 1 | direction
 }
 
 #[cfg(test)]

@@ -31,6 +31,11 @@ impl Index {
         self.slots.len() * size_of::<u64>()
     }
 
+    /// Reads the slot where the search for `hash` begins.
+    pub fn touch(&self, hash: u32) -> u64 {
+        self.slots[hash as usize & self.mask]
+    }
+
     /// Returns the place under `hash` that `is_match` accepts.
     pub fn find(&self, hash: u32, is_match: impl Fn(Place) -> bool) -> Option<Place> {
         let mut at = hash as usize & self.mask;

@@ -14,6 +14,7 @@
 //!
 //! One table for each worker:
 //! - [`table`]: the sessions: find, touch, remove, expire
+//! - [`ahead`]: looks keys up side by side
 //! - [`admit`]: makes sessions: pairing, quota, mapping, port
 //! - `mapping`: endpoint-independent mappings
 //! - `choose`: the outside port of a new session
@@ -40,6 +41,7 @@
 #![forbid(unsafe_code)]
 
 pub mod admit;
+pub mod ahead;
 mod anchor;
 pub mod blocks;
 pub mod checksum;
@@ -63,8 +65,9 @@ pub mod tenants;
 pub mod time;
 
 pub use admit::Admission;
+pub use ahead::{Candidate, KeyHash};
 pub use checksum::ChecksumDelta;
-pub use flow::{Direction, FiveTuple, Key, Portless, Protocol, TenantId};
+pub use flow::{Direction, FiveTuple, Key, Portless, Protocol, TenantId, Wire};
 pub use lending::{Loan, LoanRequest, Party, Return};
 pub use pairing::{owner_of_inside, pair_egress};
 pub use policy::{Filtering, Mapping, Policy, Quota};

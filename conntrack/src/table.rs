@@ -229,7 +229,26 @@ impl Conntrack {
     }
 
     /// Notes a packet of a session: moves its TCP state on and gives it new time where the state allows.
+    #[inline]
     pub fn touch(
+        &mut self,
+        id: SessionId,
+        direction: Direction,
+        segment: &TcpSegment,
+        now: Tick,
+        timeouts: &Timeouts,
+    ) {
+        let session = self.slab.session_mut(id);
+        if session.protocol == crate::Protocol::Udp && session.last_seen.is_in_same_span(now) {
+            if direction == Direction::Outbound || timeouts.inbound_refreshes {
+                session.last_seen = now;
+            }
+            return;
+        }
+        self.advance(id, direction, segment, now, timeouts);
+    }
+
+    fn advance(
         &mut self,
         id: SessionId,
         direction: Direction,
@@ -253,11 +272,12 @@ impl Conntrack {
             crate::Protocol::Udp if direction == Direction::Inbound && !timeouts.inbound_refreshes => return,
             crate::Protocol::Udp | crate::Protocol::Icmp | crate::Protocol::Portless(_) => {}
         }
-        if session.last_seen == now && session.class == class {
+        let is_in_order = session.class == class && session.last_seen.is_in_same_span(now);
+        session.last_seen = now;
+        if is_in_order {
             return;
         }
         let before = std::mem::replace(&mut session.class, class);
-        session.last_seen = now;
         self.is_changing = true;
         self.expiry.unlink(self.slab.entries_mut(), id.0, before);
         self.expiry.append(self.slab.entries_mut(), id.0, class);
@@ -389,7 +409,8 @@ impl Conntrack {
         self.slab.remove(entry);
     }
 
-    fn hash(&self, key: &Key) -> u32 {
+    #[inline]
+    pub(crate) fn hash(&self, key: &Key) -> u32 {
         hash(&self.hasher, key)
     }
 }

@@ -13,6 +13,14 @@ impl Tick {
     /// Ticks in one second.
     pub const PER_SECOND: u32 = 10;
 
+    /// Ticks of one span: 6.4 seconds.
+    const SPAN: u32 = 64;
+
+    /// Tells whether two moments are in the same of the spans that time is divided into.
+    pub(crate) fn is_in_same_span(self, other: Self) -> bool {
+        self.0 / Self::SPAN == other.0 / Self::SPAN
+    }
+
     /// Returns the moment `elapsed` after the start.
     #[expect(clippy::cast_possible_truncation, reason = "time wraps")]
     pub fn since_start(elapsed: Duration) -> Self {

@@ -60,12 +60,17 @@ pub struct TenantCounters {
 impl TenantCounters {
     /// Counts a frame that leaves by `side`.
     pub fn forwarded(&self, side: Side, bytes: usize) {
+        self.forwarded_many(side, 1, bytes as u64);
+    }
+
+    /// Counts frames that leave by `side`, and their bytes in all.
+    pub fn forwarded_many(&self, side: Side, frames: u64, bytes: u64) {
         let (packets, total) = match side {
             Side::Outside => (&self.outbound_packets, &self.outbound_bytes),
             Side::Inside => (&self.inbound_packets, &self.inbound_bytes),
         };
-        packets.add(1);
-        total.add(bytes as u64);
+        packets.add(frames);
+        total.add(bytes);
     }
 
     /// Counts a dropped packet.

@@ -7,6 +7,7 @@
 //! The packet path, in the order in which a frame sees it:
 //! - [`io`]: where frames come from and go to: AF_XDP sockets, or simulated wires
 //! - [`worker`]: one worker, its ports and the turn that it repeats
+//! - [`express`]: the same for the packets that are nearly all, some at a time
 //! - [`pipeline`]: the order of the stages, on one screen
 //! - [`mod@parse`]: bytes to offsets and addresses; every length is checked here
 //! - [`mod@classify`]: which tenant, which direction, or why not
@@ -39,6 +40,7 @@ pub mod announce;
 pub mod classify;
 pub mod counters;
 pub mod dataplane;
+pub mod express;
 pub mod fragments;
 pub mod io;
 mod launch;

@@ -320,7 +320,7 @@ impl Engine {
         let has_turned = side == Side::Outside && self.snapshot.tenant_by_egress(packet.ip.source).is_some();
         let is_ours = tenant.is_some() || packet.destination_mac == self.snapshot.link(side).mac;
         let is_addressed = is_ours && !has_turned;
-        let direction = if side == Side::Inside { Direction::Outbound } else { Direction::Inbound };
+        let direction = side.direction();
         let answer = answer_to(packet, reason, mtu_ahead(direction, packet, &self.snapshot));
         match answer.filter(|_| is_addressed) {
             Some(answer) if self.answers.take(now) => {
@@ -335,8 +335,7 @@ impl Engine {
 /// Refuses packets that a router may not forward by the link that is ahead of them. A packet that comes back in has
 /// both links ahead.
 fn check_limits(packet: &Packet, class: Class, snapshot: &Snapshot) -> Result<(), Verdict> {
-    let least_mtu = snapshot.link(Side::Inside).mtu.min(snapshot.link(Side::Outside).mtu);
-    if packet.ip.ttl > HAIRPIN_HOPS && packet.ip.total_bytes <= least_mtu {
+    if packet.ip.ttl > HAIRPIN_HOPS && packet.ip.total_bytes <= snapshot.least_mtu() {
         return Ok(());
     }
     let comes_back = comes_back(class.direction, packet, snapshot);

@@ -44,6 +44,14 @@ impl Side {
         }
     }
 
+    /// Returns the direction of packets that come in on this side.
+    pub fn direction(self) -> Direction {
+        match self {
+            Self::Inside => Direction::Outbound,
+            Self::Outside => Direction::Inbound,
+        }
+    }
+
     /// Returns the side across the gateway.
     pub fn other(self) -> Self {
         match self {
@@ -215,6 +223,7 @@ pub struct Snapshot {
 struct Tenant {
     /// Place of its facts in [`SnapshotSpec::tenants`].
     place: usize,
+    gateway_mac: MacAddr6,
     sources: AddressSet,
 }
 
@@ -238,7 +247,8 @@ impl Snapshot {
                 snapshot.by_egress.insert(*egress, tenant.id);
             }
             let sources = AddressSet::new(&tenant.sources);
-            snapshot.tenants[usize::from(tenant.id.0)] = Some(Tenant { place, sources });
+            let gateway_mac = tenant.gateway_mac;
+            snapshot.tenants[usize::from(tenant.id.0)] = Some(Tenant { place, gateway_mac, sources });
         }
         for route in &snapshot.spec.routes {
             snapshot.routes[route.side.index()].insert(route.prefix, route.gateway);
@@ -279,6 +289,11 @@ impl Snapshot {
             Side::Inside => &self.spec.inside,
             Side::Outside => &self.spec.outside,
         }
+    }
+
+    /// Returns the largest packet that fits both links, in bytes.
+    pub fn least_mtu(&self) -> u16 {
+        self.spec.inside.mtu.min(self.spec.outside.mtu)
     }
 
     /// Returns the tenant in a slot.
@@ -333,9 +348,9 @@ impl Snapshot {
     /// Returns the MAC that frames of a tenant carry as source when they leave by `side`: inside the tenant's
     /// own, so that switches keep knowing where it is.
     pub fn source_mac(&self, side: Side, tenant: TenantId) -> MacAddr6 {
-        match (side, self.tenant(tenant)) {
-            (Side::Inside, Some(tenant)) => tenant.gateway_mac,
-            (Side::Inside | Side::Outside, _) => self.link(side).mac,
+        match side {
+            Side::Inside => self.slot(tenant).map_or(self.spec.inside.mac, |tenant| tenant.gateway_mac),
+            Side::Outside => self.spec.outside.mac,
         }
     }
 

@@ -20,7 +20,7 @@ const UNRESOLVED: u32 = u32::MAX;
 /// Next hop of a session that has no route.
 const NO_ROUTE: u32 = u32::MAX - 1;
 /// Next hop of a session towards an egress address of this gateway.
-const HAIRPIN: u32 = u32::MAX - 2;
+pub(crate) const HAIRPIN: u32 = u32::MAX - 2;
 
 /// What tracking reads and changes.
 #[derive(Debug)]

@@ -11,16 +11,18 @@ mod loans;
 mod recovery;
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use conntrack::{Conntrack, Key, Tick};
+use conntrack::{Conntrack, Key, TenantId, Tick};
 use crossbeam::channel::Sender;
 use crossbeam::queue::ArrayQueue;
 
 use crate::announce::{Announcement, new_announcements, write_announcement};
 use crate::counters::WorkerCounters;
 use crate::dataplane::NeighbourRequest;
+use crate::express::{LANES, Lanes, Passed};
 use crate::io::{Frame, FrameIo, FramePool};
 use crate::listing::Listing;
 use crate::mailbox::{HandedFrame, Mailbox, RequestQueue};
@@ -74,6 +76,7 @@ pub struct Worker<I> {
     waiting: WaitingRoom<NeighbourRequest>,
     held_syns: WaitingRoom<Key>,
     batch: VecDeque<Frame>,
+    lanes: Lanes,
     /// What the frame in the batch was handed over for.
     errand: Option<Errand>,
     announcements: VecDeque<Announcement>,
@@ -95,6 +98,23 @@ struct Arrival {
     port: usize,
 }
 
+/// Frames of one tenant that were sent one after the other.
+#[derive(Clone, Copy, Debug, Default)]
+struct Tally {
+    tenant: TenantId,
+    frames: u64,
+    bytes: u64,
+}
+
+impl Tally {
+    fn count(self, counters: &WorkerCounters, side: Side, port: usize) {
+        if self.frames > 0 {
+            counters.queues[port].transmitted.add(self.frames);
+            counters.tenant(self.tenant).forwarded_many(side, self.frames, self.bytes);
+        }
+    }
+}
+
 impl<I: FrameIo> Worker<I> {
     /// Makes a worker and fills its fill rings.
     pub fn new(parts: WorkerParts<I>) -> Self {
@@ -105,6 +125,7 @@ impl<I: FrameIo> Worker<I> {
             waiting: WaitingRoom::new(FOR_NEIGHBOURS),
             held_syns: WaitingRoom::new(FOR_OPENING),
             batch: VecDeque::with_capacity(BATCH_FRAMES),
+            lanes: Lanes::default(),
             errand: None,
             announcements: VecDeque::new(),
             listing: None,
@@ -279,20 +300,75 @@ impl<I: FrameIo> Worker<I> {
         if found > 0 {
             self.parts.engine.counters.queues[port].received.add(found as u64);
             let arrival = Arrival { side: self.parts.ports[port].side, port };
-            self.process_batch(arrival, Errand::NEW, now);
+            self.pass_batch(arrival, now);
         }
         found
     }
 
-    fn process_batch(&mut self, arrival: Arrival, errand: Errand, now: Tick) {
-        while let Some(frame) = self.batch.front_mut() {
-            #[cfg(test)]
-            assert!(!std::mem::take(&mut self.fails_at_next_frame), "asked to fail");
-            let outcome = self.parts.engine.process(frame, arrival.side, errand, now);
-            let frame = self.batch.pop_front().expect("it was at the front");
-            self.settle(frame, outcome, arrival, now);
-            self.settle_freed(arrival.port, now);
+    /// Passes the frames of the batch that may take the express lane; all others, in their turn, go the whole way.
+    fn pass_batch(&mut self, arrival: Arrival, now: Tick) {
+        let direction = arrival.side.direction();
+        while !self.batch.is_empty() {
+            let frames = self.batch.make_contiguous();
+            let lanes = frames.len().min(LANES);
+            let Engine { snapshot, conntrack, .. } = &self.parts.engine;
+            self.lanes.look_ahead(snapshot, conntrack, arrival.side, &frames[..lanes]);
+            let mut lane = 0;
+            while lane < lanes {
+                let frames = &mut self.batch.make_contiguous()[..lanes - lane];
+                let passed = self.lanes.pass(lane, direction, frames, &mut self.parts.engine, now);
+                self.send_passed(lane..lane + passed, arrival);
+                lane += passed;
+                if lane < lanes {
+                    self.process_first(arrival, Errand::NEW, now);
+                    lane += 1;
+                }
+            }
         }
+    }
+
+    /// Sends the frames of some lanes, which are the first of the batch.
+    fn send_passed(&mut self, lanes: Range<usize>, arrival: Arrival) {
+        let side = arrival.side.other();
+        let out = self.tx_port(side, arrival.port);
+        let counters = &self.parts.engine.counters;
+        let io = &mut self.parts.ports[out].io;
+        let mut sent = Tally::default();
+        let frames = self.batch.drain(..lanes.len());
+        for (frame, Passed { tenant, frame_bytes }) in frames.zip(self.lanes.passed(lanes)) {
+            if tenant != sent.tenant {
+                sent.count(counters, side, out);
+                sent = Tally { tenant, ..Tally::default() };
+            }
+            match io.send(frame) {
+                Ok(()) => {
+                    sent.frames += 1;
+                    sent.bytes += u64::from(frame_bytes);
+                }
+                Err(frame) => {
+                    counters.dropped(DropReason::TxRingFull, Some(tenant));
+                    self.parts.pool.put(frame);
+                }
+            }
+        }
+        sent.count(counters, side, out);
+    }
+
+    fn process_batch(&mut self, arrival: Arrival, errand: Errand, now: Tick) {
+        while !self.batch.is_empty() {
+            self.process_first(arrival, errand, now);
+        }
+    }
+
+    /// Takes the first frame of the batch the whole way.
+    fn process_first(&mut self, arrival: Arrival, errand: Errand, now: Tick) {
+        let frame = self.batch.front_mut().expect("the caller has seen it");
+        #[cfg(test)]
+        assert!(!std::mem::take(&mut self.fails_at_next_frame), "asked to fail");
+        let outcome = self.parts.engine.process(frame, arrival.side, errand, now);
+        let frame = self.batch.pop_front().expect("it was at the front");
+        self.settle(frame, outcome, arrival, now);
+        self.settle_freed(arrival.port, now);
     }
 
     /// Moves a frame to where its verdict says: a tx ring, another worker, the waiting room or the pool.
@@ -362,11 +438,15 @@ impl<I: FrameIo> Worker<I> {
 
     /// Sends a frame by one of the ports of a side, always the same for frames of one port.
     fn transmit(&mut self, frame: Frame, side: Side, from_port: usize) -> Result<(), Frame> {
-        let ports = &self.tx_ports[side.index()];
-        let port = ports[from_port % ports.len()];
+        let port = self.tx_port(side, from_port);
         self.parts.ports[port].io.send(frame)?;
         self.parts.engine.counters.queues[port].transmitted.add(1);
         Ok(())
+    }
+
+    fn tx_port(&self, side: Side, from_port: usize) -> usize {
+        let ports = &self.tx_ports[side.index()];
+        ports[from_port % ports.len()]
     }
 
     /// Tries some waiting frames under a new snapshot; those that still wait keep their deadline.

@@ -72,6 +72,16 @@ impl Frame {
         self.0.set_len(u16::try_from(len).expect("a frame is shorter than 64 KiB"));
     }
 
+    /// Makes the packet at most `len` bytes long, and returns it for writing.
+    #[inline]
+    pub fn shorten(&mut self, len: usize) -> &mut [u8] {
+        let before = usize::from(self.0.get_len());
+        if len < before {
+            self.set_len(len);
+        }
+        &mut self.0.get_data_mut()[..len.min(before)]
+    }
+
     /// Longest packet that fits, in bytes.
     pub const CAPACITY: usize = CHUNK_BYTES - 256;
 }
@@ -100,6 +110,17 @@ impl FramePool {
     pub fn put(&mut self, frame: Frame) {
         debug_assert!(self.frames.len() < self.frames.capacity(), "a pool has room for every frame");
         self.frames.push(frame.0);
+    }
+
+    /// Moves up to `count` frames to the end of `frames`.
+    pub fn take_many(&mut self, count: usize, frames: &mut Vec<Frame>) {
+        let rest = self.frames.len().saturating_sub(count);
+        frames.extend(self.frames.drain(rest..).map(Frame));
+    }
+
+    /// Puts frames back.
+    pub fn put_many(&mut self, frames: impl Iterator<Item = Frame>) {
+        self.frames.extend(frames.map(|frame| frame.0));
     }
 
     /// Returns the number of free frames.

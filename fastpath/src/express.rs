@@ -1,0 +1,341 @@
+//! The express lane: the packets that are nearly all, TCP and UDP of sessions that exist, some at a time.
+//!
+//! ```text
+//!   look ahead   each frame: glance → tenant → key      each key: index      each find: entry
+//!   forward      each frame, in order: session still valid? → touch → rewrite      else: the whole pipeline
+//! ```
+//!
+//! A table of a million sessions is in no cache: one packet waits for memory twice, for the index and for the
+//! session. Looked up side by side, packets wait together. What was seen ahead is a hint and no more: a packet
+//! takes the lane only if the session that it is forwarded by has its key and was checked under the present
+//! snapshot, by which everything is known that [`crate::pipeline`] would find out about it.
+
+use std::hint::black_box;
+use std::ops::Range;
+
+use conntrack::{
+    Candidate, ChecksumDelta, Conntrack, Direction, Epoch, Key, KeyHash, Protocol, Rewrite, TcpFlags,
+    TcpSegment, TenantId, Tick, Timeouts, Wire,
+};
+use macaddr::MacAddr6;
+
+use crate::io::Frame;
+use crate::pipeline::Engine;
+use crate::snapshot::{NeighbourId, Side, Snapshot};
+use crate::track::HAIRPIN;
+
+/// Frames that are looked up side by side. More do not fit the first-level cache: frames are 2 KiB apart, and so share
+/// two of its sets of 8 lines.
+pub const LANES: usize = 16;
+
+/// Least time to live: what comes back in takes two hops.
+const LEAST_TTL: u8 = 3;
+/// Bytes of Ethernet, IPv4 without options and UDP, or the first of TCP.
+const UDP_HEADERS: usize = 42;
+/// Bytes of Ethernet, IPv4 without options and TCP without options.
+const TCP_HEADERS: usize = 54;
+const UDP_CHECKSUM_AT: usize = 40;
+const TCP_CHECKSUM_AT: usize = 50;
+
+/// A whole TCP or UDP packet without IPv4 options, as far as the lane has to know it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Glance {
+    /// Length of the frame without padding, in bytes.
+    pub frame_bytes: u16,
+    /// Whether the packet is a TCP segment; else it is a UDP datagram.
+    pub is_tcp: bool,
+    /// Whether the packet may not be fragmented.
+    pub dont_fragment: bool,
+    /// Addresses and ports as they stand on the wire.
+    pub wire: Wire,
+}
+
+/// Looks at a frame; none if it is not one for the lane, for whatever reason.
+#[inline]
+pub fn glance(frame: &[u8], least_mtu: u16) -> Option<Glance> {
+    let head: &[u8; UDP_HEADERS] = frame.first_chunk()?;
+    let total = be16(head, 16);
+    // Ethertype 0x0800, version 4, five words of header; neither a fragment nor the first of some.
+    let is_plain = be32(head, 12) >> 8 == 0x0008_0045
+        && be16(head, 20) & 0x3fff == 0
+        && head[22] >= LEAST_TTL
+        && total <= least_mtu
+        && usize::from(total) + 14 <= frame.len()
+        && has_right_checksum(head);
+    let is_udp = head[23] == 17;
+    let is_whole = if is_udp {
+        let length = be16(head, 38);
+        length >= 8 && u32::from(length) + 20 <= u32::from(total)
+    } else {
+        is_whole_segment(frame, total)
+    };
+    let wire = Wire { addresses: be64(head, 26), ports: be32(head, 34), protocol_number: head[23] };
+    let dont_fragment = head[20] & 0x40 != 0;
+    (is_plain && is_whole).then_some(Glance { frame_bytes: total + 14, is_tcp: !is_udp, dont_fragment, wire })
+}
+
+/// Tells whether a packet is a TCP segment with its whole header, and opens nothing.
+#[inline]
+fn is_whole_segment(frame: &[u8], total: u16) -> bool {
+    frame.first_chunk::<TCP_HEADERS>().is_some_and(|head| {
+        let header = u32::from(head[46] >> 4) * 4;
+        let is_whole = header >= 20 && header + 20 <= u32::from(total);
+        head[23] == 6 && is_whole && !TcpFlags(head[47]).has(TcpFlags::SYN)
+    })
+}
+
+/// Tells whether the checksum of the IPv4 header holds (RFC 1071: the order of bytes does not matter).
+#[inline]
+fn has_right_checksum(head: &[u8; UDP_HEADERS]) -> bool {
+    let word =
+        |at: usize| u64::from(u32::from_ne_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]));
+    let sum = word(14) + word(18) + word(22) + word(26) + word(30);
+    // The sum is a multiple of 65,535, and not zero, which only a header of zeros would give.
+    sum % 0xffff == 0
+}
+
+/// What was seen ahead of up to [`LANES`] frames.
+#[derive(Debug, Default)]
+pub struct Lanes([Lane; LANES]);
+
+/// What has to be known of a frame that takes the lane. The key of one that does not is nobody's.
+#[derive(Clone, Copy, Debug, Default)]
+struct Lane {
+    key: Key,
+    hash: KeyHash,
+    candidate: Candidate,
+    frame_bytes: u16,
+    tenant: TenantId,
+    is_tcp: bool,
+    dont_fragment: bool,
+}
+
+/// A packet that was translated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Passed {
+    /// Its tenant.
+    pub tenant: TenantId,
+    /// Length of its frame, in bytes.
+    pub frame_bytes: u16,
+}
+
+impl Lanes {
+    /// Looks at frames that came in on `side`, [`LANES`] at most.
+    #[inline(never)] // its loops are short, and keep what they need in registers
+    pub fn look_ahead(&mut self, snapshot: &Snapshot, conntrack: &Conntrack, side: Side, frames: &[Frame]) {
+        let mut guide = Guide { side, least_mtu: snapshot.least_mtu(), address: u64::MAX, tenant: None };
+        let lanes = &mut self.0[..frames.len().min(LANES)];
+        let mut sum = 0;
+        for (lane, frame) in lanes.iter_mut().zip(frames) {
+            *lane = guide.see(snapshot, frame.bytes()).unwrap_or_default();
+            lane.hash = conntrack.hash_of(&lane.key);
+            sum ^= conntrack.touch_index(lane.hash);
+        }
+        black_box(sum);
+        let mut sum = 0;
+        for lane in lanes {
+            lane.candidate = conntrack.candidate(lane.hash);
+            sum ^= conntrack.touch_entry(lane.candidate);
+        }
+        black_box(sum);
+    }
+
+    /// Translates frames from the one that was seen in `lane` on, until one may not take the lane; returns how many.
+    #[inline(never)]
+    pub fn pass(
+        &self,
+        lane: usize,
+        direction: Direction,
+        frames: &mut [Frame],
+        engine: &mut Engine,
+        now: Tick,
+    ) -> usize {
+        let way = Way { timeouts: engine.snapshot.spec().timeouts, epoch: engine.snapshot.epoch(), now };
+        let lanes = self.0[lane..].iter().zip(frames);
+        // With the direction known beforehand there is a loop of its own for each.
+        match direction {
+            Direction::Outbound => {
+                pass_while(lanes, |lane, frame| way.pass(Direction::Outbound, lane, frame, engine))
+            }
+            Direction::Inbound => {
+                pass_while(lanes, |lane, frame| way.pass(Direction::Inbound, lane, frame, engine))
+            }
+        }
+    }
+
+    /// Returns tenant and length of the frames that have passed in some lanes.
+    #[inline]
+    pub fn passed(&self, lanes: Range<usize>) -> impl Iterator<Item = Passed> {
+        self.0[lanes]
+            .iter()
+            .map(|Lane { tenant, frame_bytes, .. }| Passed { tenant: *tenant, frame_bytes: *frame_bytes })
+    }
+}
+
+#[inline(always)]
+fn pass_while<'a>(
+    lanes: impl Iterator<Item = (&'a Lane, &'a mut Frame)>,
+    mut pass: impl FnMut(&Lane, &mut Frame) -> Option<()>,
+) -> usize {
+    let mut passed = 0;
+    for (lane, frame) in lanes {
+        if pass(lane, frame).is_none() {
+            break;
+        }
+        passed += 1;
+    }
+    passed
+}
+
+/// What is the same for all frames of a batch.
+struct Way {
+    timeouts: Timeouts,
+    epoch: Epoch,
+    now: Tick,
+}
+
+impl Way {
+    /// Translates a frame if its session exists and is valid; else changes nothing.
+    #[inline(always)]
+    fn pass(&self, direction: Direction, lane: &Lane, frame: &mut Frame, engine: &mut Engine) -> Option<()> {
+        let Engine { snapshot, conntrack, fragments, .. } = engine;
+        let id = conntrack.confirm(lane.candidate, &lane.key, direction)?;
+        let session = conntrack.session(id);
+        let rewrite = session.rewrite(direction);
+        // What goes to an egress address comes back in, and from outside nothing may seem to.
+        let comes_back = session.rewrite(Direction::Outbound).next_hop == HAIRPIN;
+        if session.epoch() != self.epoch || rewrite.next_hop >= HAIRPIN || comes_back {
+            return None;
+        }
+        let bytes = frame.shorten(usize::from(lane.frame_bytes));
+        let segment = if lane.is_tcp { tcp_segment(bytes) } else { TcpSegment::default() };
+        conntrack.touch(id, direction, &segment, self.now, &self.timeouts);
+        if direction == Direction::Outbound && !lane.dont_fragment {
+            let protocol = if lane.is_tcp { Protocol::Tcp } else { Protocol::Udp };
+            identify(bytes, fragments.draw_identification(be32(bytes, 30).into(), protocol));
+        }
+        write(bytes, lane.is_tcp, &rewrite);
+        let neighbour = snapshot.neighbour(NeighbourId(rewrite.next_hop));
+        write_macs(bytes, neighbour.mac, snapshot.source_mac(Side::ahead(direction), lane.tenant));
+        Some(())
+    }
+}
+
+/// Finds out keys.
+struct Guide {
+    side: Side,
+    least_mtu: u16,
+    /// What the last frame was addressed to: a MAC inside, an egress address outside.
+    address: u64,
+    /// The tenant that this is.
+    tenant: Option<TenantId>,
+}
+
+impl Guide {
+    /// Looks at a frame; none if it is not for the lane.
+    #[inline]
+    fn see(&mut self, snapshot: &Snapshot, frame: &[u8]) -> Option<Lane> {
+        let Glance { frame_bytes, is_tcp, dont_fragment, wire } = glance(frame, self.least_mtu)?;
+        let (address, direction) = match self.side {
+            Side::Inside => (be64(frame, 0) >> 16, Direction::Outbound),
+            Side::Outside => (wire.addresses & u64::from(u32::MAX), Direction::Inbound),
+        };
+        if address != self.address {
+            self.address = address;
+            self.tenant = self.tenant_at(snapshot, frame);
+        }
+        let tenant = self.tenant?;
+        let key = Key::of_wire(tenant, direction, wire);
+        let (hash, candidate) = Default::default();
+        Some(Lane { key, hash, candidate, frame_bytes, tenant, is_tcp, dont_fragment })
+    }
+
+    fn tenant_at(&self, snapshot: &Snapshot, frame: &[u8]) -> Option<TenantId> {
+        let mac: [u8; 6] = *frame.first_chunk()?;
+        match self.side {
+            Side::Inside => snapshot.tenant_by_mac(MacAddr6::from(mac)),
+            Side::Outside => snapshot.tenant_by_egress(be32(frame, 30).into()),
+        }
+    }
+}
+
+/// Writes what a session has prepared into a packet: address, port, time to live and checksums (RFC 1624, RFC 3022
+/// section 4.1).
+///
+/// # Panics
+/// When the frame is shorter than its headers; a [`glance`] has checked that.
+#[inline]
+pub fn write(frame: &mut [u8], is_tcp: bool, rewrite: &Rewrite) {
+    let delta = rewrite.transport_delta;
+    if is_tcp {
+        let head: &mut [u8; TCP_HEADERS] = frame.first_chunk_mut().expect("a glance has seen them");
+        let updated = delta.apply(be16(head, TCP_CHECKSUM_AT));
+        put16(head, TCP_CHECKSUM_AT, updated);
+    }
+    let head: &mut [u8; UDP_HEADERS] = frame.first_chunk_mut().expect("a glance has seen them");
+    if !is_tcp {
+        let checksum = be16(head, UDP_CHECKSUM_AT);
+        if checksum != 0 {
+            // One that comes out as zero is sent as all ones (RFC 768).
+            let updated = delta.apply(checksum);
+            put16(head, UDP_CHECKSUM_AT, if updated == 0 { 0xffff } else { updated });
+        }
+    }
+    match rewrite.direction {
+        Direction::Outbound => {
+            head[26..30].copy_from_slice(&rewrite.address.octets());
+            put16(head, 34, rewrite.port);
+        }
+        Direction::Inbound => {
+            head[30..34].copy_from_slice(&rewrite.address.octets());
+            put16(head, 36, rewrite.port);
+        }
+    }
+    head[22] -= 1;
+    let header = rewrite.header_delta.one_hop().apply(be16(head, 24));
+    put16(head, 24, header);
+}
+
+/// Writes the MACs of the link that the frame leaves by.
+///
+/// # Panics
+/// When the frame is shorter than its headers; a [`glance`] has checked that.
+#[inline]
+pub fn write_macs(frame: &mut [u8], destination: MacAddr6, source: MacAddr6) {
+    let head: &mut [u8; UDP_HEADERS] = frame.first_chunk_mut().expect("a glance has seen them");
+    head[..6].copy_from_slice(destination.as_bytes());
+    head[6..12].copy_from_slice(source.as_bytes());
+}
+
+fn identify(frame: &mut [u8], identification: u16) {
+    let head: &mut [u8; UDP_HEADERS] = frame.first_chunk_mut().expect("a glance has seen them");
+    let delta = ChecksumDelta::default().replace(be16(head, 18), identification);
+    put16(head, 18, identification);
+    let header = delta.apply(be16(head, 24));
+    put16(head, 24, header);
+}
+
+fn tcp_segment(frame: &[u8]) -> TcpSegment {
+    let head: &[u8; TCP_HEADERS] = frame.first_chunk().expect("a glance has seen them");
+    TcpSegment { flags: TcpFlags(head[47]), sequence: be32(head, 38), acknowledgement: be32(head, 42) }
+}
+
+#[inline(always)]
+fn be16(bytes: &[u8], at: usize) -> u16 {
+    u16::from_be_bytes([bytes[at], bytes[at + 1]])
+}
+
+#[inline(always)]
+fn be32(bytes: &[u8], at: usize) -> u32 {
+    u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
+#[inline(always)]
+fn be64(bytes: &[u8], at: usize) -> u64 {
+    u64::from(be32(bytes, at)) << 32 | u64::from(be32(bytes, at + 4))
+}
+
+#[inline(always)]
+fn put16(bytes: &mut [u8], at: usize, word: u16) {
+    bytes[at..at + 2].copy_from_slice(&word.to_be_bytes());
+}
