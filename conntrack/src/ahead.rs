@@ -5,7 +5,7 @@
 //! that is found so is certain until it is confirmed: the table may change in between.
 
 use crate::flow::{Direction, Key};
-use crate::session::SessionId;
+use crate::session::{Session, SessionId};
 use crate::slab::Kind;
 use crate::table::Conntrack;
 
@@ -44,9 +44,16 @@ impl Conntrack {
 
     /// Returns the session under the key of a packet, if the candidate is it. One that is not may still be under the key.
     #[inline]
-    pub fn confirm(&self, candidate: Candidate, key: &Key, direction: Direction) -> Option<SessionId> {
-        match &self.slab.entry(candidate.0).kind {
-            Kind::Session(session) if session.key(direction) == *key => Some(SessionId(candidate.0)),
+    pub fn confirm(
+        &mut self,
+        candidate: Candidate,
+        key: &Key,
+        direction: Direction,
+    ) -> Option<(SessionId, &mut Session)> {
+        match &mut self.slab.entry_mut(candidate.0).kind {
+            Kind::Session(session) if session.key(direction) == *key => {
+                Some((SessionId(candidate.0), session))
+            }
             Kind::Session(_) | Kind::Anchor(_) | Kind::Free => None,
         }
     }

@@ -1,5 +1,7 @@
 //! Open-addressing index from keys to slab entries: linear probing, backward-shift deletion, no tombstones.
 
+use std::ops::Range;
+
 use crate::flow::Direction;
 
 /// Where a key leads: to an entry, by one of its two keys.
@@ -24,6 +26,12 @@ impl Index {
     pub fn new(sessions: u32) -> Self {
         let slots = (sessions as usize * 3).next_power_of_two();
         Self { slots: vec![0; slots], mask: slots - 1 }
+    }
+
+    /// Returns where they lie.
+    pub fn memory(&self) -> Range<*const u8> {
+        let Range { start, end } = self.slots.as_ptr_range();
+        start.cast()..end.cast()
     }
 
     /// Returns the memory it takes, in bytes.

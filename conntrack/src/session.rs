@@ -6,7 +6,7 @@ use crate::Epoch;
 use crate::checksum::ChecksumDelta;
 use crate::flow::{Direction, FiveTuple, Key, Protocol, TenantId};
 use crate::tcp::{Expected, TcpState};
-use crate::time::{Tick, TimeoutClass};
+use crate::time::{Tick, TimeoutClass, Timeouts};
 
 /// A session, by its slab entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -119,6 +119,17 @@ impl Session {
                 next_hop: self.next_hops[1],
             },
         }
+    }
+
+    /// Notes a packet where that takes nothing but its time: a UDP datagram in the span of time that the session was last
+    /// seen in. Tells whether it did; else [`crate::Conntrack::touch`] must.
+    #[inline]
+    pub fn note_datagram(&mut self, direction: Direction, now: Tick, timeouts: &Timeouts) -> bool {
+        let is_noted = self.protocol == Protocol::Udp && self.last_seen.is_in_same_span(now);
+        if is_noted && (direction == Direction::Outbound || timeouts.inbound_refreshes) {
+            self.last_seen = now;
+        }
+        is_noted
     }
 
     /// Returns the epoch under which it was last checked.

@@ -1,5 +1,7 @@
 //! The entries of a session table: sessions, and what several sessions have in common.
 
+use std::ops::Range;
+
 use crate::anchor::Anchor;
 use crate::flow::{Direction, Key};
 use crate::session::{Session, SessionId};
@@ -54,6 +56,12 @@ impl Slab {
         Self { entries, first_free: 0, used: 0 }
     }
 
+    /// Returns where they lie.
+    pub(crate) fn memory(&self) -> Range<*const u8> {
+        let Range { start, end } = self.entries.as_ptr_range();
+        start.cast()..end.cast()
+    }
+
     pub(crate) fn capacity(&self) -> u32 {
         // The length came from a u32 in `new`.
         u32::try_from(self.entries.len()).expect("the capacity is a u32")
@@ -86,6 +94,10 @@ impl Slab {
 
     pub(crate) fn entry(&self, id: u32) -> &Entry {
         &self.entries[id as usize]
+    }
+
+    pub(crate) fn entry_mut(&mut self, id: u32) -> &mut Entry {
+        &mut self.entries[id as usize]
     }
 
     /// Returns the entries, for the lists that go through them.

@@ -1,5 +1,6 @@
 //! All sessions of one worker.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use ahash::RandomState;
@@ -194,6 +195,11 @@ impl Conntrack {
         entries + self.index.memory_bytes() + self.crowds.memory_bytes()
     }
 
+    /// Returns where entries and index lie, for whoever cares for how memory is mapped.
+    pub fn memory(&self) -> [Range<*const u8>; 2] {
+        [self.slab.memory(), self.index.memory()]
+    }
+
     /// Tells whether a change was begun and not finished: after a panic the table is then of no use.
     pub fn is_torn(&self) -> bool {
         self.is_changing
@@ -229,26 +235,7 @@ impl Conntrack {
     }
 
     /// Notes a packet of a session: moves its TCP state on and gives it new time where the state allows.
-    #[inline]
     pub fn touch(
-        &mut self,
-        id: SessionId,
-        direction: Direction,
-        segment: &TcpSegment,
-        now: Tick,
-        timeouts: &Timeouts,
-    ) {
-        let session = self.slab.session_mut(id);
-        if session.protocol == crate::Protocol::Udp && session.last_seen.is_in_same_span(now) {
-            if direction == Direction::Outbound || timeouts.inbound_refreshes {
-                session.last_seen = now;
-            }
-            return;
-        }
-        self.advance(id, direction, segment, now, timeouts);
-    }
-
-    fn advance(
         &mut self,
         id: SessionId,
         direction: Direction,

@@ -26,7 +26,7 @@ use crate::track::HAIRPIN;
 
 /// Frames that are looked up side by side. More do not fit the first-level cache: frames are 2 KiB apart, and so share
 /// two of its sets of 8 lines.
-pub const LANES: usize = 16;
+pub const LANES: usize = 32;
 
 /// Least time to live: what comes back in takes two hops.
 const LEAST_TTL: u8 = 3;
@@ -34,6 +34,8 @@ const LEAST_TTL: u8 = 3;
 const UDP_HEADERS: usize = 42;
 /// Bytes of Ethernet, IPv4 without options and TCP without options.
 const TCP_HEADERS: usize = 54;
+const TCP: u8 = 6;
+const UDP: u8 = 17;
 const UDP_CHECKSUM_AT: usize = 40;
 const TCP_CHECKSUM_AT: usize = 50;
 
@@ -42,8 +44,6 @@ const TCP_CHECKSUM_AT: usize = 50;
 pub struct Glance {
     /// Length of the frame without padding, in bytes.
     pub frame_bytes: u16,
-    /// Whether the packet is a TCP segment; else it is a UDP datagram.
-    pub is_tcp: bool,
     /// Whether the packet may not be fragmented.
     pub dont_fragment: bool,
     /// Addresses and ports as they stand on the wire.
@@ -56,22 +56,21 @@ pub fn glance(frame: &[u8], least_mtu: u16) -> Option<Glance> {
     let head: &[u8; UDP_HEADERS] = frame.first_chunk()?;
     let total = be16(head, 16);
     // Ethertype 0x0800, version 4, five words of header; neither a fragment nor the first of some.
-    let is_plain = be32(head, 12) >> 8 == 0x0008_0045
-        && be16(head, 20) & 0x3fff == 0
-        && head[22] >= LEAST_TTL
-        && total <= least_mtu
-        && usize::from(total) + 14 <= frame.len()
-        && has_right_checksum(head);
-    let is_udp = head[23] == 17;
-    let is_whole = if is_udp {
+    let is_plain = be32(head, 12) >> 8 == 0x0008_0045 && be16(head, 20) & 0x3fff == 0 && head[22] >= LEAST_TTL;
+    if !is_plain || total > least_mtu || usize::from(total) + 14 > frame.len() || !has_right_checksum(head) {
+        return None;
+    }
+    let is_whole = if head[23] == UDP {
         let length = be16(head, 38);
         length >= 8 && u32::from(length) + 20 <= u32::from(total)
     } else {
         is_whole_segment(frame, total)
     };
+    if !is_whole {
+        return None;
+    }
     let wire = Wire { addresses: be64(head, 26), ports: be32(head, 34), protocol_number: head[23] };
-    let dont_fragment = head[20] & 0x40 != 0;
-    (is_plain && is_whole).then_some(Glance { frame_bytes: total + 14, is_tcp: !is_udp, dont_fragment, wire })
+    Some(Glance { frame_bytes: total + 14, dont_fragment: head[20] & 0x40 != 0, wire })
 }
 
 /// Tells whether a packet is a TCP segment with its whole header, and opens nothing.
@@ -80,7 +79,7 @@ fn is_whole_segment(frame: &[u8], total: u16) -> bool {
     frame.first_chunk::<TCP_HEADERS>().is_some_and(|head| {
         let header = u32::from(head[46] >> 4) * 4;
         let is_whole = header >= 20 && header + 20 <= u32::from(total);
-        head[23] == 6 && is_whole && !TcpFlags(head[47]).has(TcpFlags::SYN)
+        head[23] == TCP && is_whole && !TcpFlags(head[47]).has(TcpFlags::SYN)
     })
 }
 
@@ -123,21 +122,19 @@ impl Lanes {
     /// Looks at frames that came in on `side`, [`LANES`] at most.
     #[inline(never)] // its loops are short, and keep what they need in registers
     pub fn look_ahead(&mut self, snapshot: &Snapshot, conntrack: &Conntrack, side: Side, frames: &[Frame]) {
-        let mut guide = Guide { side, least_mtu: snapshot.least_mtu(), address: u64::MAX, tenant: None };
         let lanes = &mut self.0[..frames.len().min(LANES)];
-        let mut sum = 0;
-        for (lane, frame) in lanes.iter_mut().zip(frames) {
-            *lane = guide.see(snapshot, frame.bytes()).unwrap_or_default();
-            lane.hash = conntrack.hash_of(&lane.key);
-            sum ^= conntrack.touch_index(lane.hash);
+        // With the side known beforehand there is a loop of its own for each.
+        match side {
+            Side::Inside => see_all(snapshot, conntrack, Side::Inside, lanes, frames),
+            Side::Outside => see_all(snapshot, conntrack, Side::Outside, lanes, frames),
         }
-        black_box(sum);
-        let mut sum = 0;
-        for lane in lanes {
+        // A processor runs ahead of what it waits for by some hundred instructions only: where memory is waited for, a
+        // loop does nothing else.
+        black_box(lanes.iter().fold(0, |sum, lane| sum ^ conntrack.touch_index(lane.hash)));
+        for lane in &mut *lanes {
             lane.candidate = conntrack.candidate(lane.hash);
-            sum ^= conntrack.touch_entry(lane.candidate);
         }
-        black_box(sum);
+        black_box(lanes.iter().fold(0, |sum, lane| sum ^ conntrack.touch_entry(lane.candidate)));
     }
 
     /// Translates frames from the one that was seen in `lane` on, until one may not take the lane; returns how many.
@@ -199,25 +196,41 @@ impl Way {
     #[inline(always)]
     fn pass(&self, direction: Direction, lane: &Lane, frame: &mut Frame, engine: &mut Engine) -> Option<()> {
         let Engine { snapshot, conntrack, fragments, .. } = engine;
-        let id = conntrack.confirm(lane.candidate, &lane.key, direction)?;
-        let session = conntrack.session(id);
+        let (id, session) = conntrack.confirm(lane.candidate, &lane.key, direction)?;
         let rewrite = session.rewrite(direction);
         // What goes to an egress address comes back in, and from outside nothing may seem to.
         let comes_back = session.rewrite(Direction::Outbound).next_hop == HAIRPIN;
         if session.epoch() != self.epoch || rewrite.next_hop >= HAIRPIN || comes_back {
             return None;
         }
+        let is_noted = session.note_datagram(direction, self.now, &self.timeouts);
         let bytes = frame.shorten(usize::from(lane.frame_bytes));
-        let segment = if lane.is_tcp { tcp_segment(bytes) } else { TcpSegment::default() };
-        conntrack.touch(id, direction, &segment, self.now, &self.timeouts);
+        if !is_noted {
+            let segment = if lane.is_tcp { tcp_segment(bytes) } else { TcpSegment::default() };
+            conntrack.touch(id, direction, &segment, self.now, &self.timeouts);
+        }
         if direction == Direction::Outbound && !lane.dont_fragment {
             let protocol = if lane.is_tcp { Protocol::Tcp } else { Protocol::Udp };
             identify(bytes, fragments.draw_identification(be32(bytes, 30).into(), protocol));
         }
         write(bytes, lane.is_tcp, &rewrite);
-        let neighbour = snapshot.neighbour(NeighbourId(rewrite.next_hop));
-        write_macs(bytes, neighbour.mac, snapshot.source_mac(Side::ahead(direction), lane.tenant));
+        let mut macs = snapshot.macs_to(NeighbourId(rewrite.next_hop));
+        if direction == Direction::Inbound {
+            macs[6..].copy_from_slice(snapshot.source_mac(Side::Inside, lane.tenant).as_bytes());
+        }
+        write_macs(bytes, macs);
         Some(())
+    }
+}
+
+#[inline(always)]
+fn see_all(snapshot: &Snapshot, conntrack: &Conntrack, side: Side, lanes: &mut [Lane], frames: &[Frame]) {
+    let mut guide = Guide { side, least_mtu: snapshot.least_mtu(), address: u64::MAX, tenant: None };
+    for (lane, frame) in lanes.iter_mut().zip(frames) {
+        if !guide.see(snapshot, frame.bytes(), lane) {
+            lane.key = Key::default();
+        }
+        lane.hash = conntrack.hash_of(&lane.key);
     }
 }
 
@@ -232,24 +245,28 @@ struct Guide {
 }
 
 impl Guide {
-    /// Looks at a frame; none if it is not for the lane.
-    #[inline]
-    fn see(&mut self, snapshot: &Snapshot, frame: &[u8]) -> Option<Lane> {
-        let Glance { frame_bytes, is_tcp, dont_fragment, wire } = glance(frame, self.least_mtu)?;
+    /// Looks at a frame and fills its lane; tells whether it may take it.
+    #[inline(always)]
+    fn see(&mut self, snapshot: &Snapshot, frame: &[u8], lane: &mut Lane) -> bool {
+        let Some(glance) = glance(frame, self.least_mtu) else { return false };
         let (address, direction) = match self.side {
             Side::Inside => (be64(frame, 0) >> 16, Direction::Outbound),
-            Side::Outside => (wire.addresses & u64::from(u32::MAX), Direction::Inbound),
+            Side::Outside => (glance.wire.addresses & u64::from(u32::MAX), Direction::Inbound),
         };
         if address != self.address {
             self.address = address;
             self.tenant = self.tenant_at(snapshot, frame);
         }
-        let tenant = self.tenant?;
-        let key = Key::of_wire(tenant, direction, wire);
-        let (hash, candidate) = Default::default();
-        Some(Lane { key, hash, candidate, frame_bytes, tenant, is_tcp, dont_fragment })
+        let Some(tenant) = self.tenant else { return false };
+        lane.key = Key::of_wire(tenant, direction, glance.wire);
+        lane.tenant = tenant;
+        lane.frame_bytes = glance.frame_bytes;
+        lane.is_tcp = glance.wire.protocol_number == TCP;
+        lane.dont_fragment = glance.dont_fragment;
+        true
     }
 
+    #[cold]
     fn tenant_at(&self, snapshot: &Snapshot, frame: &[u8]) -> Option<TenantId> {
         let mac: [u8; 6] = *frame.first_chunk()?;
         match self.side {
@@ -296,15 +313,14 @@ pub fn write(frame: &mut [u8], is_tcp: bool, rewrite: &Rewrite) {
     put16(head, 24, header);
 }
 
-/// Writes the MACs of the link that the frame leaves by.
+/// Writes destination and source MAC of the link that the frame leaves by.
 ///
 /// # Panics
 /// When the frame is shorter than its headers; a [`glance`] has checked that.
 #[inline]
-pub fn write_macs(frame: &mut [u8], destination: MacAddr6, source: MacAddr6) {
+pub fn write_macs(frame: &mut [u8], macs: [u8; 12]) {
     let head: &mut [u8; UDP_HEADERS] = frame.first_chunk_mut().expect("a glance has seen them");
-    head[..6].copy_from_slice(destination.as_bytes());
-    head[6..12].copy_from_slice(source.as_bytes());
+    head[..12].copy_from_slice(&macs);
 }
 
 fn identify(frame: &mut [u8], identification: u16) {

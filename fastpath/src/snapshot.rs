@@ -215,6 +215,8 @@ pub struct Snapshot {
     by_egress: HashMap<Ipv4Addr, TenantId, RandomState>,
     routes: [PrefixMap<Ipv4Net, Option<Ipv4Addr>>; 2],
     neighbours: [HashMap<Ipv4Addr, NeighbourId, RandomState>; 2],
+    /// MACs of frames to each neighbour: its own and the link's.
+    macs: Vec<[u8; 12]>,
     shared: Option<Arc<Shared>>,
 }
 
@@ -238,6 +240,7 @@ impl Snapshot {
             by_egress: HashMap::default(),
             routes: [PrefixMap::new(), PrefixMap::new()],
             neighbours: [HashMap::default(), HashMap::default()],
+            macs: Vec::new(),
             shared: None,
             spec,
         };
@@ -255,6 +258,11 @@ impl Snapshot {
         }
         for (id, neighbour) in (0..).zip(&snapshot.spec.neighbours) {
             snapshot.neighbours[neighbour.side.index()].insert(neighbour.address, NeighbourId(id));
+            let source = snapshot.link(neighbour.side).mac;
+            let mut macs = [0; 12];
+            macs[..6].copy_from_slice(neighbour.mac.as_bytes());
+            macs[6..].copy_from_slice(source.as_bytes());
+            snapshot.macs.push(macs);
         }
         snapshot
     }
@@ -343,6 +351,14 @@ impl Snapshot {
     /// When `id` comes from another epoch and is out of range here.
     pub fn neighbour(&self, id: NeighbourId) -> &NeighbourSpec {
         &self.spec.neighbours[id.0 as usize]
+    }
+
+    /// Returns the MACs of a frame to a neighbour: destination, and the link's own as source.
+    ///
+    /// # Panics
+    /// When `id` comes from another epoch and is out of range here.
+    pub fn macs_to(&self, id: NeighbourId) -> [u8; 12] {
+        self.macs[id.0 as usize]
     }
 
     /// Returns the MAC that frames of a tenant carry as source when they leave by `side`: inside the tenant's

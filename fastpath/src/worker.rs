@@ -7,22 +7,22 @@
 //! ```
 
 mod fragmenting;
+mod lane;
 mod loans;
 mod recovery;
 
 use std::collections::VecDeque;
-use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use conntrack::{Conntrack, Key, TenantId, Tick};
+use conntrack::{Conntrack, Key, Tick};
 use crossbeam::channel::Sender;
 use crossbeam::queue::ArrayQueue;
 
 use crate::announce::{Announcement, new_announcements, write_announcement};
 use crate::counters::WorkerCounters;
 use crate::dataplane::NeighbourRequest;
-use crate::express::{LANES, Lanes, Passed};
+use crate::express::Lanes;
 use crate::io::{Frame, FrameIo, FramePool};
 use crate::listing::Listing;
 use crate::mailbox::{HandedFrame, Mailbox, RequestQueue};
@@ -85,6 +85,8 @@ pub struct Worker<I> {
     home_frames: usize,
     /// Waiting frames that have not been tried under the newest snapshot.
     untried: usize,
+    /// The moment up to which all sessions have ended whose time was over.
+    expired_until: Option<Tick>,
     /// Whether the last turn left something undone that the next can do, even if no frame comes.
     has_more: bool,
     #[cfg(test)]
@@ -96,23 +98,6 @@ pub struct Worker<I> {
 struct Arrival {
     side: Side,
     port: usize,
-}
-
-/// Frames of one tenant that were sent one after the other.
-#[derive(Clone, Copy, Debug, Default)]
-struct Tally {
-    tenant: TenantId,
-    frames: u64,
-    bytes: u64,
-}
-
-impl Tally {
-    fn count(self, counters: &WorkerCounters, side: Side, port: usize) {
-        if self.frames > 0 {
-            counters.queues[port].transmitted.add(self.frames);
-            counters.tenant(self.tenant).forwarded_many(side, self.frames, self.bytes);
-        }
-    }
 }
 
 impl<I: FrameIo> Worker<I> {
@@ -132,6 +117,7 @@ impl<I: FrameIo> Worker<I> {
             tx_ports,
             home_frames,
             untried: 0,
+            expired_until: None,
             has_more: true,
             #[cfg(test)]
             fails_at_next_frame: false,
@@ -236,6 +222,7 @@ impl<I: FrameIo> Worker<I> {
         self.announcements.retain(|announcement| announcement.holds_under(&self.parts.engine.snapshot));
         self.announcements.extend(self.to_announce(Some(&previous)));
         self.parts.engine.counters.adopt(&self.parts.engine.snapshot);
+        self.expired_until = None;
         // Nobody listens while the control side ends.
         let _ = self.parts.retired.try_send(previous);
         self.untried = self.waiting.len();
@@ -303,55 +290,6 @@ impl<I: FrameIo> Worker<I> {
             self.pass_batch(arrival, now);
         }
         found
-    }
-
-    /// Passes the frames of the batch that may take the express lane; all others, in their turn, go the whole way.
-    fn pass_batch(&mut self, arrival: Arrival, now: Tick) {
-        let direction = arrival.side.direction();
-        while !self.batch.is_empty() {
-            let frames = self.batch.make_contiguous();
-            let lanes = frames.len().min(LANES);
-            let Engine { snapshot, conntrack, .. } = &self.parts.engine;
-            self.lanes.look_ahead(snapshot, conntrack, arrival.side, &frames[..lanes]);
-            let mut lane = 0;
-            while lane < lanes {
-                let frames = &mut self.batch.make_contiguous()[..lanes - lane];
-                let passed = self.lanes.pass(lane, direction, frames, &mut self.parts.engine, now);
-                self.send_passed(lane..lane + passed, arrival);
-                lane += passed;
-                if lane < lanes {
-                    self.process_first(arrival, Errand::NEW, now);
-                    lane += 1;
-                }
-            }
-        }
-    }
-
-    /// Sends the frames of some lanes, which are the first of the batch.
-    fn send_passed(&mut self, lanes: Range<usize>, arrival: Arrival) {
-        let side = arrival.side.other();
-        let out = self.tx_port(side, arrival.port);
-        let counters = &self.parts.engine.counters;
-        let io = &mut self.parts.ports[out].io;
-        let mut sent = Tally::default();
-        let frames = self.batch.drain(..lanes.len());
-        for (frame, Passed { tenant, frame_bytes }) in frames.zip(self.lanes.passed(lanes)) {
-            if tenant != sent.tenant {
-                sent.count(counters, side, out);
-                sent = Tally { tenant, ..Tally::default() };
-            }
-            match io.send(frame) {
-                Ok(()) => {
-                    sent.frames += 1;
-                    sent.bytes += u64::from(frame_bytes);
-                }
-                Err(frame) => {
-                    counters.dropped(DropReason::TxRingFull, Some(tenant));
-                    self.parts.pool.put(frame);
-                }
-            }
-        }
-        sent.count(counters, side, out);
     }
 
     fn process_batch(&mut self, arrival: Arrival, errand: Errand, now: Tick) {
@@ -555,12 +493,18 @@ impl<I: FrameIo> Worker<I> {
         }
     }
 
+    /// Ends sessions whose time is over; nothing is, until time has moved on.
     fn expire(&mut self, now: Tick) {
         let counters = &self.parts.engine.counters;
+        counters.sessions.set(u64::from(self.parts.engine.conntrack.len()));
+        if self.expired_until == Some(now) {
+            return;
+        }
         let timeouts = &self.parts.engine.snapshot.spec().timeouts;
         let ended = self.parts.engine.conntrack.expire(now, timeouts, EXPIRED_PER_TURN, |session| {
             counters.tenant(session.tenant()).session_ended();
         });
+        self.expired_until = (ended < EXPIRED_PER_TURN).then_some(now);
         self.has_more |= ended == EXPIRED_PER_TURN;
         counters.sessions.set(u64::from(self.parts.engine.conntrack.len()));
     }

@@ -6,22 +6,22 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use conntrack::{ChecksumDelta, Direction, Rewrite};
 use fastpath::io::{Frame, FrameArea, FrameIo, FramePool};
-use fastpath::parse::{Packet, Transport, parse};
-use fastpath::rewrite::{rewrite_flow, write_macs};
-use macaddr::MacAddr6;
+use fastpath::express::{Glance, glance, write, write_macs};
 
 use crate::BATCH_FRAMES;
 use crate::line::{Line, LinePort};
 use crate::rig::Sample;
-use crate::traffic::{EGRESS, Flows, Frames, OUTSIDE_MAC, Sizes};
+use crate::traffic::{EGRESS, Flows, Frames, Sizes};
 
 const POOL_FRAMES: usize = 1024;
-const ROUTER_MAC: MacAddr6 = MacAddr6::new(2, 0, 0, 0, 0, 0x01);
+const MTU: u16 = 1500;
+/// Of the router and of the gateway's outside interface.
+const MACS: [u8; 12] = [2, 0, 0, 0, 0, 0x01, 2, 0, 0, 0, 2, 0x12];
 
 /// Finds out what is written into a frame.
 pub trait Translator {
     /// Returns the rewrite of a packet of the flow with this number, which only the floor may look at.
-    fn translate(&mut self, packet: &Packet, flow: u32) -> Option<Rewrite>;
+    fn translate(&mut self, glance: &Glance, frame: &[u8], flow: u32) -> Option<Rewrite>;
 }
 
 /// A forwarder that receives, parses, asks its translator, rewrites and sends.
@@ -102,12 +102,11 @@ impl<T: Translator> Forwarder<T> {
 }
 
 fn forward<T: Translator>(translator: &mut T, frame: &mut Frame, flow: u32) -> bool {
-    let Ok(packet) = parse(frame.bytes()) else { return false };
-    let Transport::Flow(parsed) = packet.transport else { return false };
-    let Some(rewrite) = translator.translate(&packet, flow) else { return false };
-    frame.set_len(packet.frame_bytes);
-    rewrite_flow(frame.bytes_mut(), &packet.ip, &parsed, &rewrite);
-    write_macs(frame.bytes_mut(), ROUTER_MAC, OUTSIDE_MAC);
+    let Some(glance) = glance(frame.bytes(), MTU) else { return false };
+    let Some(rewrite) = translator.translate(&glance, frame.bytes(), flow) else { return false };
+    let bytes = frame.shorten(usize::from(glance.frame_bytes));
+    write(bytes, false, &rewrite);
+    write_macs(bytes, MACS);
     true
 }
 
@@ -123,7 +122,7 @@ impl Floor {
 }
 
 impl Translator for Floor {
-    fn translate(&mut self, _: &Packet, flow: u32) -> Option<Rewrite> {
+    fn translate(&mut self, _: &Glance, _: &[u8], flow: u32) -> Option<Rewrite> {
         self.0.get(flow as usize).copied()
     }
 }

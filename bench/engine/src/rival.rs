@@ -2,10 +2,10 @@
 
 use ahash::RandomState;
 use conntrack::{Direction, Epoch, Key, Rewrite, Tick};
-use fastpath::classify::classify;
-use fastpath::parse::{Packet, Transport};
-use fastpath::snapshot::{Side, Snapshot};
+use fastpath::express::Glance;
+use fastpath::snapshot::Snapshot;
 use hashbrown::HashMap;
+use macaddr::MacAddr6;
 
 use crate::floor::{Translator, rewrite_of};
 use crate::rig::facts;
@@ -50,10 +50,10 @@ impl Rival {
 }
 
 impl Translator for Rival {
-    fn translate(&mut self, packet: &Packet, _: u32) -> Option<Rewrite> {
-        let class = classify(&self.snapshot, Side::Inside, packet).ok()?;
-        let Transport::Flow(flow) = packet.transport else { return None };
-        let session = self.sessions.get_mut(&Key::new(class.tenant, class.direction, &flow.tuple))?;
+    fn translate(&mut self, glance: &Glance, frame: &[u8], _: u32) -> Option<Rewrite> {
+        let mac: [u8; 6] = *frame.first_chunk()?;
+        let tenant = self.snapshot.tenant_by_mac(MacAddr6::from(mac))?;
+        let session = self.sessions.get_mut(&Key::of_wire(tenant, Direction::Outbound, glance.wire))?;
         session.last_seen = Tick::default();
         (session.epoch == self.snapshot.epoch()).then_some(session.rewrite)
     }

@@ -1,10 +1,12 @@
 //! Where frames come from and go to.
 //!
 //! - [`xsk`]: AF_XDP sockets and the memory area of the data plane; the only file that names `afxdp`
+//! - [`memory`]: large pages for large tables
 //! - [`ethtool`]: how many queues an interface has
 //! - [`sim`]: simulated wires with seeded faults, for tests
 
 pub mod ethtool;
+pub mod memory;
 pub mod sim;
 pub mod xsk;
 

@@ -1,0 +1,81 @@
+//! Lets a batch through the express lane.
+
+use std::ops::Range;
+
+use conntrack::{TenantId, Tick};
+
+use super::{Arrival, Worker};
+use crate::counters::WorkerCounters;
+use crate::express::{LANES, Passed};
+use crate::io::FrameIo;
+use crate::pipeline::Engine;
+use crate::snapshot::Side;
+use crate::verdict::{DropReason, Errand};
+
+/// Frames of one tenant that were sent one after the other.
+#[derive(Clone, Copy, Debug, Default)]
+struct Tally {
+    tenant: TenantId,
+    frames: u64,
+    bytes: u64,
+}
+
+impl Tally {
+    fn count(self, counters: &WorkerCounters, side: Side, port: usize) {
+        if self.frames > 0 {
+            counters.queues[port].transmitted.add(self.frames);
+            counters.tenant(self.tenant).forwarded_many(side, self.frames, self.bytes);
+        }
+    }
+}
+
+impl<I: FrameIo> Worker<I> {
+    /// Passes the frames of the batch that may take the express lane; all others, in their turn, go the whole way.
+    pub(super) fn pass_batch(&mut self, arrival: Arrival, now: Tick) {
+        let direction = arrival.side.direction();
+        while !self.batch.is_empty() {
+            let frames = self.batch.make_contiguous();
+            let lanes = frames.len().min(LANES);
+            let Engine { snapshot, conntrack, .. } = &self.parts.engine;
+            self.lanes.look_ahead(snapshot, conntrack, arrival.side, &frames[..lanes]);
+            let mut lane = 0;
+            while lane < lanes {
+                let frames = &mut self.batch.make_contiguous()[..lanes - lane];
+                let passed = self.lanes.pass(lane, direction, frames, &mut self.parts.engine, now);
+                self.send_passed(lane..lane + passed, arrival);
+                lane += passed;
+                if lane < lanes {
+                    self.process_first(arrival, Errand::NEW, now);
+                    lane += 1;
+                }
+            }
+        }
+    }
+
+    /// Sends the frames of some lanes, which are the first of the batch.
+    fn send_passed(&mut self, lanes: Range<usize>, arrival: Arrival) {
+        let side = arrival.side.other();
+        let out = self.tx_port(side, arrival.port);
+        let counters = &self.parts.engine.counters;
+        let io = &mut self.parts.ports[out].io;
+        let mut sent = Tally::default();
+        let frames = self.batch.drain(..lanes.len());
+        for (frame, Passed { tenant, frame_bytes }) in frames.zip(self.lanes.passed(lanes)) {
+            if tenant != sent.tenant {
+                sent.count(counters, side, out);
+                sent = Tally { tenant, ..Tally::default() };
+            }
+            match io.send(frame) {
+                Ok(()) => {
+                    sent.frames += 1;
+                    sent.bytes += u64::from(frame_bytes);
+                }
+                Err(frame) => {
+                    counters.dropped(DropReason::TxRingFull, Some(tenant));
+                    self.parts.pool.put(frame);
+                }
+            }
+        }
+        sent.count(counters, side, out);
+    }
+}
