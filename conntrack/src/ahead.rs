@@ -4,24 +4,44 @@
 //! several keys takes each step for all of them before the next, and waits once instead of once for each. Nothing
 //! that is found so is certain until it is confirmed: the table may change in between.
 
+use crate::anchor::pod_key;
 use crate::flow::{Direction, Key};
 use crate::session::{Session, SessionId};
-use crate::slab::Kind;
+use crate::slab::{Kind, NIL};
 use crate::table::Conntrack;
 
 /// Hash of a key in one table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct KeyHash(u32);
 
-/// The entry that a key most probably leads to, or any other.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// The entry that a key most probably leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Candidate(u32);
+
+impl Default for Candidate {
+    fn default() -> Self {
+        Self(NIL)
+    }
+}
+
+impl Candidate {
+    /// Tells whether there is none.
+    #[inline]
+    pub fn is_none(self) -> bool {
+        self.0 == NIL
+    }
+}
 
 impl Conntrack {
     /// Returns the hash of a key.
     #[inline]
     pub fn hash_of(&self, key: &Key) -> KeyHash {
         KeyHash(self.hash(key))
+    }
+
+    /// Returns the hash of what a packet from a pod will ask for if it opens a session: the pod.
+    pub fn hash_of_pod(&self, key: &Key) -> KeyHash {
+        KeyHash(self.hash(&pod_key(key.tenant(), key.source())))
     }
 
     /// Reads the index where the search for a key begins; what it returns says nothing.
@@ -33,13 +53,13 @@ impl Conntrack {
     /// Returns where a key leads, if it leads anywhere: the first entry of the same hash.
     #[inline]
     pub fn candidate(&self, hash: KeyHash) -> Candidate {
-        Candidate(self.index.find(hash.0, |_| true).map_or(0, |place| place.entry))
+        Candidate(self.index.find(hash.0, |_| true).map_or(NIL, |place| place.entry))
     }
 
     /// Reads an entry; what it returns says nothing.
     #[inline]
     pub fn touch_entry(&self, candidate: Candidate) -> u32 {
-        self.slab.entry(candidate.0).next
+        self.slab.get(candidate.0).map_or(0, |entry| entry.next)
     }
 
     /// Returns the session under the key of a packet, if the candidate is it. One that is not may still be under the key.
@@ -50,7 +70,7 @@ impl Conntrack {
         key: &Key,
         direction: Direction,
     ) -> Option<(SessionId, &mut Session)> {
-        match &mut self.slab.entry_mut(candidate.0).kind {
+        match &mut self.slab.get_mut(candidate.0)?.kind {
             Kind::Session(session) if session.key(direction) == *key => {
                 Some((SessionId(candidate.0), session))
             }

@@ -176,6 +176,18 @@ impl Key {
         }
     }
 
+    /// Returns the tenant.
+    #[expect(clippy::cast_possible_truncation, reason = "it is these 16 bits")]
+    pub(crate) fn tenant(self) -> TenantId {
+        TenantId((self.rest >> 16) as u16)
+    }
+
+    /// Returns the source address.
+    #[expect(clippy::cast_possible_truncation, reason = "it is the upper 32 bits")]
+    pub(crate) fn source(self) -> Ipv4Addr {
+        Ipv4Addr::from_bits((self.addresses >> 32) as u32)
+    }
+
     /// Returns the key as two words.
     pub fn words(self) -> [u64; 2] {
         [self.addresses, self.rest]

@@ -96,8 +96,12 @@ impl Slab {
         &self.entries[id as usize]
     }
 
-    pub(crate) fn entry_mut(&mut self, id: u32) -> &mut Entry {
-        &mut self.entries[id as usize]
+    pub(crate) fn get(&self, id: u32) -> Option<&Entry> {
+        self.entries.get(id as usize)
+    }
+
+    pub(crate) fn get_mut(&mut self, id: u32) -> Option<&mut Entry> {
+        self.entries.get_mut(id as usize)
     }
 
     /// Returns the entries, for the lists that go through them.

@@ -56,7 +56,8 @@ pub fn glance(frame: &[u8], least_mtu: u16) -> Option<Glance> {
     let head: &[u8; UDP_HEADERS] = frame.first_chunk()?;
     let total = be16(head, 16);
     // Ethertype 0x0800, version 4, five words of header; neither a fragment nor the first of some.
-    let is_plain = be32(head, 12) >> 8 == 0x0008_0045 && be16(head, 20) & 0x3fff == 0 && head[22] >= LEAST_TTL;
+    let is_plain =
+        be32(head, 12) >> 8 == 0x0008_0045 && be16(head, 20) & 0x3fff == 0 && head[22] >= LEAST_TTL;
     if !is_plain || total > least_mtu || usize::from(total) + 14 > frame.len() || !has_right_checksum(head) {
         return None;
     }
@@ -131,10 +132,15 @@ impl Lanes {
         // A processor runs ahead of what it waits for by some hundred instructions only: where memory is waited for, a
         // loop does nothing else.
         black_box(lanes.iter().fold(0, |sum, lane| sum ^ conntrack.touch_index(lane.hash)));
+        let mut strangers = 0;
         for lane in &mut *lanes {
             lane.candidate = conntrack.candidate(lane.hash);
+            strangers += u32::from(lane.candidate.is_none());
         }
         black_box(lanes.iter().fold(0, |sum, lane| sum ^ conntrack.touch_entry(lane.candidate)));
+        if strangers > 1 && side == Side::Inside {
+            look_for_pods(conntrack, lanes);
+        }
     }
 
     /// Translates frames from the one that was seen in `lane` on, until one may not take the lane; returns how many.
@@ -232,6 +238,18 @@ fn see_all(snapshot: &Snapshot, conntrack: &Conntrack, side: Side, lanes: &mut [
         }
         lane.hash = conntrack.hash_of(&lane.key);
     }
+}
+
+/// Reads what the first packets of sessions will ask for.
+#[cold]
+fn look_for_pods(conntrack: &Conntrack, lanes: &[Lane]) {
+    let mut hashes = [KeyHash::default(); LANES];
+    for (hash, lane) in hashes.iter_mut().zip(lanes) {
+        *hash = if lane.candidate.is_none() { conntrack.hash_of_pod(&lane.key) } else { lane.hash };
+    }
+    let hashes = &hashes[..lanes.len()];
+    black_box(hashes.iter().fold(0, |sum, hash| sum ^ conntrack.touch_index(*hash)));
+    black_box(hashes.iter().fold(0, |sum, hash| sum ^ conntrack.touch_entry(conntrack.candidate(*hash))));
 }
 
 /// Finds out keys.

@@ -22,6 +22,7 @@
 //!
 //! Around it:
 //! - [`snapshot`]: the immutable configuration that workers read
+//! - `routes`: where packets go next
 //! - `addresses`: sets of addresses that are asked about for every packet
 //! - [`waiting`]: frames that wait for something, their next hop for one
 //! - [`announce`]: gratuitous ARP
@@ -52,6 +53,7 @@ pub mod pipeline;
 pub mod reject;
 pub mod report;
 pub mod rewrite;
+mod routes;
 pub mod runner;
 #[cfg(test)]
 mod scenarios;

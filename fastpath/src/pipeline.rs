@@ -9,7 +9,7 @@ use crate::counters::WorkerCounters;
 use crate::fragments::datagram::{DatagramKey, Part};
 use crate::fragments::{Fragments, Head, Limits, keeper_of};
 use crate::io::Frame;
-use crate::io::memory::prefer_huge_pages;
+use crate::io::memory::take_huge_pages;
 use crate::mss::{announces_mss, clamp_mss};
 use crate::parse::{Flow, Packet, QuotedPacket, Transport, parse};
 use crate::reject::{AnswerLimit, answer_to, write_answer};
@@ -86,7 +86,7 @@ impl Engine {
         now: Tick,
     ) -> Self {
         let fragments = Fragments::new(conntrack.slot(), limits);
-        conntrack.memory().into_iter().for_each(prefer_huge_pages);
+        conntrack.memory().into_iter().for_each(take_huge_pages);
         Self { snapshot, conntrack, fragments, counters, answers: AnswerLimit::new(now) }
     }
 

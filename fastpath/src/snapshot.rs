@@ -11,9 +11,9 @@ use ahash::RandomState;
 use conntrack::{Direction, Epoch, Policy, Shared, SharedBook, TenantId, Timeouts};
 use ipnet::Ipv4Net;
 use macaddr::MacAddr6;
-use prefix_trie::PrefixMap;
 
 use crate::addresses::AddressSet;
+use crate::routes::RouteTable;
 
 /// One of the gateway's two networks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -213,7 +213,7 @@ pub struct Snapshot {
     pods: AddressSet,
     by_mac: HashMap<MacAddr6, TenantId, RandomState>,
     by_egress: HashMap<Ipv4Addr, TenantId, RandomState>,
-    routes: [PrefixMap<Ipv4Net, Option<Ipv4Addr>>; 2],
+    routes: [RouteTable; 2],
     neighbours: [HashMap<Ipv4Addr, NeighbourId, RandomState>; 2],
     /// MACs of frames to each neighbour: its own and the link's.
     macs: Vec<[u8; 12]>,
@@ -238,7 +238,7 @@ impl Snapshot {
             pods: AddressSet::new(&spec.pod_cidrs),
             by_mac: HashMap::default(),
             by_egress: HashMap::default(),
-            routes: [PrefixMap::new(), PrefixMap::new()],
+            routes: Default::default(),
             neighbours: [HashMap::default(), HashMap::default()],
             macs: Vec::new(),
             shared: None,
@@ -330,8 +330,7 @@ impl Snapshot {
 
     /// Returns where a packet to `destination` goes next when it leaves by `side`: longest prefix first.
     pub fn next_hop(&self, side: Side, destination: Ipv4Addr) -> NextHop {
-        let routes = &self.routes[side.index()];
-        let Some((_, gateway)) = routes.get_lpm(&Ipv4Net::from(destination)) else { return NextHop::NoRoute };
+        let Some(gateway) = self.routes[side.index()].find(destination) else { return NextHop::NoRoute };
         let address = gateway.unwrap_or(destination);
         match self.neighbours[side.index()].get(&address) {
             Some(id) => NextHop::Resolved(*id),
@@ -341,8 +340,7 @@ impl Snapshot {
 
     /// Tells whether an address is on the link of `side`, so that packets to it need no router.
     pub fn is_on_link(&self, side: Side, address: Ipv4Addr) -> bool {
-        let route = self.routes[side.index()].get_lpm(&Ipv4Net::from(address));
-        route.is_some_and(|(_, gateway)| gateway.is_none())
+        self.routes[side.index()].find(address).is_some_and(|gateway| gateway.is_none())
     }
 
     /// Returns a resolved neighbour of this snapshot.

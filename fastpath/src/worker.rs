@@ -91,6 +91,11 @@ pub struct Worker<I> {
     has_more: bool,
     #[cfg(test)]
     fails_at_next_frame: bool,
+    /// Keeps all frames out of the express lane.
+    #[cfg(test)]
+    pub(crate) goes_whole_way: bool,
+    #[cfg(test)]
+    pub(crate) passed_by_lane: usize,
 }
 
 /// Where a frame came from.
@@ -121,6 +126,10 @@ impl<I: FrameIo> Worker<I> {
             has_more: true,
             #[cfg(test)]
             fails_at_next_frame: false,
+            #[cfg(test)]
+            goes_whole_way: false,
+            #[cfg(test)]
+            passed_by_lane: 0,
             parts,
         };
         worker.announcements.extend(worker.to_announce(None));

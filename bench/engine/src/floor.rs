@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use conntrack::{ChecksumDelta, Direction, Rewrite};
-use fastpath::io::{Frame, FrameArea, FrameIo, FramePool};
 use fastpath::express::{Glance, glance, write, write_macs};
+use fastpath::io::{Frame, FrameArea, FrameIo, FramePool};
 
 use crate::BATCH_FRAMES;
 use crate::line::{Line, LinePort};

@@ -1,6 +1,7 @@
 //! The whole pipeline on simulated wires: what goes in, what comes out, and that nothing is lost between.
 //!
 //! - [`anything`]: frames of every kind at once
+//! - [`express`]: the express lane comes to the same as the whole way
 //! - [`extensions`]: ICMP errors with extensions, and with little of the packet that they are about
 //! - [`forwarding`]: what passes is translated, both ways
 //! - [`refusing`]: what may not pass is refused, counted, and leaves nothing behind
@@ -23,6 +24,7 @@ mod anything;
 mod changing;
 mod counting;
 mod draining;
+mod express;
 mod extensions;
 mod forwarding;
 mod fragments;

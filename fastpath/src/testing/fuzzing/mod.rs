@@ -8,7 +8,7 @@
 //! - `offsets`: what holds of every frame that is parsed
 
 mod choice;
-mod frames;
+pub(crate) mod frames;
 mod laws;
 mod offsets;
 mod plan;
