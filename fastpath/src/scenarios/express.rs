@@ -7,6 +7,7 @@ use proptest::prelude::*;
 
 use crate::io::sim::Faults;
 use crate::snapshot::Side::{self, Inside, Outside};
+use crate::snapshot::SnapshotSpec;
 use crate::testing::fuzzing::frames::{Content, Draft, answer};
 use crate::testing::rig::{Rig, Size};
 use crate::testing::{BLUE_MAC, NODE_MAC, RED_MAC, gateway};
@@ -21,8 +22,22 @@ enum Event {
     Batch(Vec<Arriving>),
     /// Time passes.
     Wait(u64),
-    /// Another snapshot: with or without red, with another link.
-    Publish { has_red: bool, mtu: u16, clamp: u16 },
+    /// Another snapshot.
+    Publish { has_red: bool, mtu: u16, clamp: u16, change: Change },
+}
+
+/// What ends sessions, or sends their packets elsewhere.
+#[derive(Clone, Copy, Debug)]
+enum Change {
+    Nothing,
+    /// The router's MAC is not known.
+    RouterUnresolved,
+    /// The router has another MAC.
+    RouterMac,
+    /// Blue leaves with another address.
+    Egress,
+    /// Blue may only send from its first two addresses.
+    Sources,
 }
 
 #[derive(Clone, Debug)]
@@ -125,13 +140,34 @@ fn any_arriving() -> impl Strategy<Value = Arriving> {
     ]
 }
 
+fn any_change() -> impl Strategy<Value = Change> {
+    use Change::{Egress, Nothing, RouterMac, RouterUnresolved, Sources};
+    prop_oneof![Just(Nothing), Just(RouterUnresolved), Just(RouterMac), Just(Egress), Just(Sources)]
+}
+
 fn any_event() -> impl Strategy<Value = Event> {
     prop_oneof![
         12 => prop::collection::vec(any_arriving(), 1..50).prop_map(Event::Batch),
         2 => prop_oneof![Just(100u64), Just(7000), Just(130_000)].prop_map(Event::Wait),
-        1 => (any::<bool>(), prop_oneof![Just(1500u16), Just(1400)], prop_oneof![Just(0u16), Just(1300)])
-            .prop_map(|(has_red, mtu, clamp)| Event::Publish { has_red, mtu, clamp }),
+        3 => (any::<bool>(), prop_oneof![Just(1500u16), Just(1400)], prop_oneof![Just(0u16), Just(1300)], any_change())
+            .prop_map(|(has_red, mtu, clamp, change)| Event::Publish { has_red, mtu, clamp, change }),
     ]
+}
+
+impl Change {
+    fn make(self, spec: &mut SnapshotSpec) {
+        let router = Ipv4Addr::new(192, 168, 55, 1);
+        match self {
+            Self::Nothing => {}
+            Self::RouterUnresolved => spec.neighbours.retain(|neighbour| neighbour.address != router),
+            Self::RouterMac => {
+                let router = spec.neighbours.iter_mut().find(|neighbour| neighbour.address == router);
+                router.unwrap().mac = NODE_MAC;
+            }
+            Self::Egress => spec.tenants[0].egress_addresses = vec![Ipv4Addr::new(192, 168, 55, 115)],
+            Self::Sources => spec.tenants[0].sources = vec!["10.132.0.0/31".parse().unwrap()],
+        }
+    }
 }
 
 /// A worker that uses the lane, and one that does not.
@@ -164,12 +200,13 @@ impl Twins {
             Event::Wait(milliseconds) => {
                 self.rigs.iter_mut().for_each(|rig| rig.wait(Duration::from_millis(*milliseconds)));
             }
-            Event::Publish { has_red, mtu, clamp } => {
+            Event::Publish { has_red, mtu, clamp, change } => {
                 self.epoch += 1;
                 let gateway = if *has_red { gateway() } else { gateway().without_red() };
                 let gateway = gateway.epoch(self.epoch).change(|spec| {
                     spec.outside.mtu = *mtu;
                     spec.tenants[0].mss_clamp = *clamp;
+                    change.make(spec);
                 });
                 self.rigs.iter_mut().for_each(|rig| rig.publish(gateway.spec()));
             }
