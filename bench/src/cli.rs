@@ -3,14 +3,14 @@ use std::path::PathBuf;
 use std::thread;
 
 use anyhow::{Result, bail};
-use clap::{Args, Parser, Subcommand, value_parser};
+use clap::{Args, Parser, Subcommand};
 use control::demo::wait;
 use nix::unistd::Uid;
 
 use crate::flows::Flows;
 use crate::machine::Machine;
-use crate::report::{Report, Results};
-use crate::system::{Setup, System};
+use crate::report::{Destinations, Part, Report};
+use crate::system::Setup;
 use crate::topology::Cores;
 use crate::{first_frame, idle, namespace, nodes, ports, system, wire};
 
@@ -26,9 +26,11 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Args)]
 struct Common {
-    /// Writes all figures to this file too
-    #[arg(long, global = true, value_name = "FILE")]
-    json: Option<PathBuf>,
+    #[command(flatten)]
+    destinations: Destinations,
+    /// What everything random is drawn with; the same number draws the same
+    #[arg(long, global = true, default_value_t = 1)]
+    seed: u64,
     /// The daemon's program; by default the one beside this program
     #[arg(long, global = true, value_name = "PATH")]
     spillway: Option<PathBuf>,
@@ -39,88 +41,23 @@ enum Measurement {
     /// Throughput of small UDP datagrams over veth, at overload
     ///
     /// Example: spillway-bench wire --flows 1024 --flows 65536 --rounds 5 --json wire.json
-    Wire(WireOptions),
+    Wire(wire::Options),
     /// Processor time of a daemon without traffic
     ///
     /// Example: spillway-bench idle --seconds 10
-    Idle {
-        /// How long to look
-        #[arg(long, default_value_t = 10, value_parser = value_parser!(u64).range(1..=600))]
-        seconds: u64,
-    },
+    Idle(idle::Options),
     /// Round trip of the first frame after idle
     ///
     /// Example: spillway-bench first-frame --samples 100
-    FirstFrame {
-        /// Round trips over each path
-        #[arg(long, default_value_t = 30, value_parser = value_parser!(u32).range(1..=1000))]
-        samples: u32,
-        /// Idle time before each
-        #[arg(long, default_value_t = 1, value_parser = value_parser!(u64).range(1..=60))]
-        idle_seconds: u64,
-    },
+    FirstFrame(first_frame::Options),
     /// Cost of a pod's sessions to one destination until the last outside port is taken; no traffic
     ///
     /// Example: spillway-bench ports --rounds 5
-    Ports {
-        /// How often each number of workers has its turn
-        #[arg(long, default_value_t = 5, value_parser = value_parser!(u32).range(1..=50))]
-        rounds: u32,
-        /// Workers that share the ports; repeat it for several
-        #[arg(long, num_args = 1.., default_values_t = [1, 2, 8], value_parser = value_parser!(u16).range(1..=64))]
-        workers: Vec<u16>,
-    },
+    Ports(ports::Options),
     /// How fast the kernel has the routes to a cluster's nodes, from a stand-in API server
     ///
     /// Example: spillway-bench nodes --count 5000 --changes 100
-    Nodes {
-        /// Nodes of the cluster
-        #[arg(long, default_value_t = 5000, value_parser = value_parser!(u32).range(1..=10_000))]
-        count: u32,
-        /// Changes of one node's pod network, one after the other
-        #[arg(long, default_value_t = 100, value_parser = value_parser!(u32).range(1..=10_000))]
-        changes: u32,
-        /// How often the daemon starts anew
-        #[arg(long, default_value_t = 3, value_parser = value_parser!(u32).range(1..=50))]
-        rounds: u32,
-    },
-}
-
-#[derive(Debug, Args)]
-struct WireOptions {
-    /// Number of UDP flows; repeat it for several
-    #[arg(long, num_args = 1.., default_values_t = [1024, 65_536, 1_000_000],
-          value_parser = value_parser!(u32).range(1..=i64::from(Flows::MAXIMUM)))]
-    flows: Vec<u32>,
-    /// Gateways to measure; the first is what the others are compared with
-    #[arg(long = "system", num_args = 1.., value_name = "SYSTEM",
-          default_values_t = [System::KernelIptables, System::Spillway, System::SpillwaySplit])]
-    systems: Vec<System>,
-    /// Length of each measurement
-    #[arg(long, default_value_t = 3, value_parser = value_parser!(u64).range(1..=60))]
-    seconds: u64,
-    /// How often each gateway has its turn
-    #[arg(long, default_value_t = 3, value_parser = value_parser!(u32).range(1..=50))]
-    rounds: u32,
-    /// Measures 1,024 and 65,536 flows for 2 s in 3 rounds: about two minutes
-    #[arg(long, conflicts_with_all = ["flows", "seconds", "rounds"])]
-    short: bool,
-}
-
-impl WireOptions {
-    fn plan(&self) -> wire::Plan {
-        let systems = self.systems.clone();
-        if self.short {
-            return wire::Plan {
-                flows: vec![Flows::new(1024), Flows::new(65_536)],
-                systems,
-                seconds: 2,
-                rounds: 3,
-            };
-        }
-        let flows = self.flows.iter().map(|count| Flows::new(*count)).collect();
-        wire::Plan { flows, systems, seconds: self.seconds, rounds: self.rounds }
-    }
+    Nodes(nodes::Options),
 }
 
 impl Cli {
@@ -133,22 +70,21 @@ impl Cli {
         namespace::remove_stale()?;
         system::remove_stale()?;
         let cores = Cores::plan(thread::available_parallelism()?.get())?;
-        let setup = Setup { flows: Flows::new(1024), spillway: self.find_spillway()? };
+        let flows = Flows::new(1024).with_seed(self.common.seed);
+        let setup = Setup { flows, spillway: self.find_spillway()? };
         let machine = Machine::describe(&setup.spillway)?;
-        let results = match &self.measurement {
-            Measurement::Wire(options) => Results::Wire(wire::measure(&options.plan(), cores, &setup)?),
-            Measurement::Idle { seconds } => Results::Idle(idle::measure(*seconds, cores, &setup)?),
-            Measurement::FirstFrame { samples, idle_seconds } => {
-                Results::FirstFrame(first_frame::measure(*samples, *idle_seconds, cores, &setup)?)
+        let part = match &self.measurement {
+            Measurement::Wire(options) => Part::of("wire", &wire::measure(options, cores, &setup)?),
+            Measurement::Idle(options) => Part::of("idle", &idle::measure(options, cores, &setup)?),
+            Measurement::FirstFrame(options) => {
+                Part::of("first-frame", &first_frame::measure(options, cores, &setup)?)
             }
-            Measurement::Ports { rounds, workers } => Results::Ports(ports::measure(*rounds, workers)?),
-            Measurement::Nodes { count, changes, rounds } => {
-                let plan = nodes::Plan { count: *count, changes: *changes, rounds: *rounds };
-                Results::Nodes(nodes::measure(&plan, cores, &setup)?)
-            }
+            Measurement::Ports(options) => Part::of("ports", &ports::measure(options)?),
+            Measurement::Nodes(options) => Part::of("nodes", &nodes::measure(options, cores, &setup)?),
         };
-        let report = Report { machine, command: env::args().collect(), results };
-        report.deliver(self.common.json.as_deref())
+        let command = env::args().collect();
+        let report = Report { machine, command, seed: self.common.seed, parts: vec![part?] };
+        report.deliver(&self.common.destinations)
     }
 
     /// Returns the daemon's program, checked only when it is needed.
@@ -168,9 +104,9 @@ impl Cli {
 
     fn needs_spillway(&self) -> bool {
         match &self.measurement {
-            Measurement::Wire(options) => options.systems.iter().any(|system| system.is_spillway()),
-            Measurement::Idle { .. } | Measurement::FirstFrame { .. } | Measurement::Nodes { .. } => true,
-            Measurement::Ports { .. } => false,
+            Measurement::Wire(options) => options.needs_spillway(),
+            Measurement::Idle(_) | Measurement::FirstFrame(_) | Measurement::Nodes(_) => true,
+            Measurement::Ports(_) => false,
         }
     }
 }

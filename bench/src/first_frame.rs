@@ -6,18 +6,31 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use clap::{Args, value_parser};
 use control::demo::wait;
 use hdrhistogram::Histogram;
 use nix::unistd::Pid;
 use serde::Serialize;
 
 use crate::napi;
+use crate::report::{Axis, Chart, Findings, Series, Sheet};
 use crate::system::{Gateway, Setup, System};
 use crate::topology::{Cores, DIRECT, POD, SERVER, Topology};
 
 const PORT: u16 = 7;
 const ANSWER_WITHIN: Duration = Duration::from_millis(500);
 const READY_WITHIN: Duration = Duration::from_secs(10);
+
+/// What is measured.
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// Round trips over each path
+    #[arg(long, default_value_t = 30, value_parser = value_parser!(u32).range(1..=1000))]
+    samples: u32,
+    /// Idle time before each
+    #[arg(long, default_value_t = 1, value_parser = value_parser!(u64).range(1..=60))]
+    idle_seconds: u64,
+}
 
 /// Round trips of the first datagram after idle.
 #[derive(Debug, Serialize)]
@@ -41,6 +54,50 @@ pub(crate) struct PathResult {
     pub(crate) lost: u32,
 }
 
+impl Findings for Results {
+    fn xdp_mode(&self) -> &str {
+        self.xdp_mode
+    }
+
+    fn sheets(&self) -> Vec<Sheet> {
+        let header = ["path", "p50, µs", "p99, µs", "max, µs", "min, µs", "lost"];
+        let rows = self.paths.iter().map(PathResult::row);
+        let bars = self.paths.iter().map(|path| (path.path.to_owned(), vec![path.p50_us]));
+        let axis = |label: &str| Axis { label: label.to_owned(), is_logarithmic: false };
+        let chart = Chart {
+            title: "Round trip of the first datagram, median".to_owned(),
+            x: axis("path"),
+            y: axis("µs"),
+            series: Series::Bars { parts: vec!["p50".to_owned()], bars: bars.collect() },
+        };
+        vec![Sheet {
+            title: "First frame after idle".to_owned(),
+            header: header.map(str::to_owned).to_vec(),
+            rows: rows.collect(),
+            charts: vec![chart],
+            notes: vec![
+                format!(
+                    "Round trip of a UDP datagram, pod to server and back: {} a path, each after {} s of idle, paths in \
+                     turn.",
+                    self.samples, self.idle_seconds
+                ),
+                format!(
+                    "Core {}: pod. Core {}: gateway. Core {}: server.",
+                    self.cores.generator, self.cores.gateway, self.cores.sink
+                ),
+            ],
+        }]
+    }
+}
+
+impl PathResult {
+    fn row(&self) -> Vec<String> {
+        let times = [self.p50_us, self.p99_us, self.maximum_us, self.minimum_us];
+        let times = times.into_iter().map(|time| format!("{time:.1}"));
+        [self.path.to_owned()].into_iter().chain(times).chain([self.lost.to_string()]).collect()
+    }
+}
+
 /// A way from the pod to the server and back that is asked now and then.
 struct Probe {
     path: &'static str,
@@ -54,7 +111,8 @@ struct Probe {
 }
 
 /// Asks every path in turn, each time after the machine was idle.
-pub(crate) fn measure(samples: u32, idle_seconds: u64, cores: Cores, setup: &Setup) -> Result<Results> {
+pub(crate) fn measure(options: &Options, cores: Cores, setup: &Setup) -> Result<Results> {
+    let Options { samples, idle_seconds } = *options;
     let mut probes = vec![
         Probe::direct(cores, setup)?,
         Probe::through(System::KernelIptables, cores, setup)?,

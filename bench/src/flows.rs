@@ -16,7 +16,10 @@ const FLOWS_PER_DESTINATION: u32 = 1 << 15;
 /// Flows to one destination differ in their source port, so that a translator that tries to keep the port
 /// never searches, and 32,768 of them leave half the ports of the egress address free.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Flows(u32);
+pub(crate) struct Flows {
+    count: u32,
+    seed: u64,
+}
 
 impl Flows {
     /// Most flows that the destinations .128 to .254 hold.
@@ -24,11 +27,16 @@ impl Flows {
 
     /// Takes a number of flows that the command line has checked against [`Flows::MAXIMUM`].
     pub(crate) fn new(count: u32) -> Self {
-        Self(count.clamp(1, Self::MAXIMUM))
+        Self { count: count.clamp(1, Self::MAXIMUM), seed: 1 }
+    }
+
+    /// Returns the same flows in the order that this seed gives.
+    pub(crate) fn with_seed(self, seed: u64) -> Self {
+        Self { seed, ..self }
     }
 
     pub(crate) fn count(self) -> u32 {
-        self.0
+        self.count
     }
 
     /// Returns how far one frame's flow is from the next one's, modulo the number of flows.
@@ -36,17 +44,17 @@ impl Flows {
     /// The golden ratio of the whole, and coprime to it: every flow has its turn once in a round, and neighbours in
     /// time are far apart in any table that was filled in order.
     pub(crate) fn stride(self) -> u32 {
-        let golden = u64::from(self.0) * 618_033_989 / 1_000_000_000;
+        let golden = u64::from(self.count) * 618_033_989 / 1_000_000_000;
         let golden = u32::try_from(golden).expect("a part of a u32 is one");
         (golden.max(1)..)
-            .find(|stride| greatest_common_divisor(*stride, self.0) == 1)
+            .find(|stride| greatest_common_divisor(*stride, self.count) == 1)
             .expect("1 divides everything")
     }
 
     /// Returns every address that the flows go to.
     pub(crate) fn destinations(self) -> impl Iterator<Item = Ipv4Addr> {
         let first = u32::from(FIRST_DESTINATION);
-        (0..self.0.div_ceil(FLOWS_PER_DESTINATION)).map(move |index| Ipv4Addr::from(first + index))
+        (0..self.count.div_ceil(FLOWS_PER_DESTINATION)).map(move |index| Ipv4Addr::from(first + index))
     }
 }
 

@@ -3,14 +3,24 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use clap::{Args, value_parser};
 use control::demo::wait;
 use serde::Serialize;
 
+use crate::report::{Findings, Sheet};
 use crate::system::{Gateway, Setup, System};
 use crate::topology::{Cores, Topology};
 
 /// Lets what the start set in motion come to rest.
 const SETTLE: Duration = Duration::from_secs(2);
+
+/// What is measured.
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// How long to look
+    #[arg(long, default_value_t = 10, value_parser = value_parser!(u64).range(1..=600))]
+    seconds: u64,
+}
 
 /// Processor time of the daemon without traffic.
 #[derive(Debug, Serialize)]
@@ -31,7 +41,8 @@ pub(crate) struct Thread {
 }
 
 /// Measures an idle daemon with one worker.
-pub(crate) fn measure(seconds: u64, cores: Cores, setup: &Setup) -> Result<Results> {
+pub(crate) fn measure(options: &Options, cores: Cores, setup: &Setup) -> Result<Results> {
+    let seconds = options.seconds;
     let topology = Topology::build(cores, setup.flows)?;
     let gateway = System::Spillway.start(&topology, setup)?;
     let Gateway::Spillway(daemon) = &gateway else { bail!("only the daemon has a process to look at") };
@@ -48,6 +59,24 @@ pub(crate) fn measure(seconds: u64, cores: Cores, setup: &Setup) -> Result<Resul
         total_percent: threads.iter().map(|thread| thread.percent).sum(),
         threads,
     })
+}
+
+impl Findings for Results {
+    fn xdp_mode(&self) -> &str {
+        self.xdp_mode
+    }
+
+    fn sheets(&self) -> Vec<Sheet> {
+        let row = |name: &str, percent: f64| vec![name.to_owned(), format!("{percent:.3}")];
+        let threads = self.threads.iter().map(|thread| row(&thread.name, thread.percent));
+        vec![Sheet {
+            title: "Idle daemon".to_owned(),
+            header: ["thread", "% of one core"].map(str::to_owned).to_vec(),
+            rows: [row("all", self.total_percent)].into_iter().chain(threads).collect(),
+            charts: Vec::new(),
+            notes: vec![format!("No traffic for {} s.", self.seconds)],
+        }]
+    }
 }
 
 /// Name and processor time of each thread, by thread id.

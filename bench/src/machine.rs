@@ -18,7 +18,10 @@ pub(crate) struct Machine {
     pub(crate) driver: &'static str,
     pub(crate) spillway: String,
     pub(crate) iptables: String,
+    pub(crate) nftables: String,
     pub(crate) harness: &'static str,
+    /// Whether the harness was optimised; the daemon is the program beside it.
+    pub(crate) build: &'static str,
 }
 
 impl Machine {
@@ -35,7 +38,9 @@ impl Machine {
             driver: "veth",
             spillway: version(run_words(&[&spillway.display().to_string(), "--version"])),
             iptables: version(run("iptables --version")),
+            nftables: version(run("nft --version")),
             harness: env!("CARGO_PKG_VERSION"),
+            build: if cfg!(debug_assertions) { "debug" } else { "release" },
         })
     }
 }

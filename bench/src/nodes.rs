@@ -7,13 +7,15 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use clap::{Args, value_parser};
 use control::demo::wait;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 use serde_json::{Value, json};
-use spillway_apiserver::{ApiServer, Credentials, Handle, Options};
+use spillway_apiserver::{ApiServer, Credentials, Handle};
 
 use crate::namespace::{Namespace, PREFIX};
+use crate::report::{Findings, Sheet};
 use crate::statistics::Summary;
 use crate::system::{Daemon, Setup};
 use crate::topology::{Cores, Topology};
@@ -29,11 +31,17 @@ const SYNC_WITHIN: Duration = Duration::from_secs(60);
 const CHANGE_WITHIN: Duration = Duration::from_secs(10);
 
 /// What is measured.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Plan {
-    pub(crate) count: u32,
-    pub(crate) changes: u32,
-    pub(crate) rounds: u32,
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// Nodes of the cluster
+    #[arg(long, default_value_t = 5000, value_parser = value_parser!(u32).range(1..=10_000))]
+    count: u32,
+    /// Changes of one node's pod network, one after the other
+    #[arg(long, default_value_t = 100, value_parser = value_parser!(u32).range(1..=10_000))]
+    changes: u32,
+    /// How often the daemon starts anew
+    #[arg(long, default_value_t = 3, value_parser = value_parser!(u32).range(1..=50))]
+    rounds: u32,
 }
 
 /// How fast the gateway followed the nodes.
@@ -50,11 +58,11 @@ pub(crate) struct Results {
 }
 
 /// Starts the daemon beside an API server with so many nodes, then changes one node after the other.
-pub(crate) fn measure(plan: &Plan, cores: Cores, setup: &Setup) -> Result<Results> {
+pub(crate) fn measure(plan: &Options, cores: Cores, setup: &Setup) -> Result<Results> {
     let _limits = NEIGHBOUR_LIMITS.map(|path| Limit::raise(path, 4 * plan.count.max(1024)));
     let topology = Topology::build(cores, setup.flows)?;
     widen_inside(&topology)?;
-    let api = topology.gateway.enter(|| ApiServer::start(Options::default()))?;
+    let api = topology.gateway.enter(|| ApiServer::start(spillway_apiserver::Options::default()))?;
     for number in 0..plan.count {
         api.create(node(number, number)?)?;
     }
@@ -90,13 +98,43 @@ pub(crate) fn measure(plan: &Plan, cores: Cores, setup: &Setup) -> Result<Result
     })
 }
 
+impl Findings for Results {
+    fn xdp_mode(&self) -> &str {
+        self.xdp_mode
+    }
+
+    fn sheets(&self) -> Vec<Sheet> {
+        let header = ["nodes", "first sync, s", "p50, ms", "p99, ms", "max, ms"];
+        let delays = [self.p50_ms, self.p99_ms, self.maximum_ms].map(|delay| format!("{delay:.1}"));
+        let row = [self.nodes.to_string(), self.first_sync_seconds.show()].into_iter().chain(delays);
+        vec![Sheet {
+            title: "Nodes of a cluster".to_owned(),
+            header: header.map(str::to_owned).to_vec(),
+            rows: vec![row.collect()],
+            charts: Vec::new(),
+            notes: vec![
+                format!(
+                    "First sync: from the daemon's start until the kernel has every node's route; median (minimum to maximum) \
+                     of {} starts.",
+                    self.rounds
+                ),
+                format!(
+                    "Then one node at a time changes its pod network, {} in all: from the API server's write, which its \
+                     watches hear of at once, until the kernel tells of the new route.",
+                    self.changes
+                ),
+            ],
+        }]
+    }
+}
+
 /// Gives a node another pod network and returns how long the kernel took to hear of it.
 fn change_node(
     api: &Handle,
     routes: &mut RouteMonitor,
     round: u32,
     change: u32,
-    plan: &Plan,
+    plan: &Options,
 ) -> Result<Duration> {
     let number = change % plan.count;
     // A network that no node had before.

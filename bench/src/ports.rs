@@ -3,6 +3,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
+use clap::{Args, value_parser};
 use conntrack::{
     Admission, Conntrack, Direction, Epoch, FiveTuple, Policy, Protocol, Refusal, Revision, SharedBook,
     TenantId, Tick, Timeouts, WorkerSlot, owner_of_inside,
@@ -10,6 +11,7 @@ use conntrack::{
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
+use crate::report::{Axis, Chart, Findings, Series, Sheet};
 use crate::statistics::Summary;
 
 const EGRESS: Ipv4Addr = Ipv4Addr::new(192, 168, 55, 113);
@@ -20,6 +22,17 @@ const PORTS: u32 = 64_512;
 /// Sessions of other pods and destinations that the table holds besides.
 const OTHERS: u32 = 250_000;
 const REFUSALS: u32 = 1000;
+
+/// What is measured.
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// How often each number of workers has its turn
+    #[arg(long, default_value_t = 5, value_parser = value_parser!(u32).range(1..=50))]
+    rounds: u32,
+    /// Workers that share the ports; repeat it for several
+    #[arg(long, num_args = 1.., default_values_t = [1, 2, 8], value_parser = value_parser!(u16).range(1..=64))]
+    workers: Vec<u16>,
+}
 
 /// What one pod's sessions to one destination cost, by number of workers.
 #[derive(Debug, Serialize)]
@@ -53,10 +66,11 @@ struct Round {
 }
 
 /// Makes sessions of one pod to one destination until no port is left, at the worker that owns the pod.
-pub(crate) fn measure(rounds: u32, workers: &[u16]) -> Result<Results> {
+pub(crate) fn measure(options: &Options) -> Result<Results> {
+    let Options { rounds, workers } = options;
     let mut rows = Vec::new();
     for workers in workers {
-        let rounds = (0..rounds).map(|round| run(*workers, round)).collect::<Result<Vec<_>>>()?;
+        let rounds = (0..*rounds).map(|round| run(*workers, round)).collect::<Result<Vec<_>>>()?;
         let sum_up = |value: fn(&Round) -> f64| Summary::of(&rounds.iter().map(value).collect::<Vec<_>>());
         rows.push(Row {
             workers: *workers,
@@ -67,7 +81,40 @@ pub(crate) fn measure(rounds: u32, workers: &[u16]) -> Result<Results> {
             refused: sum_up(|round| round.refused),
         });
     }
-    Ok(Results { rounds, ports: PORTS, rows })
+    Ok(Results { rounds: *rounds, ports: PORTS, rows })
+}
+
+impl Findings for Results {
+    fn xdp_mode(&self) -> &str {
+        "not used"
+    }
+
+    fn sheets(&self) -> Vec<Sheet> {
+        let header = ["workers", "p50, µs", "p99, µs", "slowest, µs", "last port, µs", "refused, µs"];
+        let rows = self.rows.iter().map(|row| {
+            let costs = [row.p50, row.p99, row.slowest, row.last, row.refused].map(|cost| cost.show());
+            [row.workers.to_string()].into_iter().chain(costs).collect()
+        });
+        let axis = |label: &str| Axis { label: label.to_owned(), is_logarithmic: false };
+        let bars = self.rows.iter().map(|row| (format!("{} workers", row.workers), vec![row.p50.median]));
+        let chart = Chart {
+            title: "A session until the last port is taken, p50".to_owned(),
+            x: axis("workers"),
+            y: axis("µs"),
+            series: Series::Bars { parts: vec!["p50".to_owned()], bars: bars.collect() },
+        };
+        vec![Sheet {
+            title: "The last outside port".to_owned(),
+            header: header.map(str::to_owned).to_vec(),
+            rows: rows.collect(),
+            charts: vec![chart],
+            notes: vec![format!(
+                "One pod makes {} sessions to one destination through one egress address; median (minimum to maximum) of \
+                 {} rounds.",
+                self.ports, self.rounds
+            )],
+        }]
+    }
 }
 
 fn run(workers: u16, round: u32) -> Result<Round> {

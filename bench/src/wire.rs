@@ -1,11 +1,13 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
+use clap::{Args, value_parser};
 use control::demo::wait;
 use serde::Serialize;
 
 use crate::flows::Flows;
 use crate::generator::{FRAME_BYTES, Generator};
+use crate::report::{Axis, Chart, Findings, Series, Sheet};
 use crate::sink::Sink;
 use crate::statistics::Summary;
 use crate::system::{Setup, System};
@@ -22,12 +24,54 @@ const GENERATOR_SHARE: f64 = 0.95;
 const SINK_SHARE: f64 = 0.01;
 
 /// What is measured, and how often.
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// Number of UDP flows; repeat it for several
+    #[arg(long, num_args = 1.., default_values_t = [1024, 65_536, 1_000_000],
+          value_parser = value_parser!(u32).range(1..=i64::from(Flows::MAXIMUM)))]
+    flows: Vec<u32>,
+    /// Gateways to measure; the first is what the others are compared with
+    #[arg(long = "system", num_args = 1.., value_name = "SYSTEM",
+          default_values_t = [System::KernelIptables, System::Spillway, System::SpillwaySplit])]
+    systems: Vec<System>,
+    /// Length of each measurement
+    #[arg(long, default_value_t = 3, value_parser = value_parser!(u64).range(1..=60))]
+    seconds: u64,
+    /// How often each gateway has its turn
+    #[arg(long, default_value_t = 3, value_parser = value_parser!(u32).range(1..=50))]
+    rounds: u32,
+    /// Measures 1,024 and 65,536 flows for 2 s in 3 rounds: about two minutes
+    #[arg(long, conflicts_with_all = ["flows", "seconds", "rounds"])]
+    short: bool,
+}
+
+impl Options {
+    /// Tells whether the daemon's program is needed.
+    pub(crate) fn needs_spillway(&self) -> bool {
+        self.systems.iter().any(|system| system.is_spillway())
+    }
+
+    fn plan(&self) -> Plan {
+        let systems = self.systems.clone();
+        if self.short {
+            return Plan {
+                flows: vec![Flows::new(1024), Flows::new(65_536)],
+                systems,
+                seconds: 2,
+                rounds: 3,
+            };
+        }
+        let flows = self.flows.iter().map(|count| Flows::new(*count)).collect();
+        Plan { flows, systems, seconds: self.seconds, rounds: self.rounds }
+    }
+}
+
 #[derive(Debug, Clone)]
-pub(crate) struct Plan {
-    pub(crate) flows: Vec<Flows>,
-    pub(crate) systems: Vec<System>,
-    pub(crate) seconds: u64,
-    pub(crate) rounds: u32,
+struct Plan {
+    flows: Vec<Flows>,
+    systems: Vec<System>,
+    seconds: u64,
+    rounds: u32,
 }
 
 /// Throughput at overload, for each number of flows.
@@ -74,7 +118,11 @@ pub(crate) struct Sample {
 }
 
 /// Measures every system at every number of flows, in turn within each round.
-pub(crate) fn measure(plan: &Plan, cores: Cores, setup: &Setup) -> Result<Results> {
+pub(crate) fn measure(options: &Options, cores: Cores, setup: &Setup) -> Result<Results> {
+    measure_all(&options.plan(), cores, setup)
+}
+
+fn measure_all(plan: &Plan, cores: Cores, setup: &Setup) -> Result<Results> {
     let mut rows = Vec::new();
     let mut notes = Vec::new();
     let mut xdp_mode = "none";
@@ -102,6 +150,68 @@ pub(crate) fn measure(plan: &Plan, cores: Cores, setup: &Setup) -> Result<Result
         rows.push(Row::of(flows, &plan.systems, samples));
     }
     Ok(Results { frame_bytes: FRAME_BYTES + 4, seconds: plan.seconds, cores, xdp_mode, rows, notes })
+}
+
+impl Findings for Results {
+    fn xdp_mode(&self) -> &str {
+        self.xdp_mode
+    }
+
+    fn sheets(&self) -> Vec<Sheet> {
+        let systems: Vec<_> = self.rows.first().map(|row| &row.systems).into_iter().flatten().collect();
+        let Some((first, others)) = systems.split_first() else { return Vec::new() };
+        let ratios = others.iter().map(|other| format!("{} ÷ {}", other.system.name(), first.system.name()));
+        let rates = systems.iter().map(|result| format!("{}, Mpps", result.system.name()));
+        let header =
+            ["flows".to_owned()].into_iter().chain(ratios).chain(rates).chain(["offered, Mpps".to_owned()]);
+        let lines = systems.iter().enumerate().map(|(index, result)| {
+            let points = self.rows.iter().filter_map(|row| {
+                Some((f64::from(row.flows), row.systems.get(index)?.forwarded_mpps.median))
+            });
+            (result.system.name().to_owned(), points.collect())
+        });
+        let mut notes = vec![
+            format!(
+                "UDP, {} bytes, {} s a round, at overload; median (minimum to maximum) of the rounds, systems in turn.",
+                self.frame_bytes, self.seconds
+            ),
+            format!(
+                "Core {}: generator. Core {}: gateway. Core {}: sink.",
+                self.cores.generator, self.cores.gateway, self.cores.sink
+            ),
+        ];
+        notes.extend(
+            systems.iter().map(|result| format!("{} {}.", result.system.name(), result.system.placement())),
+        );
+        notes.extend(self.notes.iter().map(|note| format!("note: {note}")));
+        vec![Sheet {
+            title: "Throughput at overload".to_owned(),
+            header: header.collect(),
+            rows: self.rows.iter().map(Row::cells).collect(),
+            charts: vec![Chart {
+                title: "Forwarded over flows".to_owned(),
+                x: Axis { label: "flows".to_owned(), is_logarithmic: true },
+                y: Axis { label: "Mpps".to_owned(), is_logarithmic: false },
+                series: Series::Lines(lines.collect()),
+            }],
+            notes,
+        }]
+    }
+}
+
+impl Row {
+    fn cells(&self) -> Vec<String> {
+        let ratios = self.systems.iter().skip(1).map(|result| result.ratio.show());
+        let rates = self.systems.iter().map(|result| result.forwarded_mpps.show());
+        let offered =
+            self.systems.iter().map(|result| result.offered_mpps.median).fold(f64::INFINITY, f64::min);
+        [self.flows.to_string()]
+            .into_iter()
+            .chain(ratios)
+            .chain(rates)
+            .chain([format!("≥ {offered:.2}")])
+            .collect()
+    }
 }
 
 fn measure_once(system: System, cores: Cores, setup: &Setup, duration: Duration) -> Result<Sample> {
@@ -240,7 +350,7 @@ mod tests {
             rounds: 1,
         };
         let setup = Setup { flows: Flows::new(64), spillway: "unused".into() };
-        let results = measure(&plan, Cores::plan(2).unwrap(), &setup).unwrap();
+        let results = measure_all(&plan, Cores::plan(2).unwrap(), &setup).unwrap();
         for result in &results.rows[0].systems {
             assert!(result.forwarded_mpps.median > 0.0, "{result:?}");
             assert!(result.offered_mpps.median >= result.forwarded_mpps.median, "{result:?}");
