@@ -9,6 +9,7 @@
 //! - [`rig`]: workers on such ports
 //! - [`floor`]: the same loop with a session known by position: what no lookup can be faster than
 //! - [`rival`]: the same loop with the map that one would take first
+//! - [`stages`]: the pipeline without a worker, a stage after the other
 //! - [`course`]: what is measured, one part after the other
 #![forbid(unsafe_code)]
 
@@ -17,6 +18,7 @@ pub mod floor;
 pub mod line;
 pub mod rig;
 pub mod rival;
+pub mod stages;
 pub mod traffic;
 
 /// Frames that come at once: what a worker takes from a ring in one turn.

@@ -53,7 +53,8 @@ pub struct Rig {
     retired: Receiver<Arc<Snapshot>>,
     book: SharedBook,
     epoch: Epoch,
-    now: Tick,
+    /// The workers' clock: the time that they had, and that was let pass.
+    elapsed: Duration,
 }
 
 impl Rig {
@@ -95,9 +96,9 @@ impl Rig {
             })
         });
         let workers = workers.collect();
-        let now = Tick::default();
         let frames = Frames::default();
-        let mut rig = Self { workers, lines, frames, mailboxes, retired, book, epoch, now };
+        let elapsed = Duration::ZERO;
+        let mut rig = Self { workers, lines, frames, mailboxes, retired, book, epoch, elapsed };
         rig.turn(); // what is announced at first is no traffic
         Ok(rig)
     }
@@ -173,19 +174,22 @@ impl Rig {
         Ok(Sample { time, count })
     }
 
-    /// Lets every worker turn once, in order; returns the time.
+    /// Lets every worker turn once, in order; returns the time, by which the workers' clock goes.
     #[inline(never)] // instructions are counted in it, by its name
     pub fn turn(&mut self) -> Duration {
+        let now = Tick::since_start(self.elapsed);
         let start = Instant::now();
         for worker in &mut self.workers {
-            worker.turn(self.now);
+            worker.turn(now);
         }
-        start.elapsed()
+        let time = start.elapsed();
+        self.elapsed += time;
+        time
     }
 
     /// Lets time pass.
     pub fn wait(&mut self, duration: Duration) {
-        self.now = self.now.after(duration);
+        self.elapsed += duration;
     }
 
     /// Lets all sessions expire that are due; counts sessions.

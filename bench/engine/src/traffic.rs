@@ -36,12 +36,20 @@ const IMIX: [usize; 12] = [60, 60, 566, 60, 60, 566, 60, 566, 60, 1514, 566, 60]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Flows {
     count: u32,
+    destinations: u32,
 }
 
 impl Flows {
     /// Takes so many flows.
     pub fn new(count: u32) -> Self {
-        Self { count: count.max(1) }
+        let count = count.max(1);
+        Self { count, destinations: count.div_ceil(FLOWS_PER_DESTINATION) }
+    }
+
+    /// Returns the same flows and some more to the same destinations.
+    #[must_use]
+    pub fn with_more(self, more: u32) -> Self {
+        Self { count: self.count + more, ..self }
     }
 
     /// Returns how many there are.
@@ -51,11 +59,10 @@ impl Flows {
 
     /// Returns the tuple of a flow's packets as its pod sends them.
     pub fn tuple(self, flow: u32) -> FiveTuple {
-        let destinations = self.count.div_ceil(FLOWS_PER_DESTINATION);
         let port = 1024 + flow / PODS % 60_000;
         FiveTuple {
             source: Ipv4Addr::from_bits(FIRST_POD.to_bits() + flow % PODS),
-            destination: Ipv4Addr::from_bits(FIRST_DESTINATION.to_bits() + flow % destinations),
+            destination: Ipv4Addr::from_bits(FIRST_DESTINATION.to_bits() + flow % self.destinations),
             source_port: u16::try_from(port).expect("61,024 at most"),
             destination_port: DESTINATION_PORT,
             protocol: Protocol::Udp,
