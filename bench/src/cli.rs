@@ -12,7 +12,7 @@ use crate::machine::Machine;
 use crate::report::{Destinations, Part, Report};
 use crate::system::Setup;
 use crate::topology::Cores;
-use crate::{first_frame, idle, namespace, nodes, ports, system, wire};
+use crate::{engine, first_frame, idle, namespace, nodes, ports, system, wire};
 
 /// Measures Spillway beside its peers in the same run, in network namespaces of its own
 #[derive(Debug, Parser)]
@@ -38,6 +38,10 @@ struct Common {
 
 #[derive(Debug, Subcommand)]
 enum Measurement {
+    /// Cost of a packet in the pipeline alone, on wires in memory; no traffic
+    ///
+    /// Example: spillway-bench engine --sessions 1024 --sessions 1032192 --report engine
+    Engine(engine::Options),
     /// Throughput of small UDP datagrams over veth, at overload
     ///
     /// Example: spillway-bench wire --flows 1024 --flows 65536 --rounds 5 --json wire.json
@@ -74,6 +78,7 @@ impl Cli {
         let setup = Setup { flows, spillway: self.find_spillway()? };
         let machine = Machine::describe(&setup.spillway)?;
         let part = match &self.measurement {
+            Measurement::Engine(options) => Part::of("engine", &engine::measure(options, self.common.seed)?),
             Measurement::Wire(options) => Part::of("wire", &wire::measure(options, cores, &setup)?),
             Measurement::Idle(options) => Part::of("idle", &idle::measure(options, cores, &setup)?),
             Measurement::FirstFrame(options) => {
@@ -106,7 +111,7 @@ impl Cli {
         match &self.measurement {
             Measurement::Wire(options) => options.needs_spillway(),
             Measurement::Idle(_) | Measurement::FirstFrame(_) | Measurement::Nodes(_) => true,
-            Measurement::Ports(_) => false,
+            Measurement::Engine(_) | Measurement::Ports(_) => false,
         }
     }
 }

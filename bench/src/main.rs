@@ -14,6 +14,8 @@
 mod cli;
 /// External programs, run to their end.
 mod command;
+/// Measures the pipeline without the kernel.
+mod engine;
 /// Measures the round trip of the first frame after idle.
 mod first_frame;
 /// Which five-tuples are sent, and in which order.

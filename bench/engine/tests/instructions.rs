@@ -1,0 +1,50 @@
+//! How many instructions a packet takes, as callgrind counts them in an optimised build: the same on every machine of
+//! one kind, so a regression shows.
+
+use std::process::Command;
+
+const PACKETS: u64 = 64_000;
+
+/// What a packet may take in the express lane, from the received frame to the translated one.
+const LANE: u64 = 300;
+/// What a packet may take in a worker's turn, with its share of rings, counters and the rest.
+const TURN: u64 = 440;
+/// What the first packet of a session may take in a worker's turn.
+const NEW_SESSION: u64 = 4300;
+
+/// Runs a command and returns what it wrote.
+fn run(command: &mut Command) -> String {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    assert!(output.status.success(), "{command:?}:\n{text}");
+    text
+}
+
+/// Counts the instructions in some functions while sessions begin and packets pass.
+fn count(functions: &[&str], sessions: u64, packets: u64) -> u64 {
+    let target = std::env::var("CARGO_TARGET_DIR").unwrap_or_else(|_| "../../target".to_owned());
+    let mut command = Command::new("valgrind");
+    command.args(["--tool=callgrind", "--callgrind-out-file=/dev/null"]);
+    command.args(functions.iter().map(|function| format!("--toggle-collect=*{function}*")));
+    command.arg(format!("{target}/release/examples/hit")).args([sessions, packets].map(|number| number.to_string()));
+    let text = run(&mut command);
+    let collected = text.lines().find_map(|line| line.split_once("Collected :")).expect("callgrind sums up");
+    collected.1.trim().parse().expect("it is a number")
+}
+
+#[test]
+fn a_packet_takes_few_instructions() {
+    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
+    run(Command::new(cargo).args(["build", "--release", "-p", "spillway-bench-engine", "--example", "hit"]));
+    let per_packet = |functions: &[&str]| {
+        let begun = count(functions, 8192, 0);
+        (count(functions, 8192, PACKETS) - begun) / PACKETS
+    };
+    let lane = per_packet(&["Lanes::look_ahead", "Lanes::pass"]);
+    let turn = per_packet(&["Rig::turn"]);
+    let new_session = (count(&["Rig::turn"], 16_384, 0) - count(&["Rig::turn"], 8192, 0)) / 8192;
+    println!("lane {lane}, turn {turn}, new session {new_session}");
+    assert!(lane <= LANE, "{lane} instructions in the lane, {LANE} at most");
+    assert!(turn <= TURN, "{turn} instructions in a turn, {TURN} at most");
+    assert!(new_session <= NEW_SESSION, "{new_session} instructions for a new session, {NEW_SESSION} at most");
+}
