@@ -6,6 +6,7 @@
 
 use crate::anchor::pod_key;
 use crate::flow::{Direction, Key};
+use crate::index::place_under;
 use crate::session::{Session, SessionId};
 use crate::slab::{Kind, NIL};
 use crate::table::Conntrack;
@@ -13,6 +14,10 @@ use crate::table::Conntrack;
 /// Hash of a key in one table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct KeyHash(u32);
+
+/// What the index holds where the search for a key begins.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Slot(u64);
 
 /// The entry that a key most probably leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,16 +49,18 @@ impl Conntrack {
         KeyHash(self.hash(&pod_key(key.tenant(), key.source())))
     }
 
-    /// Reads the index where the search for a key begins; what it returns says nothing.
+    /// Reads the index where the search for a key begins.
     #[inline]
-    pub fn touch_index(&self, hash: KeyHash) -> u64 {
-        self.index.touch(hash.0)
+    pub fn first_slot(&self, hash: KeyHash) -> Slot {
+        Slot(self.index.slot(hash.0))
     }
 
-    /// Returns where a key leads, if it leads anywhere: the first entry of the same hash.
+    /// Returns where a key leads, if it leads anywhere: the first entry of the same hash. `slot` is where its search
+    /// begins.
     #[inline]
-    pub fn candidate(&self, hash: KeyHash) -> Candidate {
-        Candidate(self.index.find(hash.0, |_| true).map_or(NIL, |place| place.entry))
+    pub fn candidate(&self, hash: KeyHash, slot: Slot) -> Candidate {
+        let place = place_under(hash.0, slot.0).or_else(|| self.index.find(hash.0, |_| true));
+        Candidate(place.map_or(NIL, |place| place.entry))
     }
 
     /// Reads an entry; what it returns says nothing.

@@ -39,8 +39,8 @@ impl Index {
         self.slots.len() * size_of::<u64>()
     }
 
-    /// Reads the slot where the search for `hash` begins.
-    pub fn touch(&self, hash: u32) -> u64 {
+    /// Returns the slot where the search for `hash` begins.
+    pub(crate) fn slot(&self, hash: u32) -> u64 {
         self.slots[hash as usize & self.mask]
     }
 
@@ -102,6 +102,11 @@ fn encode(hash: u32, place: Place) -> u64 {
         Direction::Inbound => 1,
     };
     u64::from(hash) << 32 | (u64::from(place.entry) * 2 + direction + 1)
+}
+
+/// Returns the place in a slot, if it is one under `hash`.
+pub(crate) fn place_under(hash: u32, slot: u64) -> Option<Place> {
+    (slot != 0 && hash_of(slot) == hash).then(|| place_of(slot))
 }
 
 fn hash_of(slot: u64) -> u32 {

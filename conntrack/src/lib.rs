@@ -65,7 +65,7 @@ pub mod tenants;
 pub mod time;
 
 pub use admit::Admission;
-pub use ahead::{Candidate, KeyHash};
+pub use ahead::{Candidate, KeyHash, Slot};
 pub use checksum::ChecksumDelta;
 pub use flow::{Direction, FiveTuple, Key, Portless, Protocol, TenantId, Wire};
 pub use lending::{Loan, LoanRequest, Party, Return};

@@ -14,7 +14,7 @@ use std::hint::black_box;
 use std::ops::Range;
 
 use conntrack::{
-    Candidate, ChecksumDelta, Conntrack, Direction, Epoch, Key, KeyHash, Protocol, Rewrite, TcpFlags,
+    Candidate, ChecksumDelta, Conntrack, Direction, Epoch, Key, KeyHash, Protocol, Rewrite, Slot, TcpFlags,
     TcpSegment, TenantId, Tick, Timeouts, Wire,
 };
 use macaddr::MacAddr6;
@@ -102,6 +102,7 @@ pub struct Lanes([Lane; LANES]);
 #[derive(Clone, Copy, Debug, Default)]
 struct Lane {
     key: Key,
+    slot: Slot,
     hash: KeyHash,
     candidate: Candidate,
     frame_bytes: u16,
@@ -131,10 +132,12 @@ impl Lanes {
         }
         // A processor runs ahead of what it waits for by some hundred instructions only: where memory is waited for, a
         // loop does nothing else.
-        black_box(lanes.iter().fold(0, |sum, lane| sum ^ conntrack.touch_index(lane.hash)));
+        for lane in &mut *lanes {
+            lane.slot = conntrack.first_slot(lane.hash);
+        }
         let mut strangers = 0;
         for lane in &mut *lanes {
-            lane.candidate = conntrack.candidate(lane.hash);
+            lane.candidate = conntrack.candidate(lane.hash, lane.slot);
             strangers += u32::from(lane.candidate.is_none());
         }
         black_box(lanes.iter().fold(0, |sum, lane| sum ^ conntrack.touch_entry(lane.candidate)));
@@ -243,13 +246,14 @@ fn see_all(snapshot: &Snapshot, conntrack: &Conntrack, side: Side, lanes: &mut [
 /// Reads what the first packets of sessions will ask for.
 #[cold]
 fn look_for_pods(conntrack: &Conntrack, lanes: &[Lane]) {
-    let mut hashes = [KeyHash::default(); LANES];
-    for (hash, lane) in hashes.iter_mut().zip(lanes) {
+    let mut pods = [(KeyHash::default(), Slot::default()); LANES];
+    let pods = &mut pods[..lanes.len()];
+    for ((hash, _), lane) in pods.iter_mut().zip(lanes) {
         *hash = if lane.candidate.is_none() { conntrack.hash_of_pod(&lane.key) } else { lane.hash };
     }
-    let hashes = &hashes[..lanes.len()];
-    black_box(hashes.iter().fold(0, |sum, hash| sum ^ conntrack.touch_index(*hash)));
-    black_box(hashes.iter().fold(0, |sum, hash| sum ^ conntrack.touch_entry(conntrack.candidate(*hash))));
+    pods.iter_mut().for_each(|(hash, slot)| *slot = conntrack.first_slot(*hash));
+    let candidates = pods.iter().map(|(hash, slot)| conntrack.candidate(*hash, *slot));
+    black_box(candidates.fold(0, |sum, candidate| sum ^ conntrack.touch_entry(candidate)));
 }
 
 /// Finds out keys.

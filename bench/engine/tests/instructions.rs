@@ -26,7 +26,9 @@ fn count(functions: &[&str], sessions: u64, packets: u64) -> u64 {
     let mut command = Command::new("valgrind");
     command.args(["--tool=callgrind", "--callgrind-out-file=/dev/null"]);
     command.args(functions.iter().map(|function| format!("--toggle-collect=*{function}*")));
-    command.arg(format!("{target}/release/examples/hit")).args([sessions, packets].map(|number| number.to_string()));
+    command
+        .arg(format!("{target}/release/examples/hit"))
+        .args([sessions, packets].map(|number| number.to_string()));
     let text = run(&mut command);
     let collected = text.lines().find_map(|line| line.split_once("Collected :")).expect("callgrind sums up");
     collected.1.trim().parse().expect("it is a number")
@@ -46,5 +48,8 @@ fn a_packet_takes_few_instructions() {
     println!("lane {lane}, turn {turn}, new session {new_session}");
     assert!(lane <= LANE, "{lane} instructions in the lane, {LANE} at most");
     assert!(turn <= TURN, "{turn} instructions in a turn, {TURN} at most");
-    assert!(new_session <= NEW_SESSION, "{new_session} instructions for a new session, {NEW_SESSION} at most");
+    assert!(
+        new_session <= NEW_SESSION,
+        "{new_session} instructions for a new session, {NEW_SESSION} at most"
+    );
 }

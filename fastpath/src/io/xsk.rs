@@ -75,11 +75,10 @@ impl Frame {
     /// Makes the packet at most `len` bytes long, and returns it for writing.
     #[inline]
     pub fn shorten(&mut self, len: usize) -> &mut [u8] {
-        let before = usize::from(self.0.get_len());
-        if len < before {
+        if len < usize::from(self.0.get_len()) {
             self.set_len(len);
         }
-        &mut self.0.get_data_mut()[..len.min(before)]
+        self.bytes_mut()
     }
 
     /// Longest packet that fits, in bytes.
