@@ -130,6 +130,15 @@ pub fn isolate_new_link(link: &str) -> Result<(), SysctlError> {
     wanted(root, link).iter().try_for_each(|(path, value)| write(root, path, value))
 }
 
+/// Isolates a link that took the place of one that was isolated before; what is restored at the end stays what that had.
+///
+/// # Errors
+/// When a setting cannot be changed.
+pub fn isolate_again(link: &str) -> Result<(), SysctlError> {
+    let root = Path::new(ROOT);
+    wanted(root, link).iter().try_for_each(|(path, value)| write(root, path, value))
+}
+
 /// Returns the settings that isolate a link, with their values; `root` is where settings are.
 pub(crate) fn wanted(root: &Path, link: &str) -> [(String, &'static str); 3] {
     let strict = read(root, &setting("all", "rp_filter")).is_ok_and(|all| all == "1");

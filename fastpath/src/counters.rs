@@ -117,23 +117,25 @@ pub struct QueueCounters {
 }
 
 /// Everything that one worker counts.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct WorkerCounters {
     drops: DropCounters,
     /// Made when the tenant first comes in a snapshot, and never freed.
     tenants: ByTenant<TenantCounters>,
     /// Stands in for tenants that came in no snapshot; nobody reads it.
     unknown: TenantCounters,
-    /// Queues, in the order of the worker's ports.
-    pub queues: Vec<QueueCounters>,
     /// Sessions in the table.
     pub sessions: Counter,
     /// Epoch of the snapshot in use.
     pub epoch: Counter,
     /// Restarts after a panic.
     pub panics: Counter,
-    /// Frames handed to other workers.
+    /// Frames handed to the workers that they belong to.
     pub handed_over: Counter,
+    /// Frames handed to another worker to send, because this one has no port on that side.
+    pub sent_by_others: Counter,
+    /// Frames that the worker, its ports and its pool own.
+    pub frames: Counter,
     /// Packets that came back in by the outside, because they went to an egress address of this gateway.
     pub hairpinned: Counter,
     /// Fragments made of packets that were too large for their link, the first of each not counted.
@@ -141,22 +143,6 @@ pub struct WorkerCounters {
 }
 
 impl WorkerCounters {
-    /// Makes the counters of a worker with `queues` ports, all zero.
-    pub fn new(queues: usize) -> Self {
-        Self {
-            drops: DropCounters::default(),
-            tenants: ByTenant::default(),
-            unknown: TenantCounters::default(),
-            queues: (0..queues).map(|_| QueueCounters::default()).collect(),
-            sessions: Counter::default(),
-            epoch: Counter::default(),
-            panics: Counter::default(),
-            handed_over: Counter::default(),
-            hairpinned: Counter::default(),
-            fragments_made: Counter::default(),
-        }
-    }
-
     /// Notes that a snapshot is in use, and makes counters for those of its tenants that have none.
     pub fn adopt(&self, snapshot: &Snapshot) {
         for tenant in &snapshot.spec().tenants {

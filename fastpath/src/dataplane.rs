@@ -10,24 +10,29 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use conntrack::{Epoch, SharedBook, TenantId};
-use crossbeam::channel::{Receiver, bounded};
+use crossbeam::channel::{Receiver, Sender, bounded};
+use crossbeam::queue::ArrayQueue;
 use thiserror::Error;
 
 use crate::counters::WorkerCounters;
-use crate::io::Frame;
-use crate::io::xsk::{XskError, XskProbe};
-use crate::launch::{Layout, StartedWorkers};
+use crate::io::xsk::{XskError, XskPort};
+use crate::io::{Frame, FrameArea};
+use crate::launch::{Queue, StartedWorkers};
+use crate::layout::Layout;
 use crate::mailbox::{ListSessions, Mailbox, RequestQueue};
 use crate::parse::ETHERNET_BYTES;
+use crate::renewal::Renewal;
+pub use crate::renewal::SideState;
 pub use crate::report::{
-    AttachMode, QueueReport, Report, SessionReport, SteerReport, TenantReport, WorkerReport,
+    AttachMode, FramesReport, QueueReport, Report, SessionReport, SteerReport, TenantReport, WorkerReport,
 };
 use crate::snapshot::{Side, Snapshot};
 use crate::steer::{SteerError, Steering, remove_all_pins};
 use crate::verdict::DropReason;
+use crate::worker::PortChange;
 
 /// How long the control side waits for an answer of the workers.
-const ANSWER_WITHIN: Duration = Duration::from_secs(1);
+pub(crate) const ANSWER_WITHIN: Duration = Duration::from_secs(1);
 
 /// How the XDP program may be attached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -52,7 +57,8 @@ pub struct DataPlaneOptions {
     pub attach: AttachPreference,
     /// Directory on a bpffs where program and maps are pinned, so that they outlive the process.
     pub pin_dir: PathBuf,
-    /// Number of workers; none: one for each rx queue of the interface that has fewer.
+    /// Number of workers; none: one for each rx queue of the interface that has fewer. The queues of each interface are
+    /// dealt out to the workers; of more workers than queues some have none there.
     pub workers: Option<usize>,
     /// Cores that the workers are pinned to, in order; empty: the first ones that the process may use.
     pub cores: Vec<usize>,
@@ -72,18 +78,13 @@ pub enum DataPlaneError {
         #[source]
         source: io::Error,
     },
-    /// More workers than queues.
-    #[error(
-        "workers.count: {wanted} is too many: the {side} interface has {queues} queues, and every worker needs one on each side; \
-         use 1 to {queues}"
-    )]
-    TooManyWorkers {
+    /// Too few or too many workers.
+    #[error("workers.count: {wanted} cannot be; use 1 to {most}")]
+    Workers {
         /// Number that was asked for.
         wanted: usize,
-        /// Side with the fewest queues.
-        side: &'static str,
-        /// Queues on it.
-        queues: u32,
+        /// Most that there can be.
+        most: usize,
     },
     /// Packets that do not fit.
     #[error(
@@ -97,9 +98,6 @@ pub enum DataPlaneError {
         /// Largest packet that fits, in bytes.
         most: usize,
     },
-    /// Zero workers.
-    #[error("workers.count: 0 is too few; use at least 1")]
-    NoWorkers,
     /// A core that is not there.
     #[error("workers.cores: core {core} may not be used; available: {available:?}")]
     Core {
@@ -130,6 +128,16 @@ pub enum DataPlaneError {
         /// What the kernel said.
         #[source]
         source: io::Error,
+    },
+    /// A worker does not give up its ports.
+    #[error("{missing} of {workers} workers have not given up their {} ports within a second", side.name())]
+    NotGivenUp {
+        /// Workers that did not answer.
+        missing: usize,
+        /// All workers.
+        workers: usize,
+        /// Side of the ports.
+        side: Side,
     },
     /// A worker does not answer.
     #[error("{missing} of {workers} workers have not adopted epoch {} within a second", epoch.0)]
@@ -176,12 +184,18 @@ impl AsFd for NeighbourRequests {
 /// Running workers and attached XDP programs.
 #[derive(Debug)]
 pub struct DataPlane {
-    steering: [Steering; 2],
-    workers: Vec<WorkerHandle>,
+    pub(crate) steering: [Steering; 2],
+    pub(crate) workers: Vec<WorkerHandle>,
+    pub(crate) layout: Layout,
+    pub(crate) options: DataPlaneOptions,
+    pub(crate) area: FrameArea,
+    pub(crate) commons: Arc<ArrayQueue<Frame>>,
+    /// The newest snapshot that was published.
+    pub(crate) newest: Arc<Snapshot>,
+    pub(crate) renewals: [Renewal; 2],
     retired: Receiver<Arc<Snapshot>>,
     requests: Arc<RequestQueue>,
     applied: Epoch,
-    session_capacity: u32,
     book: SharedBook,
 }
 
@@ -191,7 +205,10 @@ pub(crate) struct WorkerHandle {
     pub(crate) core: Option<usize>,
     pub(crate) mailbox: Arc<Mailbox>,
     pub(crate) counters: Arc<WorkerCounters>,
-    pub(crate) queues: Vec<(Side, u32, XskProbe)>,
+    pub(crate) queues: Vec<Queue>,
+    /// Who sends its frames on each side.
+    pub(crate) senders: [Option<u16>; 2],
+    pub(crate) port_changes: Sender<PortChange<XskPort>>,
     pub(crate) thread: JoinHandle<()>,
 }
 
@@ -207,7 +224,8 @@ impl DataPlane {
         check_mtu(&first)?;
         let mut book = SharedBook::default();
         let first = first.with_shared(&mut book, Epoch::default());
-        let mut steering = layout.load_steering(&first)?;
+        let load = |side| Steering::load(side, layout.link(side).queues, &first);
+        let mut steering = [load(Side::Inside)?, load(Side::Outside)?];
         for (steering, link) in steering.iter_mut().zip(&layout.links) {
             steering.attach(link.index, options.attach, &options.pin_dir)?;
         }
@@ -218,8 +236,13 @@ impl DataPlane {
             workers: started.workers,
             retired: started.retired,
             requests: started.requests,
+            area: started.area,
+            commons: started.commons,
+            layout,
+            options: options.clone(),
+            renewals: Default::default(),
             applied: first.epoch(),
-            session_capacity: options.session_capacity,
+            newest: first,
             book,
         })
     }
@@ -234,6 +257,7 @@ impl DataPlane {
     /// publishing again, under a greater epoch, makes it good.
     pub fn publish(&mut self, next: Snapshot) -> Result<(), DataPlaneError> {
         let next = Arc::new(next.with_shared(&mut self.book, self.applied));
+        self.newest = Arc::clone(&next);
         for steering in &mut self.steering {
             steering.open(&next)?;
         }
@@ -274,6 +298,7 @@ impl DataPlane {
             steering,
             drops: DropReason::ALL.iter().map(|reason| (*reason, sum(reason))).collect(),
             tenants: self.report_tenants(),
+            frames: self.report_frames(),
         })
     }
 
@@ -319,31 +344,28 @@ impl DataPlane {
     }
 
     fn report_worker(&self, number: usize, worker: &WorkerHandle) -> WorkerReport {
-        let queues = worker.queues.iter().zip(&worker.counters.queues);
         WorkerReport {
             worker: number,
             core: worker.core,
             epoch: Epoch(u32::try_from(worker.counters.epoch.get()).unwrap_or(u32::MAX)),
             sessions: worker.counters.sessions.get(),
-            session_capacity: u64::from(self.session_capacity),
+            session_capacity: u64::from(self.options.session_capacity),
             panics: worker.counters.panics.get(),
             handed_over: worker.counters.handed_over.get(),
-            queues: queues
-                .map(|((side, queue, probe), counters)| {
-                    let statistics = probe.statistics().unwrap_or_default();
-                    QueueReport {
-                        side: *side,
-                        queue: *queue,
-                        received: counters.received.get(),
-                        transmitted: counters.transmitted.get(),
-                        rx_dropped: statistics.rx_dropped,
-                        rx_ring_full: statistics.rx_ring_full,
-                        fill_ring_empty: statistics.fill_ring_empty,
-                        invalid_descriptors: statistics.invalid_descriptors,
-                        zero_copy: probe.is_zero_copy().unwrap_or(false),
-                    }
-                })
-                .collect(),
+            sent_by_others: worker.counters.sent_by_others.get(),
+            senders: worker.senders.map(|sender| sender.map(usize::from)),
+            queues: worker.queues.iter().map(Queue::report).collect(),
+        }
+    }
+
+    fn report_frames(&self) -> FramesReport {
+        let at_workers = |worker: &WorkerHandle| worker.counters.frames.get();
+        let handed = |worker: &WorkerHandle| worker.mailbox.frames_waiting() as u64;
+        FramesReport {
+            total: self.layout.total_frames() as u64,
+            at_workers: self.workers.iter().map(at_workers).sum(),
+            in_commons: self.commons.len() as u64,
+            handed_over: self.workers.iter().map(handed).sum(),
         }
     }
 

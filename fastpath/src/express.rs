@@ -172,9 +172,14 @@ impl Lanes {
     /// Returns tenant and length of the frames that have passed in some lanes.
     #[inline]
     pub fn passed(&self, lanes: Range<usize>) -> impl Iterator<Item = Passed> {
-        self.0[lanes]
-            .iter()
-            .map(|Lane { tenant, frame_bytes, .. }| Passed { tenant: *tenant, frame_bytes: *frame_bytes })
+        lanes.map(|lane| self.passed_in(lane))
+    }
+
+    /// Returns tenant and length of the frame that has passed in a lane.
+    #[inline]
+    pub fn passed_in(&self, lane: usize) -> Passed {
+        let Lane { tenant, frame_bytes, .. } = self.0[lane];
+        Passed { tenant, frame_bytes }
     }
 }
 

@@ -1,123 +1,33 @@
-//! Plans which worker serves which queues on which core, and starts the threads.
+//! Binds the sockets and starts the threads.
 
 use std::io;
 use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
-use conntrack::blocks::MAX_WORKERS;
 use conntrack::{Conntrack, Tick, WorkerSlot};
 use core_affinity::CoreId;
 use crossbeam::channel::{Receiver, Sender, bounded};
 use crossbeam::queue::ArrayQueue;
-use nix::net::if_::if_nametoindex;
 use rand::TryRng;
 use rand::rngs::SysRng;
 
-use crate::counters::WorkerCounters;
+use crate::counters::{QueueCounters, WorkerCounters};
 use crate::dataplane::{DataPlaneError, DataPlaneOptions, WorkerHandle};
 use crate::fragments::Limits;
-use crate::io::ethtool::rx_queues;
-use crate::io::xsk::{RING_FRAMES, XskPort, XskProbe};
+use crate::io::probe::XskProbe;
+use crate::io::xsk::XskPort;
 use crate::io::{Frame, FrameArea, FramePool};
+use crate::layout::Layout;
 use crate::mailbox::{Mailbox, RequestQueue};
 use crate::pipeline::Engine;
+use crate::report::QueueReport;
 use crate::runner::{Sleeper, run};
 use crate::snapshot::{Side, Snapshot};
-use crate::steer::Steering;
-use crate::worker::{Port, Worker, WorkerParts};
+use crate::worker::{Port, PortChange, Worker, WorkerParts};
 
-/// Frames for each queue: what its fill and tx rings hold, and as many again in hand.
-const FRAMES_PER_QUEUE: usize = 3 * RING_FRAMES;
-
-/// One interface.
-#[derive(Debug)]
-pub(crate) struct Link {
-    pub(crate) name: String,
-    pub(crate) index: u32,
-    queues: u32,
-}
-
-/// Which worker runs where.
-#[derive(Debug)]
-pub(crate) struct Layout {
-    pub(crate) links: [Link; 2],
-    cores: Vec<Option<CoreId>>,
-}
-
-impl Layout {
-    /// Looks at the interfaces and cores and decides.
-    pub(crate) fn plan(options: &DataPlaneOptions) -> Result<Self, DataPlaneError> {
-        let links = [find_link(&options.inside)?, find_link(&options.outside)?];
-        let (side, queues) = Side::BOTH
-            .into_iter()
-            .zip(links.iter().map(|link| link.queues))
-            .min_by_key(|(_, queues)| *queues)
-            .expect("there are two sides");
-        let workers = options.workers.unwrap_or((queues as usize).min(MAX_WORKERS.into()));
-        if workers == 0 {
-            return Err(DataPlaneError::NoWorkers);
-        }
-        if workers > queues as usize {
-            return Err(DataPlaneError::TooManyWorkers { wanted: workers, side: side.name(), queues });
-        }
-        Ok(Self { links, cores: choose_cores(&options.cores, workers)? })
-    }
-
-    /// Loads the XDP program of each side.
-    pub(crate) fn load_steering(&self, first: &Snapshot) -> Result<[Steering; 2], DataPlaneError> {
-        let [inside, outside] = &self.links;
-        Ok([
-            Steering::load(Side::Inside, inside.queues, first)?,
-            Steering::load(Side::Outside, outside.queues, first)?,
-        ])
-    }
-
-    fn workers(&self) -> usize {
-        self.cores.len()
-    }
-
-    /// Returns the queues that a worker serves: every `workers`th of each side.
-    fn queues_of(&self, worker: usize) -> impl Iterator<Item = (Side, &Link, u32)> {
-        Side::BOTH.into_iter().zip(&self.links).flat_map(move |(side, link)| {
-            (0..link.queues)
-                .filter(move |queue| *queue as usize % self.workers() == worker)
-                .map(move |queue| (side, link, queue))
-        })
-    }
-
-    fn total_queues(&self) -> usize {
-        self.links.iter().map(|link| link.queues as usize).sum()
-    }
-}
-
-fn find_link(name: &str) -> Result<Link, DataPlaneError> {
-    let missing = |source: io::Error| DataPlaneError::Interface { interface: name.to_owned(), source };
-    let index = if_nametoindex(name).map_err(|error| missing(error.into()))?;
-    Ok(Link { name: name.to_owned(), index, queues: rx_queues(name).map_err(missing)? })
-}
-
-/// Returns a core for each worker: those that were asked for, in order and from the start again when they are
-/// fewer; else the first ones that there are. A machine with fewer cores than workers pins only the first workers.
-fn choose_cores(wanted: &[usize], workers: usize) -> Result<Vec<Option<CoreId>>, DataPlaneError> {
-    let available = core_affinity::get_core_ids().unwrap_or_default();
-    let find = |core: usize| {
-        available.iter().find(|id| id.id == core).copied().ok_or_else(|| DataPlaneError::Core {
-            core,
-            available: available.iter().map(|id| id.id).collect(),
-        })
-    };
-    let wanted = wanted.iter().map(|core| find(*core)).collect::<Result<Vec<_>, _>>()?;
-    Ok((0..workers)
-        .map(|worker| {
-            if wanted.is_empty() {
-                available.get(worker).copied()
-            } else {
-                Some(wanted[worker % wanted.len()])
-            }
-        })
-        .collect())
-}
+/// Changes of ports that may wait for one worker: one for each side, and one more for each that it has not seen.
+const PORT_CHANGES: usize = 4;
 
 /// Workers that run, and the control side's ends of their queues.
 #[derive(Debug)]
@@ -125,6 +35,8 @@ pub(crate) struct StartedWorkers {
     pub(crate) workers: Vec<WorkerHandle>,
     pub(crate) retired: Receiver<Arc<Snapshot>>,
     pub(crate) requests: Arc<RequestQueue>,
+    pub(crate) area: FrameArea,
+    pub(crate) commons: Arc<ArrayQueue<Frame>>,
 }
 
 impl StartedWorkers {
@@ -134,7 +46,7 @@ impl StartedWorkers {
         options: &DataPlaneOptions,
         first: &Arc<Snapshot>,
     ) -> Result<Self, DataPlaneError> {
-        let total_frames = layout.total_queues() * FRAMES_PER_QUEUE;
+        let total_frames = layout.total_frames();
         let (area, mut frames) = FrameArea::allocate(total_frames).map_err(lacking("the frame area"))?;
         let mailboxes = (0..layout.workers())
             .map(|_| Mailbox::new().map(Arc::new))
@@ -150,17 +62,16 @@ impl StartedWorkers {
         // Everything that can fail for a reason of the host comes before the first thread.
         let mut ready = Vec::new();
         for number in 0..layout.workers() {
-            let queues = layout.queues_of(number).count();
             let mut pool = FramePool::with_capacity(total_frames);
-            for _ in 0..queues * FRAMES_PER_QUEUE {
-                pool.put(frames.take().expect("there are frames for every queue"));
+            for _ in 0..layout.home_frames(number) {
+                pool.put(frames.take().expect("there are frames for every worker"));
             }
             ready.push(ReadyWorker::prepare(layout, number, options, first, &area, pool, &shared)?);
         }
         // One clock for all: tenants' new sessions are counted by its seconds.
         let started = Instant::now();
         let workers = ready.into_iter().map(|worker| worker.spawn(started)).collect::<Result<_, _>>()?;
-        Ok(Self { workers, retired, requests: shared.requests })
+        Ok(Self { workers, retired, requests: shared.requests, area, commons: shared.commons })
     }
 }
 
@@ -177,7 +88,36 @@ struct ReadyWorker {
     worker: Worker<XskPort>,
     sleeper: Sleeper,
     core: Option<CoreId>,
-    queues: Vec<(Side, u32, XskProbe)>,
+    queues: Vec<Queue>,
+    senders: [Option<u16>; 2],
+    port_changes: Sender<PortChange<XskPort>>,
+}
+
+/// What the control side keeps of a worker's port.
+#[derive(Debug)]
+pub(crate) struct Queue {
+    pub(crate) side: Side,
+    pub(crate) number: u32,
+    pub(crate) probe: XskProbe,
+    pub(crate) counters: Arc<QueueCounters>,
+}
+
+impl Queue {
+    /// Returns what was counted since the socket was opened.
+    pub(crate) fn report(&self) -> QueueReport {
+        let statistics = self.probe.statistics().unwrap_or_default();
+        QueueReport {
+            side: self.side,
+            queue: self.number,
+            received: self.counters.received.get(),
+            transmitted: self.counters.transmitted.get(),
+            rx_dropped: statistics.rx_dropped,
+            rx_ring_full: statistics.rx_ring_full,
+            fill_ring_empty: statistics.fill_ring_empty,
+            invalid_descriptors: statistics.invalid_descriptors,
+            zero_copy: self.probe.is_zero_copy().unwrap_or(false),
+        }
+    }
 }
 
 impl ReadyWorker {
@@ -190,17 +130,25 @@ impl ReadyWorker {
         pool: FramePool,
         shared: &Shared,
     ) -> Result<Self, DataPlaneError> {
-        let (ports, queues) = open_ports(layout, number, area)?;
-        let narrow =
-            |number: usize| u16::try_from(number).expect("there are fewer workers than queues of a NIC");
+        let (mut ports, mut queues) = (Vec::new(), Vec::new());
+        for side in Side::BOTH {
+            let (more_ports, more_queues) = open_ports(layout, number, side, area)?;
+            ports.extend(more_ports);
+            queues.extend(more_queues);
+        }
+        let senders = layout.senders_of(number);
+        let (port_changes, changes) = bounded(PORT_CHANGES);
+        let narrow = |number: usize| u16::try_from(number).expect("there are at most MAX_WORKERS workers");
         let slot = WorkerSlot { worker: narrow(number), workers: narrow(layout.workers()) };
         let seed = draw_seed().map_err(lacking("a random seed"))?;
         let lent = first.shared().expect("the data plane gives every snapshot what workers share");
         let conntrack = Conntrack::new(options.session_capacity, slot, Arc::clone(lent), seed);
-        let counters = Arc::new(WorkerCounters::new(ports.len()));
+        let counters = Arc::new(WorkerCounters::default());
         let worker = Worker::new(WorkerParts {
             engine: Engine::new(Arc::clone(first), conntrack, Limits::WORKER, counters, Tick::default()),
             ports,
+            senders,
+            port_changes: changes,
             pool,
             commons: Arc::clone(&shared.commons),
             mailboxes: shared.mailboxes.clone(),
@@ -208,11 +156,11 @@ impl ReadyWorker {
             retired: shared.retire.clone(),
         });
         let sleeper = Sleeper::new(&worker).map_err(lacking("a worker's epoll descriptor"))?;
-        Ok(Self { worker, sleeper, core: layout.cores[number], queues })
+        Ok(Self { worker, sleeper, core: layout.cores[number], queues, senders, port_changes })
     }
 
     fn spawn(self, started: Instant) -> Result<WorkerHandle, DataPlaneError> {
-        let Self { worker, sleeper, core, queues } = self;
+        let Self { worker, sleeper, core, queues, senders, port_changes } = self;
         let number = worker.number();
         let (mailbox, counters) = (Arc::clone(worker.mailbox()), Arc::clone(worker.counters()));
         let thread = thread::Builder::new()
@@ -226,25 +174,30 @@ impl ReadyWorker {
                 run(worker, &sleeper, started);
             })
             .map_err(lacking("a worker's thread"))?;
-        Ok(WorkerHandle { core: core.map(|core| core.id), mailbox, counters, queues, thread })
+        let core = core.map(|core| core.id);
+        Ok(WorkerHandle { core, mailbox, counters, queues, senders, port_changes, thread })
     }
 }
 
-type Ports = (Vec<Port<XskPort>>, Vec<(Side, u32, XskProbe)>);
-
-fn open_ports(layout: &Layout, number: usize, area: &FrameArea) -> Result<Ports, DataPlaneError> {
-    let mut ports = Vec::new();
-    let mut probes = Vec::new();
-    for (side, link, queue) in layout.queues_of(number) {
-        let io = XskPort::open(area, &link.name, queue).map_err(|source| DataPlaneError::Queue {
-            interface: link.name.clone(),
-            queue,
-            source,
-        })?;
-        probes.push((side, queue, io.probe().map_err(lacking("a descriptor for statistics"))?));
-        ports.push(Port { side, io });
+/// Binds a worker's sockets on one side.
+pub(crate) fn open_ports(
+    layout: &Layout,
+    worker: usize,
+    side: Side,
+    area: &FrameArea,
+) -> Result<(Vec<Port<XskPort>>, Vec<Queue>), DataPlaneError> {
+    let (mut ports, mut queues) = (Vec::new(), Vec::new());
+    let interface = &layout.link(side).name;
+    for number in layout.queues_of(worker, side) {
+        let refused = |source| DataPlaneError::Queue { interface: interface.clone(), queue: number, source };
+        let mut io = XskPort::open(area, interface, number).map_err(refused)?;
+        io.set_fill_frames(layout.fill_frames(side));
+        let probe = io.probe().map_err(lacking("a descriptor for statistics"))?;
+        let port = Port::new(side, io);
+        queues.push(Queue { side, number, probe, counters: Arc::clone(&port.counters) });
+        ports.push(port);
     }
-    Ok((ports, probes))
+    Ok((ports, queues))
 }
 
 fn draw_seed() -> io::Result<[u8; 32]> {

@@ -31,7 +31,9 @@
 //! - [`counters`]: what a worker counts
 //! - [`runner`]: the thread that a worker runs on: clock, sleep, panics
 //! - [`steer`]: the XDP program: loads, attaches, pins it and keeps its maps in step
-//! - `launch`: plans which worker serves which queues, and starts the threads
+//! - `layout`: which worker serves which queues on which core, and who sends for whom
+//! - `launch`: binds the sockets and starts the threads
+//! - `renewal`: gives up the sockets of an interface that went away, and opens those of one that came
 //! - [`report`]: what the data plane tells about itself
 //! - [`dataplane`]: all of it together, as the control side holds it
 #![deny(unsafe_code)]
@@ -45,12 +47,14 @@ pub mod express;
 pub mod fragments;
 pub mod io;
 mod launch;
+mod layout;
 pub mod listing;
 pub mod mailbox;
 pub mod mss;
 pub mod parse;
 pub mod pipeline;
 pub mod reject;
+mod renewal;
 pub mod report;
 pub mod rewrite;
 mod routes;

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering, fence};
 
 use conntrack::{Return, TenantId};
 use crossbeam::channel::Sender;
@@ -24,12 +24,41 @@ pub const RETURNS: usize = 1024;
 /// A frame that one worker hands over to another.
 #[derive(Debug)]
 pub struct HandedFrame {
-    /// Side that it came from.
+    /// Side that it came from, or leaves by if it is to be sent.
     pub side: Side,
     /// The frame.
     pub frame: Frame,
     /// What is to be done with it.
-    pub errand: Errand,
+    pub task: Task,
+}
+
+/// What a frame is handed over for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Task {
+    /// The frame belongs to the worker, which takes it up with what is known of it.
+    Process(Errand),
+    /// The frame is finished, and its worker has no port on the side that it leaves by. A forwarded packet counts for
+    /// its tenant when it is sent; what has none is an answer.
+    Transmit(Option<TenantId>),
+}
+
+/// Something that the control side tells a worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// Other ports wait for it.
+    NewPorts,
+    /// The neighbours on this side have to hear again who answers for what.
+    Announce(Side),
+}
+
+impl Notice {
+    fn bit(self) -> u8 {
+        match self {
+            Self::NewPorts => 1,
+            Self::Announce(Side::Inside) => 2,
+            Self::Announce(Side::Outside) => 4,
+        }
+    }
 }
 
 /// A question to a worker, answered over some turns.
@@ -52,6 +81,8 @@ pub struct Mailbox {
     returns: ArrayQueue<Return>,
     /// Workers that forgot all their sessions, a bit each.
     forgetful: AtomicU64,
+    /// A bit for each [`Notice`].
+    notices: AtomicU8,
     wake: EventFd,
     is_asleep: AtomicBool,
     is_stopping: AtomicBool,
@@ -69,6 +100,7 @@ impl Mailbox {
             questions: ArrayQueue::new(4),
             returns: ArrayQueue::new(RETURNS),
             forgetful: AtomicU64::new(0),
+            notices: AtomicU8::new(0),
             wake: EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?,
             is_asleep: AtomicBool::new(false),
             is_stopping: AtomicBool::new(false),
@@ -104,6 +136,12 @@ impl Mailbox {
     /// Tells the worker that another forgot all its sessions.
     pub fn note_forgetful(&self, worker: u16) {
         self.forgetful.fetch_or(1 << worker, Ordering::AcqRel);
+        self.wake_up();
+    }
+
+    /// Gives the worker a notice.
+    pub fn note(&self, notice: Notice) {
+        self.notices.fetch_or(notice.bit(), Ordering::AcqRel);
         self.wake_up();
     }
 
@@ -159,6 +197,13 @@ impl Mailbox {
         u16::try_from(worker).ok()
     }
 
+    /// Takes a notice; tells whether it was given.
+    pub fn take_notice(&self, notice: Notice) -> bool {
+        // Nearly always there is none, and the line stays shared.
+        self.notices.load(Ordering::Acquire) & notice.bit() != 0
+            && self.notices.fetch_and(!notice.bit(), Ordering::AcqRel) & notice.bit() != 0
+    }
+
     /// Takes a question.
     pub fn take_question(&self) -> Option<ListSessions> {
         self.questions.pop()
@@ -189,6 +234,7 @@ impl Mailbox {
             && self.questions.is_empty()
             && self.returns.is_empty()
             && self.forgetful.load(Ordering::Relaxed) == 0
+            && self.notices.load(Ordering::Relaxed) == 0
     }
 
     /// Notes that the worker woke.

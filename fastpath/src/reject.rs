@@ -147,6 +147,7 @@ fn icmp_error(reason: DropReason, mtu: u16) -> Option<IcmpError> {
         | DropReason::MartianAddress
         | DropReason::MisaddressedError
         | DropReason::NoSession
+        | DropReason::InterfaceAway
         | DropReason::TxRingFull
         | DropReason::NoFreeFrame
         | DropReason::HandOverFull

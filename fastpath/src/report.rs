@@ -89,8 +89,27 @@ pub struct WorkerReport {
     pub panics: u64,
     /// Frames that came to it and belong to another worker.
     pub handed_over: u64,
+    /// Frames that another worker sent for it, because it has no queue on that side.
+    pub sent_by_others: u64,
+    /// Worker that sends its frames on each side, inside first: itself where it has a queue; none while the interface is
+    /// away.
+    pub senders: [Option<usize>; 2],
     /// Queues that it serves.
     pub queues: Vec<QueueReport>,
+}
+
+/// Where the frames of the data plane are. The counts are taken one after the other, so they add up only while no frame
+/// moves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FramesReport {
+    /// All that there are.
+    pub total: u64,
+    /// At the workers, their rings included.
+    pub at_workers: u64,
+    /// Lent to nobody.
+    pub in_commons: u64,
+    /// On the way from one worker to another.
+    pub handed_over: u64,
 }
 
 impl AttachMode {
@@ -125,6 +144,8 @@ pub struct Report {
     pub drops: Vec<(DropReason, u64)>,
     /// Tenants that were ever in a snapshot, by slot.
     pub tenants: Vec<(TenantId, TenantReport)>,
+    /// Frames.
+    pub frames: FramesReport,
 }
 
 /// One session, as it is now.

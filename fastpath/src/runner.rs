@@ -8,6 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use conntrack::Tick;
+use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
 use crate::io::FrameIo;
@@ -37,13 +38,21 @@ impl Sleeper {
     /// # Errors
     /// When the process has no descriptor left.
     pub fn new<I: FrameIo>(worker: &Worker<I>) -> io::Result<Self> {
-        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        let descriptors = worker.descriptors().chain([worker.mailbox().as_fd()]);
-        for descriptor in descriptors {
+        let sleeper = Self { epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)? };
+        sleeper.watch(worker)?;
+        Ok(sleeper)
+    }
+
+    /// Wakes for the descriptors that the worker has now too. Those that are closed it forgets by itself.
+    fn watch<I: FrameIo>(&self, worker: &Worker<I>) -> io::Result<()> {
+        for descriptor in worker.descriptors().chain([worker.mailbox().as_fd()]) {
             let number = u64::try_from(descriptor.as_raw_fd()).expect("a descriptor is not negative");
-            epoll.add(descriptor, EpollEvent::new(EpollFlags::EPOLLIN, number))?;
+            match self.epoll.add(descriptor, EpollEvent::new(EpollFlags::EPOLLIN, number)) {
+                Ok(()) | Err(Errno::EEXIST) => {}
+                Err(errno) => return Err(errno.into()),
+            }
         }
-        Ok(Self { epoll })
+        Ok(())
     }
 
     fn sleep<I: FrameIo>(&self, worker: &Worker<I>) {
@@ -83,6 +92,12 @@ fn turn_until_stopped<I: FrameIo>(worker: &mut Worker<I>, sleeper: &Sleeper, sta
         } else if idle_turns < IDLE_TURNS {
             idle_turns += 1;
         } else {
+            if worker.take_port_exchange()
+                && let Err(error) = sleeper.watch(worker)
+            {
+                let error = &error as &dyn std::error::Error;
+                tracing::error!(error, "a worker does not wake for its new ports, and polls them");
+            }
             sleeper.sleep(worker);
             idle_turns = 0;
         }

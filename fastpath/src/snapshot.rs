@@ -60,7 +60,8 @@ impl Side {
         }
     }
 
-    pub(crate) fn index(self) -> usize {
+    /// Returns the side's place where something is kept for both: inside first.
+    pub fn index(self) -> usize {
         match self {
             Self::Inside => 0,
             Self::Outside => 1,

@@ -53,6 +53,9 @@ impl Errand {
         lending: Lending::NotAsked,
     };
 
+    /// That of a frame that was handed over for its session, and for nothing else.
+    pub const OWNED: Self = Self { is_owned: true, ..Self::NEW };
+
     /// Returns the errand of a frame whose session is at the worker that it is handed to.
     #[must_use]
     pub fn for_owner(self) -> Self {
@@ -201,11 +204,13 @@ drop_reasons! {
     NoRoute = "no_route",
     /// The next hop did not resolve in time, or too many frames were waiting for it.
     NeighbourUnresolved = "neighbour_unresolved",
+    /// The interface that the packet should leave by is away.
+    InterfaceAway = "interface_away",
     /// The outgoing ring was full.
     TxRingFull = "tx_ring_full",
     /// No frame was free for a fragment of a packet that is too large for the link.
     NoFreeFrame = "no_free_frame",
-    /// The hand-over queue of the owning worker was full.
+    /// The hand-over queue of the worker that owns the packet, or has to send it, was full.
     HandOverFull = "hand_over_full",
     /// The worker failed while it had this frame in hand.
     WorkerPanic = "worker_panic",

@@ -1,7 +1,7 @@
 //! One worker: its ports, its sessions, and the turn that it repeats.
 //!
 //! ```text
-//! adopt snapshot → questions → ports that come back → waiting frames → handed-over frames
+//! exchange ports → adopt snapshot → questions → ports that come back → waiting frames → handed-over frames
 //!   → each port: receive → pipeline → settle → waiting frames → held SYNs → announcements
 //!   → flush, complete, refill → expire → ports that go back
 //! ```
@@ -9,6 +9,7 @@
 mod fragmenting;
 mod lane;
 mod loans;
+mod ports;
 mod recovery;
 
 use std::collections::VecDeque;
@@ -16,7 +17,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use conntrack::{Conntrack, Key, Tick};
-use crossbeam::channel::Sender;
+use crossbeam::channel::{Receiver, Sender};
 use crossbeam::queue::ArrayQueue;
 
 use crate::announce::{Announcement, new_announcements, write_announcement};
@@ -25,12 +26,14 @@ use crate::dataplane::NeighbourRequest;
 use crate::express::Lanes;
 use crate::io::{Frame, FrameIo, FramePool};
 use crate::listing::Listing;
-use crate::mailbox::{HandedFrame, Mailbox, RequestQueue};
+use crate::mailbox::{HandedFrame, Mailbox, Notice, RequestQueue, Task};
 use crate::pipeline::{Engine, Outcome};
 use crate::snapshot::{Side, Snapshot};
 use crate::stray::{FOR_OPENING, release_syn};
 use crate::verdict::{DatagramErrand, DropReason, Errand, Lending, Verdict};
 use crate::waiting::{FOR_NEIGHBOURS, WaitingFrame, WaitingRoom};
+pub use ports::{Port, PortChange};
+use ports::{Unsent, tx_ports};
 
 /// Frames taken from one source in one turn.
 const BATCH_FRAMES: usize = 64;
@@ -38,25 +41,22 @@ const BATCH_FRAMES: usize = 64;
 const EXPIRED_PER_TURN: usize = 64;
 /// Announcements sent in one turn.
 const ANNOUNCED_PER_TURN: usize = 16;
+/// Frames sent for other workers in one turn, beside the batch: each costs little.
+const SENT_FOR_OTHERS_PER_TURN: usize = 256;
 /// Waiting frames given up in one turn.
 const GIVEN_UP_PER_TURN: usize = 16;
-
-/// One queue of one interface.
-#[derive(Debug)]
-pub struct Port<I> {
-    /// Side of the interface.
-    pub side: Side,
-    /// Its rings.
-    pub io: I,
-}
 
 /// What a worker is made of.
 #[derive(Debug)]
 pub struct WorkerParts<I> {
     /// What decides about its frames.
     pub engine: Engine,
-    /// Its queues, at least one on each side.
+    /// Its queues, any number on each side.
     pub ports: Vec<Port<I>>,
+    /// Who sends its frames on each side where it has no port.
+    pub senders: [Option<u16>; 2],
+    /// Ports that come in place of others, each announced in the mailbox.
+    pub port_changes: Receiver<PortChange<I>>,
     /// Its free frames; there is room for every frame of the data plane.
     pub pool: FramePool,
     /// Frames that workers with many lend to those with few.
@@ -83,6 +83,7 @@ pub struct Worker<I> {
     listing: Option<Listing>,
     tx_ports: [Vec<usize>; 2],
     home_frames: usize,
+    have_ports_changed: bool,
     /// Waiting frames that have not been tried under the newest snapshot.
     untried: usize,
     /// The moment up to which all sessions have ended whose time was over.
@@ -109,8 +110,6 @@ impl<I: FrameIo> Worker<I> {
     /// Makes a worker and fills its fill rings.
     pub fn new(parts: WorkerParts<I>) -> Self {
         let home_frames = parts.pool.len();
-        let tx_ports = Side::BOTH
-            .map(|side| (0..parts.ports.len()).filter(|index| parts.ports[*index].side == side).collect());
         let mut worker = Self {
             waiting: WaitingRoom::new(FOR_NEIGHBOURS),
             held_syns: WaitingRoom::new(FOR_OPENING),
@@ -119,8 +118,9 @@ impl<I: FrameIo> Worker<I> {
             errand: None,
             announcements: VecDeque::new(),
             listing: None,
-            tx_ports,
+            tx_ports: tx_ports(&parts.ports),
             home_frames,
+            have_ports_changed: false,
             untried: 0,
             expired_until: None,
             has_more: true,
@@ -143,7 +143,9 @@ impl<I: FrameIo> Worker<I> {
     /// Does one turn; returns how many frames it found.
     pub fn turn(&mut self, now: Tick) -> usize {
         self.has_more = false;
+        self.exchange_ports();
         self.adopt_snapshot();
+        self.announce_again();
         self.answer_question(now);
         self.take_back_ports(now);
         self.retry_waiting(now);
@@ -245,6 +247,18 @@ impl<I: FrameIo> Worker<I> {
         }
     }
 
+    /// Announces again what the control side asks for.
+    fn announce_again(&mut self) {
+        for side in Side::BOTH {
+            if self.mailbox().take_notice(Notice::Announce(side)) {
+                let mut again = self.to_announce(None);
+                again.retain(|announcement| announcement.side == side);
+                self.announcements.retain(|waiting| !again.contains(waiting));
+                self.announcements.extend(again);
+            }
+        }
+    }
+
     fn answer_question(&mut self, now: Tick) {
         if self.listing.is_none() {
             self.listing = self.mailbox().take_question().map(Listing::new);
@@ -257,17 +271,42 @@ impl<I: FrameIo> Worker<I> {
     }
 
     fn serve_handed(&mut self, now: Tick) -> usize {
-        let mut found = 0;
-        while found < BATCH_FRAMES
-            && let Some(HandedFrame { side, frame, errand }) = self.mailbox().take_frame()
+        let (mut processed, mut sent) = (0, 0);
+        // The side of the frames in the batch, which came for nothing but their session.
+        let mut gathered = None;
+        while processed < BATCH_FRAMES
+            && sent < SENT_FOR_OTHERS_PER_TURN
+            && let Some(HandedFrame { side, frame, task }) = self.mailbox().take_frame()
         {
-            found += 1;
-            self.batch.push_back(frame);
-            self.errand = Some(errand);
-            self.run_errand(errand, Arrival { side, port: 0 }, now);
-            self.errand = None;
+            match task {
+                Task::Transmit(tenant) => {
+                    sent += 1;
+                    self.transmit_for_another(frame, side, tenant);
+                }
+                Task::Process(errand) => {
+                    processed += 1;
+                    if gathered.is_some_and(|gathered| gathered != side || errand != Errand::OWNED) {
+                        self.pass_gathered(gathered.take(), now);
+                    }
+                    self.batch.push_back(frame);
+                    if errand == Errand::OWNED {
+                        gathered = Some(side);
+                    } else {
+                        self.errand = Some(errand);
+                        self.run_errand(errand, Arrival { side, port: 0 }, now);
+                        self.errand = None;
+                    }
+                }
+            }
         }
-        found
+        self.pass_gathered(gathered, now);
+        processed + sent
+    }
+
+    fn pass_gathered(&mut self, side: Option<Side>, now: Tick) {
+        if let Some(side) = side {
+            self.pass_batch(Arrival { side, port: 0 }, Errand::OWNED, now);
+        }
     }
 
     /// Does what the frame in the batch was handed over for.
@@ -294,9 +333,9 @@ impl<I: FrameIo> Worker<I> {
     fn serve_port(&mut self, port: usize, now: Tick) -> usize {
         let found = self.parts.ports[port].io.receive(&mut self.batch, BATCH_FRAMES);
         if found > 0 {
-            self.parts.engine.counters.queues[port].received.add(found as u64);
+            self.parts.ports[port].counters.received.add(found as u64);
             let arrival = Arrival { side: self.parts.ports[port].side, port };
-            self.pass_batch(arrival, now);
+            self.pass_batch(arrival, Errand::NEW, now);
         }
         found
     }
@@ -323,20 +362,16 @@ impl<I: FrameIo> Worker<I> {
         let Outcome { verdict, tenant, side: from, errand } = outcome;
         match verdict {
             Verdict::Forward(side) => {
-                let bytes = frame.bytes().len();
-                match self.transmit(frame, side, arrival.port) {
-                    Ok(()) => {
-                        let tenant = tenant.expect("a forwarded packet has a tenant");
-                        self.parts.engine.counters.tenant(tenant).forwarded(side, bytes);
-                    }
-                    Err(frame) => self.drop_frame(frame, outcome, DropReason::TxRingFull),
+                let tenant = Some(tenant.expect("a forwarded packet has a tenant"));
+                if let Err(Unsent { frame, reason }) = self.transmit(frame, side, arrival.port, tenant) {
+                    self.drop_frame(frame, outcome, reason);
                 }
             }
             Verdict::Split(side) => self.send_in_fragments(frame, side, tenant, arrival),
             Verdict::Hold(datagram) => self.parts.engine.fragments.hold(datagram, frame, from),
             Verdict::Reject(reason) => {
                 self.parts.engine.counters.dropped(reason, tenant);
-                if let Err(frame) = self.transmit(frame, from, arrival.port) {
+                if let Err(Unsent { frame, .. }) = self.transmit(frame, from, arrival.port, None) {
                     self.parts.pool.put(frame);
                 }
             }
@@ -350,13 +385,10 @@ impl<I: FrameIo> Worker<I> {
                 self.drop_frame(frame, outcome, reason);
             }
             Verdict::HandOver(worker, errand) => {
-                match self.parts.mailboxes[usize::from(worker)].hand_over(HandedFrame {
-                    side: from,
-                    frame,
-                    errand,
-                }) {
+                let handed = HandedFrame { side: from, frame, task: Task::Process(errand) };
+                match self.parts.mailboxes[usize::from(worker)].hand_over(handed) {
                     Ok(()) => self.parts.engine.counters.handed_over.add(1),
-                    Err(HandedFrame { frame, errand, .. }) => {
+                    Err(HandedFrame { frame, .. }) => {
                         self.drop_frame(frame, outcome, DropReason::HandOverFull);
                         self.parts.engine.withdraw(errand);
                     }
@@ -381,19 +413,6 @@ impl<I: FrameIo> Worker<I> {
     fn drop_frame(&mut self, frame: Frame, outcome: Outcome, reason: DropReason) {
         self.parts.engine.counters.dropped(reason, outcome.tenant);
         self.parts.pool.put(frame);
-    }
-
-    /// Sends a frame by one of the ports of a side, always the same for frames of one port.
-    fn transmit(&mut self, frame: Frame, side: Side, from_port: usize) -> Result<(), Frame> {
-        let port = self.tx_port(side, from_port);
-        self.parts.ports[port].io.send(frame)?;
-        self.parts.engine.counters.queues[port].transmitted.add(1);
-        Ok(())
-    }
-
-    fn tx_port(&self, side: Side, from_port: usize) -> usize {
-        let ports = &self.tx_ports[side.index()];
-        ports[from_port % ports.len()]
     }
 
     /// Tries some waiting frames under a new snapshot; those that still wait keep their deadline.
@@ -462,7 +481,7 @@ impl<I: FrameIo> Worker<I> {
             let Some(mut frame) = self.parts.pool.take() else { return };
             let announcement = self.announcements.pop_front().expect("they were counted");
             write_announcement(&mut frame, &announcement);
-            if let Err(frame) = self.transmit(frame, announcement.side, 0) {
+            if let Err(Unsent { frame, .. }) = self.transmit(frame, announcement.side, 0, None) {
                 self.parts.pool.put(frame);
                 self.announcements.push_front(announcement);
                 return;
@@ -485,6 +504,7 @@ impl<I: FrameIo> Worker<I> {
     /// Lends to the commons what hand-overs have brought, and takes back what they have carried away.
     fn balance_frames(&mut self) {
         let mut owned = self.frames_owned();
+        self.parts.engine.counters.frames.set(owned as u64);
         while owned > self.home_frames
             && let Some(frame) = self.parts.pool.take()
         {

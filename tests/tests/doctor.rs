@@ -194,7 +194,6 @@ fn a_config_file_that_contradicts_the_host_is_found() -> Result<()> {
         ("[\"10.132.0.0/14\"]", "[\"192.168.96.0/20\"]".to_owned(), "overlapping-networks"),
         ("192.168.99.21", "192.168.77.21".to_owned(), "route-next-hop-not-inside"),
         ("[cluster]", tenant.to_owned(), "egress-address-misplaced"),
-        ("[cluster]", "[workers]\ncount = 2\n\n[cluster]".to_owned(), "too-few-queues"),
         ("/sys/fs/bpf/", "/proc/".to_owned(), "bpffs-missing"),
         ("/state\"", "/spillway.toml/state\"".to_owned(), "state-not-writable"),
         ("[cluster]", "[clutter]".to_owned(), "config-refused"),

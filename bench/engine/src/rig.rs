@@ -78,16 +78,18 @@ impl Rig {
             let mut pool = FramePool::with_capacity(total);
             (0..FRAMES_PER_WORKER).for_each(|_| pool.put(frames.take().expect("there are enough")));
             let [inside, outside] = lines;
-            let ports = [(Side::Inside, inside), (Side::Outside, outside)]
-                .map(|(side, line)| Port { side, io: line.port() });
+            let ports = [(Side::Inside, inside), (Side::Outside, outside)];
+            let ports = ports.map(|(side, line)| Port::new(side, line.port()));
             let slot = WorkerSlot { worker, workers: u16::try_from(count).expect("it was one") };
             let shared = Arc::clone(snapshot.shared().expect("it was given"));
             let conntrack = Conntrack::new(entries, slot, shared, [7; 32]);
-            let counters = Arc::new(WorkerCounters::new(ports.len()));
+            let counters = Arc::new(WorkerCounters::default());
             let first = Arc::clone(&snapshot);
             Worker::new(WorkerParts {
                 engine: Engine::new(first, conntrack, Limits::WORKER, counters, Tick::default()),
                 ports: ports.into(),
+                senders: [None; 2],
+                port_changes: crossbeam::channel::never(),
                 pool,
                 commons: Arc::clone(&commons),
                 mailboxes: mailboxes.clone(),

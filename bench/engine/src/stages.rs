@@ -48,7 +48,7 @@ impl Stages {
         let snapshot = Arc::new(Snapshot::compile(facts(Epoch(1))).with_shared(&mut book, Epoch(0)));
         let shared = Arc::clone(snapshot.shared().expect("it was given"));
         let conntrack = Conntrack::new(entries, WorkerSlot { worker: 0, workers: 1 }, shared, [7; 32]);
-        let counters = Arc::new(WorkerCounters::new(0));
+        let counters = Arc::new(WorkerCounters::default());
         counters.adopt(&snapshot);
         let mut engine = Engine::new(snapshot, conntrack, Limits::WORKER, counters, Tick::default());
         let (_area, mut pool) = FrameArea::allocate(LANES)?;

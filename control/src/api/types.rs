@@ -25,6 +25,8 @@ pub struct Status {
     pub interfaces: Vec<InterfaceStatus>,
     /// Workers.
     pub workers: Vec<WorkerStatus>,
+    /// Buffers for frames.
+    pub frames: FramesStatus,
     /// Sessions of all workers.
     pub sessions: u64,
     /// Packets dropped by workers, by reason; every reason is there.
@@ -119,6 +121,28 @@ pub struct InterfaceStatus {
     pub xdp_mode: String,
     /// Frames by what the XDP program decided.
     pub verdicts: BTreeMap<String, u64>,
+    /// Receive queues.
+    pub queues: u32,
+    /// Seconds since the interface went away, or is not usable; null while it is.
+    pub away_seconds: Option<u64>,
+    /// Why it is not usable; null while it is.
+    pub trouble: Option<String>,
+    /// Times that its sockets were opened anew, since it was replaced or its queues changed.
+    pub reattachments: u64,
+}
+
+/// Buffers for frames. The numbers are taken one after the other, so they add up only while no frame moves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FramesStatus {
+    /// All that there are.
+    pub total: u64,
+    /// At the workers and in the rings of their queues.
+    pub at_workers: u64,
+    /// Lent to nobody.
+    pub in_commons: u64,
+    /// On the way from one worker to another.
+    pub handed_over: u64,
 }
 
 /// One worker.
@@ -139,6 +163,13 @@ pub struct WorkerStatus {
     pub panics: u64,
     /// Frames that came to it and belong to another worker.
     pub handed_over: u64,
+    /// Frames that another worker sent for it, because it has no queue on that side.
+    pub sent_by_others: u64,
+    /// Worker that sends its frames by the inside interface: itself where it has a queue; null while the interface is
+    /// away.
+    pub inside_sender: Option<usize>,
+    /// The same for the outside interface.
+    pub outside_sender: Option<usize>,
     /// Queues that it serves.
     pub queues: Vec<QueueStatus>,
 }

@@ -30,6 +30,7 @@ fn describe(status: &Status) -> String {
         headline(status),
         section("Interfaces", &interfaces(&status.interfaces)),
         section("Workers", &workers(&status.workers)),
+        section("Queues", &queues(&status.workers)),
     ];
     if status.tenants.is_empty() {
         parts.push(section("Tenants", "none; `spillway tenant add --help` shows how to add one"));
@@ -74,9 +75,20 @@ fn interfaces(interfaces: &[InterfaceStatus]) -> String {
             interface.mac.clone(),
             interface.mtu.to_string(),
             interface.xdp_mode.clone(),
+            interface.queues.to_string(),
+            interface.reattachments.to_string(),
         ]
     });
-    output::table(&["SIDE", "INTERFACE", "ADDRESS", "MAC", "MTU", "XDP"], &["MTU"], rows)
+    let header = ["SIDE", "INTERFACE", "ADDRESS", "MAC", "MTU", "XDP", "QUEUES", "REATTACHED"];
+    let mut lines = vec![output::table(&header, &["MTU", "QUEUES", "REATTACHED"], rows)];
+    let away = interfaces.iter().filter_map(|interface| {
+        let (seconds, trouble) = (interface.away_seconds?, interface.trouble.as_deref().unwrap_or_default());
+        let since = output::seconds(seconds);
+        let InterfaceStatus { side, name, .. } = interface;
+        Some(styled(BAD, format!("{side}: {name} is away since {since}: {trouble}")))
+    });
+    lines.extend(away);
+    lines.join("\n")
 }
 
 fn workers(workers: &[WorkerStatus]) -> String {
@@ -100,6 +112,31 @@ fn workers(workers: &[WorkerStatus]) -> String {
     });
     let header = ["WORKER", "CORE", "SESSIONS", "IN RX", "IN TX", "OUT RX", "OUT TX", "RING DROPS", "PANICS"];
     output::table(&header, &header, rows)
+}
+
+/// Tells which worker serves which queues, and who sends for those that have none.
+fn queues(workers: &[WorkerStatus]) -> String {
+    let of_side = |worker: &WorkerStatus, side: &str, sender: Option<usize>| {
+        let queues = worker.queues.iter().filter(|queue| queue.side == side);
+        let numbers: Vec<_> = queues.map(|queue| queue.queue.to_string()).collect();
+        match (numbers.is_empty(), sender) {
+            (false, _) => numbers.join(", "),
+            (true, Some(sender)) => format!("none, sends by worker {sender}"),
+            (true, None) => "none".to_owned(),
+        }
+    };
+    let rows = workers.iter().map(|worker| {
+        vec![
+            worker.worker.to_string(),
+            worker.core.map_or("any".to_owned(), |core| core.to_string()),
+            of_side(worker, "inside", worker.inside_sender),
+            of_side(worker, "outside", worker.outside_sender),
+            worker.handed_over.to_string(),
+            worker.sent_by_others.to_string(),
+        ]
+    });
+    let header = ["WORKER", "CORE", "INSIDE QUEUES", "OUTSIDE QUEUES", "HANDED OVER", "SENT BY OTHERS"];
+    output::table(&header, &["WORKER", "CORE", "HANDED OVER", "SENT BY OTHERS"], rows)
 }
 
 fn cluster(status: &KubernetesStatus) -> String {

@@ -31,7 +31,8 @@ pub struct Config {
     pub attach: AttachPreference,
     /// Directory of pinned programs and maps.
     pub pin_dir: PathBuf,
-    /// Number of workers; none: one for each rx queue.
+    /// Number of workers; none: one for each rx queue of the interface that has fewer. Of more workers than queues some
+    /// receive nothing themselves: they take over the work for their share of the pods, and others send for them.
     pub workers: Option<usize>,
     /// Cores that workers are pinned to.
     pub cores: Vec<usize>,

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Instant;
 
 use conntrack::TenantId;
-use fastpath::dataplane::{AttachMode, Report, SessionReport, SteerReport, TenantReport, WorkerReport};
+use fastpath::dataplane::{
+    AttachMode, FramesReport, Report, SessionReport, SteerReport, TenantReport, WorkerReport,
+};
 use fastpath::snapshot::{RouteSpec, Side};
 use fastpath::verdict::DropReason;
 use tokio::task::block_in_place;
@@ -12,8 +14,8 @@ use tokio::task::block_in_place;
 use super::gateway::Gateway;
 use crate::api::Request;
 use crate::api::types::{
-    EpochStatus, InterfaceStatus, KindStatus, KubernetesStatus, NoticeView, QueueStatus, RefusedTenantView,
-    RouteView, SessionView, Status, TenantStatus, TenantView, WorkerStatus,
+    EpochStatus, FramesStatus, InterfaceStatus, KindStatus, KubernetesStatus, NoticeView, QueueStatus,
+    RefusedTenantView, RouteView, SessionView, Status, TenantStatus, TenantView, WorkerStatus,
 };
 use crate::compile::sources;
 use crate::kubernetes::health::{Health, KindHealth};
@@ -54,6 +56,7 @@ impl Gateway {
             sessions: report.workers.iter().map(|worker| worker.sessions).sum(),
             drops: report.drops.iter().map(|(reason, count)| (reason.name().to_owned(), *count)).collect(),
             tenants: self.registry.entries().map(|entry| self.tenant_view(entry, &report)).collect(),
+            frames: frames_status(report.frames),
             workers: report.workers.into_iter().map(worker_status).collect(),
             kubernetes: self.cluster.health().map(|health| self.kubernetes_status(&health)),
         })
@@ -114,6 +117,7 @@ impl Gateway {
             Side::Outside => self.publication.taken().outside,
         };
         let steering = report.steering.iter().find(|steering| steering.side == side);
+        let attachment = &self.attachments[side.index()];
         let verdicts = |steering: &SteerReport| {
             steering.verdicts.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect()
         };
@@ -130,6 +134,10 @@ impl Gateway {
             }
             .to_owned(),
             verdicts: steering.map(verdicts).unwrap_or_default(),
+            queues: self.data_plane.queues(side),
+            away_seconds: attachment.away_for().map(|away| away.as_secs()),
+            trouble: attachment.trouble(),
+            reattachments: attachment.reattachments(),
         }
     }
 
@@ -220,6 +228,11 @@ fn by_name(drops: &[(DropReason, u64)]) -> BTreeMap<String, u64> {
     met.map(|(reason, packets)| (reason.name().to_owned(), *packets)).collect()
 }
 
+fn frames_status(report: FramesReport) -> FramesStatus {
+    let FramesReport { total, at_workers, in_commons, handed_over } = report;
+    FramesStatus { total, at_workers, in_commons, handed_over }
+}
+
 fn worker_status(report: WorkerReport) -> WorkerStatus {
     let queue = |queue: fastpath::dataplane::QueueReport| QueueStatus {
         side: queue.side.name().to_owned(),
@@ -240,6 +253,9 @@ fn worker_status(report: WorkerReport) -> WorkerStatus {
         session_capacity: report.session_capacity,
         panics: report.panics,
         handed_over: report.handed_over,
+        sent_by_others: report.sent_by_others,
+        inside_sender: report.senders[Side::Inside.index()],
+        outside_sender: report.senders[Side::Outside.index()],
         queues: report.queues.into_iter().map(queue).collect(),
     }
 }

@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use tokio::task::block_in_place;
 use tracing::{debug, error, info, warn};
 
+use super::attachment::Attachment;
 use super::cluster::ClusterSide;
 use super::converge::{Refused, Stakes, Subject};
 use super::program;
@@ -68,8 +69,8 @@ pub struct Gateway {
     pub(super) publication: Publication,
     pub(super) started: Instant,
     pub(super) shortages: Shortages,
+    pub(super) attachments: [Attachment; 2],
     requested: HashSet<(Side, Ipv4Addr)>,
-    ports: [u32; 2],
     facts_are_old: bool,
     last_trouble: String,
 }
@@ -102,8 +103,6 @@ impl Gateway {
             &setup.cluster.state,
             &setup.constants,
         )?;
-        let port = |side| setup.facts.port(&setup.constants.interfaces, side).map(|(link, _)| link.index);
-        let ports = [port(Side::Inside)?, port(Side::Outside)?];
         let first = Snapshot::compile(published.clone());
         let data_plane = block_in_place(|| DataPlane::start(&setup.options, first))
             .context("the fast path did not start")?;
@@ -120,8 +119,8 @@ impl Gateway {
             publication: Publication::first(published),
             started: Instant::now(),
             shortages: Shortages::default(),
+            attachments: Default::default(),
             requested: HashSet::new(),
-            ports,
             facts_are_old: false,
             last_trouble: String::new(),
         };
@@ -154,31 +153,27 @@ impl Gateway {
     }
 
     /// Reads what changed in the kernel and tells the fast path.
-    ///
-    /// # Errors
-    /// When an interface was removed or replaced: the sockets on it are dead, so the process must start anew.
-    pub async fn follow(&mut self, changes: Changes) -> anyhow::Result<()> {
+    pub async fn follow(&mut self, changes: Changes) {
         if let Err(error) = self.facts.refresh(&self.netlink, changes).await {
             self.facts_are_old = true; // the next repair reads again
             self.log_trouble(&error.into());
-            return Ok(());
+            return;
         }
-        self.check_ports()?;
+        let back = if changes.links { self.attend_interfaces() } else { Vec::new() };
         self.ask_next_hops().await;
         self.confirm_stale().await;
         if let Err(error) = self.publish_changes() {
             self.log_trouble(&error);
         }
-        Ok(())
+        if !back.is_empty() {
+            self.serve_again(&back).await;
+        }
     }
 
     /// Makes good what somebody else undid, and what was refused before. Trouble is logged once.
-    ///
-    /// # Errors
-    /// As [`Self::follow`].
-    pub async fn repair(&mut self) -> anyhow::Result<()> {
+    pub async fn repair(&mut self) {
         if std::mem::take(&mut self.facts_are_old) {
-            self.follow(Changes::ALL).await?;
+            self.follow(Changes::ALL).await;
         }
         if self.refuses_tenants() {
             self.follow_cluster().await;
@@ -187,7 +182,18 @@ impl Gateway {
             self.note(&refused);
         }
         self.end_drains().await;
-        Ok(())
+    }
+
+    /// Gives interfaces that are back what tenants need there, and tells their neighbours.
+    async fn serve_again(&mut self, back: &[Side]) {
+        // The kernel forgot the routes and neighbours of a link that was down without a word on each.
+        if let Err(error) = self.facts.refresh(&self.netlink, Changes::ALL).await {
+            self.facts_are_old = true;
+            self.log_trouble(&error.into());
+        }
+        let refused = self.converge(&Stakes::default()).await;
+        self.note(&refused);
+        back.iter().for_each(|side| self.data_plane.announce(*side));
     }
 
     /// Adds or changes a tenant of the control socket, everywhere or not at all.
@@ -312,16 +318,6 @@ impl Gateway {
         if let Err(error) = program::resolve(&self.netlink, &self.facts, interfaces, side, address).await {
             warn!(error = &error as &dyn std::error::Error, %address, "neighbour not resolved");
         }
-    }
-
-    fn check_ports(&self) -> anyhow::Result<()> {
-        for (side, index) in Side::BOTH.into_iter().zip(self.ports) {
-            let name = self.constants.interfaces.name(side);
-            if self.facts.link(name).is_none_or(|link| link.index != index) {
-                anyhow::bail!("interface {name} was removed or replaced; start again when it is there");
-            }
-        }
-        Ok(())
     }
 
     /// Notes what was refused while kernel and fast path were told of everything.

@@ -1,5 +1,6 @@
 //! The process that keeps tenants, kernel and fast path in step, until it is told to stop.
 //!
+//! - `attachment`: the two interfaces, which may go away and come back
 //! - [`guard`]: one daemon for each interface, control socket and directory
 //! - [`host`]: what the process needs of the host
 //! - [`gateway`]: the running gateway
@@ -9,6 +10,7 @@
 //! - [`shortage`]: new sessions that were refused for lack of room
 
 mod answers;
+mod attachment;
 pub mod cluster;
 mod converge;
 pub mod gateway;
@@ -51,6 +53,8 @@ use crate::state::StateDir;
 use crate::sysctl::Sysctls;
 
 const REPAIR_INTERVAL: Duration = Duration::from_secs(1);
+/// The kernel tells of links that come and go, but not of queues, nor of sockets that died.
+const INTERFACES_INTERVAL: Duration = Duration::from_millis(250);
 const SHORTAGE_INTERVAL: Duration = Duration::from_secs(5);
 const REQUESTS_IN_FLIGHT: usize = 64;
 
@@ -59,7 +63,7 @@ const REQUESTS_IN_FLIGHT: usize = 64;
 /// `keep` leaves links, addresses and routes in place when it stops.
 ///
 /// # Errors
-/// When it cannot start, or an interface goes away.
+/// When it cannot start, or a part of the process breaks off.
 pub fn run(config: Config, socket: &Path, keep: bool) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(run_in_runtime(config, socket, keep))
@@ -160,6 +164,8 @@ impl Daemon {
     async fn serve(&mut self) -> anyhow::Result<()> {
         let mut repair = interval(REPAIR_INTERVAL);
         repair.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut interfaces = interval(INTERFACES_INTERVAL);
+        interfaces.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut shortage = interval(SHORTAGE_INTERVAL);
         shortage.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let [terminate, interrupt] = &mut self.signals;
@@ -168,11 +174,11 @@ impl Daemon {
                 _ = terminate.recv() => return Ok(()),
                 _ = interrupt.recv() => return Ok(()),
                 changes = self.monitor.changed() => match changes {
-                    Some(changes) => self.gateway.follow(changes).await?,
+                    Some(changes) => self.gateway.follow(changes).await,
                     None => {
                         warn!("the kernel's notifications ended; subscribing again");
                         self.monitor = Monitor::subscribe()?;
-                        self.gateway.follow(Changes::ALL).await?;
+                        self.gateway.follow(Changes::ALL).await;
                     }
                 },
                 state = next_state(&mut self.states) => self.gateway.adopt(state).await,
@@ -181,7 +187,12 @@ impl Daemon {
                     readable?.clear_ready(); // first, so that what comes meanwhile makes it readable again
                     self.gateway.resolve(self.neighbour_requests.drain()).await;
                 }
-                _ = repair.tick() => self.gateway.repair().await?,
+                _ = repair.tick() => self.gateway.repair().await,
+                _ = interfaces.tick() => {
+                    if self.gateway.has_stray_side() {
+                        self.gateway.follow(Changes::ALL).await;
+                    }
+                }
                 _ = shortage.tick() => self.gateway.tell_shortages(),
             }
         }

@@ -58,7 +58,8 @@ fn unusable(error: &InterfaceError) -> Finding {
         InterfaceError::Down { .. } => format!("ip link set {name} up"),
         InterfaceError::NoAddress { .. } => format!("ip address add ADDRESS/LENGTH dev {name}"),
     };
-    let why = "The daemon does not start, and one that runs ends or has no way for this side's traffic.";
+    let why =
+        "The daemon does not start, and one that runs drops this side's traffic until that is put right.";
     check.broken(error.to_string()).because(why).fix(fix).run(command)
 }
 
@@ -157,9 +158,11 @@ fn queues(evidence: &Evidence) -> Vec<Finding> {
             return Ok(QUEUES.fine(format!("{inside} rx queues inside, {outside} outside")));
         };
         Ok(QUEUES
-            .broken(format!("workers.count is {workers}, but {name} has {fewest} rx queues"))
-            .because("Each worker serves at least one queue of each interface; the daemon refuses to start.")
-            .fix(format!("Set workers.count to {fewest} or less, leave it out, or add queues."))
+            .warning(format!("workers.count is {workers}, but {name} has {fewest} rx queues"))
+            .because(
+                "Workers without a queue there receive from the others, and send by way of them, which costs hand-overs.",
+            )
+            .fix(format!("Add queues where the NIC has more; else set workers.count to {fewest}, or leave it out."))
             .run(format!("ethtool -L {name} combined {workers}")))
     };
     vec![judged().unwrap_or_else(|reason| QUEUES.skipped(reason))]

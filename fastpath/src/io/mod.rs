@@ -2,11 +2,13 @@
 //!
 //! - [`xsk`]: AF_XDP sockets and the memory area of the data plane; the only file that names `afxdp`
 //! - [`memory`]: large pages for large tables
+//! - [`probe`]: what can be asked of such a socket beside its rings
 //! - [`ethtool`]: how many queues an interface has
 //! - [`sim`]: simulated wires with seeded faults, for tests
 
 pub mod ethtool;
 pub mod memory;
+pub mod probe;
 pub mod sim;
 pub mod xsk;
 

@@ -3,14 +3,15 @@
 //! What the `afxdp` crate leaves to its caller, and this file therefore does:
 //! - its sockets must be freed before the rings that they point into (see `Drop`);
 //! - its ring reservations are all or nothing, so free places are counted here;
-//! - it hides its descriptor, which polling, statistics and waking need (see `find_new_socket`).
+//! - it hides its descriptor, which polling, statistics and waking need (see `find_new_socket`);
+//! - it has no way to take frames out of the rings of a socket that is closed (see [`Stranded`]).
 
 #![allow(unsafe_code, reason = "frames are memory shared with the kernel")]
 
 use std::collections::VecDeque;
 use std::io;
-use std::mem::ManuallyDrop;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::mem::{ManuallyDrop, MaybeUninit};
+use std::os::fd::{BorrowedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -26,6 +27,7 @@ use arraydeque::{ArrayDeque, Wrapping};
 use thiserror::Error;
 
 use super::FrameIo;
+use super::probe::{XskProbe, find_new_socket, option_bytes, sockets_of_process};
 
 /// Bytes of one chunk of the area. A frame may use all but the first 256.
 const CHUNK_BYTES: usize = 2048;
@@ -139,6 +141,8 @@ impl FramePool {
 #[derive(Clone, Debug)]
 pub struct FrameArea {
     area: Arc<MmapArea<'static, ()>>,
+    /// A second handle of each frame, asleep until the first is lost with a socket (see [`Stranded`]).
+    twins: Arc<[MaybeUninit<RawFrame>]>,
 }
 
 impl FrameArea {
@@ -151,7 +155,16 @@ impl FrameArea {
         let (area, frames) = MmapArea::new(frames, CHUNK_BYTES, options)
             .map_err(|_| io::Error::new(io::ErrorKind::OutOfMemory, "the frame area cannot be mapped"))?;
         std::mem::forget(Arc::clone(&area));
-        Ok((Self { area }, FramePool { frames }))
+        let twin = |frame: &RawFrame| {
+            // SAFETY: the copy is no frame until somebody says so, which `Stranded` does when there is no other.
+            unsafe { std::ptr::from_ref(frame).cast::<MaybeUninit<RawFrame>>().read() }
+        };
+        Ok((Self { area, twins: frames.iter().map(twin).collect() }, FramePool { frames }))
+    }
+
+    /// Returns the number of the chunk that a frame is.
+    fn chunk_of(&self, frame: &RawFrame) -> usize {
+        (frame.get_data().as_ptr().addr() - self.area.get_ptr().addr()) / CHUNK_BYTES
     }
 }
 
@@ -175,25 +188,6 @@ pub enum XskError {
     Descriptor,
 }
 
-/// What the kernel counts for one socket (`XDP_STATISTICS`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct XskStatistics {
-    /// Frames dropped because they are larger than a frame of the area, or could not be copied.
-    pub rx_dropped: u64,
-    /// Frames dropped because the rx ring was full.
-    pub rx_ring_full: u64,
-    /// Frames dropped because the fill ring was empty.
-    pub fill_ring_empty: u64,
-    /// Descriptors that the kernel refused.
-    pub invalid_descriptors: u64,
-}
-
-/// A second handle on a port's socket, for whoever reads its statistics.
-#[derive(Debug)]
-pub struct XskProbe {
-    socket: OwnedFd,
-}
-
 struct Rings {
     rx: SocketRx<'static, ()>,
     tx: SocketTx<'static, ()>,
@@ -211,8 +205,34 @@ pub struct XskPort {
     tx_budget: usize,
     in_rx: usize,
     in_tx: usize,
+    /// Frames to keep in the fill and rx rings.
+    fill_frames: usize,
     /// Whether the interface has vanished.
     is_dead: bool,
+    area: FrameArea,
+    /// Which chunks are in the rings, or about to be: the crate has no way to take them out again.
+    held: Box<[bool]>,
+}
+
+/// Frames that were in the rings of a socket that is closed now.
+#[derive(Debug)]
+pub struct Stranded {
+    area: FrameArea,
+    held: Box<[bool]>,
+}
+
+impl Stranded {
+    /// Makes the frames anew. To be called when the kernel has let go of the queue: it can be bound again, or the
+    /// interface is gone. Until then a driver without copies may still write to them.
+    pub fn into_frames(self) -> impl Iterator<Item = Frame> {
+        let Self { area, held } = self;
+        let chunks = held.into_iter().enumerate().filter(|(_, is_held)| *is_held).map(|(chunk, _)| chunk);
+        chunks.map(move |chunk| {
+            // SAFETY: the handle that was first went into a ring of a port, which is closed; nobody but the port, which
+            // noted that, could have taken it out again.
+            Frame(unsafe { area.twins[chunk].assume_init_read() })
+        })
+    }
 }
 
 impl XskPort {
@@ -253,8 +273,27 @@ impl XskPort {
             tx_budget: raise_tx_budget(descriptor),
             in_rx: 0,
             in_tx: 0,
+            fill_frames: RING_FRAMES,
             is_dead: false,
+            area: area.clone(),
+            held: vec![false; area.twins.len()].into(),
         })
+    }
+
+    /// Sets how many frames the kernel shall have to receive into, a full ring at most.
+    pub fn set_fill_frames(&mut self, frames: usize) {
+        self.fill_frames = frames.clamp(1, RING_FRAMES);
+    }
+
+    /// Closes the socket, of which the probe is the only other handle.
+    pub fn close(mut self, probe: XskProbe) -> Stranded {
+        let (area, held) = (self.area.clone(), std::mem::take(&mut self.held));
+        drop((self, probe));
+        Stranded { area, held }
+    }
+
+    fn note_held(&mut self, frame: &RawFrame, is_held: bool) {
+        self.held[self.area.chunk_of(frame)] = is_held;
     }
 
     /// Returns a handle for statistics.
@@ -262,7 +301,7 @@ impl XskPort {
     /// # Errors
     /// When the process has no descriptor left.
     pub fn probe(&self) -> io::Result<XskProbe> {
-        Ok(XskProbe { socket: self.borrow_descriptor().try_clone_to_owned()? })
+        XskProbe::of(self.borrow_descriptor())
     }
 
     fn borrow_descriptor(&self) -> BorrowedFd<'_> {
@@ -318,6 +357,9 @@ impl FrameIo for XskPort {
         // The crate has no failing path here.
         let received = self.rings.rx.try_recv(&mut self.received, limit, ()).unwrap_or(0);
         self.in_rx -= received;
+        for frame in self.received.iter() {
+            self.held[self.area.chunk_of(frame)] = false;
+        }
         batch.extend(self.received.drain(..).map(Frame));
         received
     }
@@ -326,6 +368,7 @@ impl FrameIo for XskPort {
         if self.is_dead || self.in_tx + self.pending.len() == RING_FRAMES {
             return Err(frame);
         }
+        self.note_held(&frame.0, true);
         let displaced = self.pending.push_back(frame.0);
         debug_assert!(displaced.is_none(), "the pending queue is longer than the ring");
         Ok(())
@@ -349,16 +392,26 @@ impl FrameIo for XskPort {
         // The crate has no failing path here.
         let completed = self.rings.completion.service(&mut pool.frames, RING_FRAMES).unwrap_or(0);
         self.in_tx -= completed;
+        for frame in &pool.frames[pool.len() - completed..] {
+            self.note_held(frame, false);
+        }
         completed
     }
 
     fn refill(&mut self, pool: &mut FramePool) {
-        let wanted = (RING_FRAMES - self.in_rx).min(pool.len());
+        let wanted = self.fill_frames.saturating_sub(self.in_rx).min(pool.len());
         if wanted == 0 {
             return;
         }
+        let first = pool.len() - wanted;
+        for frame in &pool.frames[first..] {
+            self.note_held(frame, true);
+        }
         // The crate has no failing path here.
         self.in_rx += self.rings.fill.fill(&mut pool.frames, wanted).unwrap_or(0);
+        for frame in pool.frames.get(first..).unwrap_or_default() {
+            self.note_held(frame, false);
+        }
         self.wake_fill();
     }
 
@@ -403,53 +456,6 @@ impl std::fmt::Debug for XskPort {
     }
 }
 
-impl XskProbe {
-    /// Reads what the kernel counts for the socket.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub fn statistics(&self) -> io::Result<XskStatistics> {
-        // SAFETY: the structure is plain integers, for which zero is a value.
-        let empty: libc::xdp_statistics = unsafe { std::mem::zeroed() };
-        let statistics = get_option(self.socket.as_fd(), libc::SOL_XDP, libc::XDP_STATISTICS, empty)?;
-        Ok(XskStatistics {
-            rx_dropped: statistics.rx_dropped,
-            rx_ring_full: statistics.rx_ring_full,
-            fill_ring_empty: statistics.rx_fill_ring_empty_descs,
-            invalid_descriptors: statistics.rx_invalid_descs + statistics.tx_invalid_descs,
-        })
-    }
-
-    /// Tells whether the kernel reads and writes frames in place.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub fn is_zero_copy(&self) -> io::Result<bool> {
-        let options = libc::xdp_options { flags: 0 };
-        let options = get_option(self.socket.as_fd(), libc::SOL_XDP, libc::XDP_OPTIONS, options)?;
-        Ok(options.flags & libc::XDP_OPTIONS_ZEROCOPY != 0)
-    }
-}
-
-/// Returns the AF_XDP sockets among the descriptors of the process.
-fn sockets_of_process() -> Vec<RawFd> {
-    let Ok(entries) = std::fs::read_dir("/proc/self/fd") else { return Vec::new() };
-    entries
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<RawFd>().ok())
-        .filter(|descriptor| {
-            // SAFETY: asking for the domain of a descriptor that is closed meanwhile fails, no more.
-            let descriptor = unsafe { BorrowedFd::borrow_raw(*descriptor) };
-            get_option(descriptor, libc::SOL_SOCKET, libc::SO_DOMAIN, 0)
-                .is_ok_and(|domain| domain == libc::AF_XDP)
-        })
-        .collect()
-}
-
-/// Returns the AF_XDP socket that was not among `before`.
-fn find_new_socket(before: &[RawFd]) -> Option<RawFd> {
-    sockets_of_process().into_iter().find(|descriptor| !before.contains(descriptor))
-}
-
 /// Lets one system call transmit more than 32 frames, where the kernel can; returns how many it may.
 fn raise_tx_budget(descriptor: RawFd) -> usize {
     let budget = TX_BUDGET;
@@ -464,24 +470,6 @@ fn raise_tx_budget(descriptor: RawFd) -> usize {
         )
     };
     if result == 0 { TX_BUDGET as usize } else { 32 }
-}
-
-fn get_option<T: Copy>(
-    socket: BorrowedFd<'_>,
-    level: libc::c_int,
-    name: libc::c_int,
-    mut value: T,
-) -> io::Result<T> {
-    let mut len = option_bytes::<T>();
-    // SAFETY: the kernel writes at most `len` bytes, the size of `value`, which is plain integers.
-    let result = unsafe {
-        libc::getsockopt(socket.as_raw_fd(), level, name, std::ptr::from_mut(&mut value).cast(), &raw mut len)
-    };
-    if result == 0 { Ok(value) } else { Err(io::Error::last_os_error()) }
-}
-
-fn option_bytes<T>() -> libc::socklen_t {
-    libc::socklen_t::try_from(size_of::<T>()).expect("socket options are small")
 }
 
 fn umem_error(error: UmemNewError) -> XskError {

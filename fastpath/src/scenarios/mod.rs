@@ -16,6 +16,7 @@
 //! - [`limits`]: how much a tenant and a pod may have
 //! - [`mapping`]: which outside address and port stand for a pod's, and who may use them
 //! - [`portless`]: protocols without ports are translated by address
+//! - [`queues`]: workers with any number of queues on each side, and queues that change
 //! - [`sources`]: whom a tenant's packets may come from, and what others hear
 //! - [`stray`]: packets that belong to no session and may not open one
 //! - [`workers`]: several workers, listings, panics, and what every frame comes to
@@ -35,6 +36,7 @@ mod limits;
 mod mapping;
 mod oversize;
 mod portless;
+mod queues;
 mod refusing;
 mod sources;
 mod stray;

@@ -109,6 +109,8 @@ pub struct Steering {
     ebpf: Ebpf,
     mode: Option<AttachMode>,
     entries: Entries,
+    /// What programs counted that this one took the place of, by row.
+    earlier: [u64; ROWS.len()],
 }
 
 impl Steering {
@@ -128,7 +130,8 @@ impl Steering {
             mode: "no",
             source: Box::new(source),
         })?;
-        let mut steering = Self { side, ebpf, mode: None, entries: Entries::default() };
+        let mut steering =
+            Self { side, ebpf, mode: None, entries: Entries::default(), earlier: [0; ROWS.len()] };
         steering.open(first)?;
         steering.close(first)?;
         Ok(steering)
@@ -188,17 +191,30 @@ impl Steering {
     /// # Errors
     /// When the counters cannot be read.
     pub fn report(&self) -> Result<SteerReport, SteerError> {
+        let counts = self.counts()?;
+        let own = ROWS.iter().zip(counts).filter(|((side, _), _)| *side == self.side);
+        let verdicts = own.map(|((_, name), count)| (*name, count)).collect();
+        Ok(SteerReport { side: self.side, mode: self.mode.unwrap_or(AttachMode::Generic), verdicts })
+    }
+
+    /// Counts on from where an earlier program of the same side ended.
+    ///
+    /// # Errors
+    /// When the counters cannot be read.
+    pub fn count_on(&mut self, earlier: &Self) -> Result<(), SteerError> {
+        self.earlier = earlier.counts()?;
+        Ok(())
+    }
+
+    fn counts(&self) -> Result<[u64; ROWS.len()], SteerError> {
         let map_error = |source| SteerError::Map { map: "verdicts", source };
         let map = self.ebpf.map("verdicts").expect("the object has this map");
         let counters: PerCpuArray<_, u64> = PerCpuArray::try_from(map).map_err(map_error)?;
-        let mut verdicts = Vec::new();
-        for (row, (side, name)) in (0..).zip(ROWS) {
-            if side == self.side {
-                let per_cpu = counters.get(&row, 0).map_err(map_error)?;
-                verdicts.push((name, per_cpu.iter().sum()));
-            }
+        let mut counts = self.earlier;
+        for (row, count) in (0..).zip(&mut counts) {
+            *count += counters.get(&row, 0).map_err(map_error)?.iter().sum::<u64>();
         }
-        Ok(SteerReport { side: self.side, mode: self.mode.unwrap_or(AttachMode::Generic), verdicts })
+        Ok(counts)
     }
 
     /// Runs the program in the kernel on a frame that comes from nowhere; returns its XDP action.

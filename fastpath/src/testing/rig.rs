@@ -9,7 +9,7 @@ use conntrack::checksum::{checksum, sum};
 use conntrack::{
     Conntrack, Epoch, FiveTuple, Session, Shared, SharedBook, TcpState, TenantId, Tick, WorkerSlot,
 };
-use crossbeam::channel::{Receiver, bounded};
+use crossbeam::channel::{Receiver, Sender, bounded};
 use crossbeam::queue::ArrayQueue;
 
 use crate::counters::WorkerCounters;
@@ -17,12 +17,13 @@ use crate::dataplane::{NeighbourRequest, TenantReport};
 use crate::fragments::Limits;
 use crate::io::sim::{Faults, SimPort, Wire};
 use crate::io::{Frame, FrameArea, FramePool};
-use crate::mailbox::{Mailbox, RequestQueue};
+use crate::layout::sender_for;
+use crate::mailbox::{Mailbox, Notice, RequestQueue};
 use crate::parse::read_u16;
 use crate::pipeline::Engine;
 use crate::snapshot::{Side, Snapshot, SnapshotSpec};
 use crate::verdict::DropReason;
-use crate::worker::{Port, Worker, WorkerParts};
+use crate::worker::{Port, PortChange, Worker, WorkerParts};
 
 use super::BLUE;
 use super::fragments::{payload_at, place};
@@ -69,10 +70,12 @@ impl SeenSession {
     }
 }
 
-/// Some workers, each with a wire on both sides.
+/// Some workers, each with wires on both sides.
 pub(crate) struct Rig {
     pub(crate) workers: Vec<Worker<SimPort>>,
-    wires: Vec<[Wire; 2]>,
+    wires: Vec<[Vec<Wire>; 2]>,
+    port_changes: Vec<Sender<PortChange<SimPort>>>,
+    size: Size,
     commons: Arc<ArrayQueue<Frame>>,
     pub(crate) mailboxes: Vec<Arc<Mailbox>>,
     requests: Arc<RequestQueue>,
@@ -120,6 +123,28 @@ impl Rig {
         size: Size,
         faults: Faults,
         seed: u64,
+        frames: FramePool,
+    ) -> Self {
+        let queues = vec![[1, 1]; usize::from(size.workers)];
+        Self::assemble_with(spec, size, &queues, (faults, seed), frames)
+    }
+
+    /// Makes workers of which each has so many queues inside and outside, and lets them turn once.
+    #[cfg(test)]
+    pub(crate) fn with_queues(spec: SnapshotSpec, size: Size, queues: &[[usize; 2]]) -> Self {
+        let size = Size { workers: u16::try_from(queues.len()).unwrap(), ..size };
+        let (_area, frames) = FrameArea::allocate(queues.len() * size.frames).unwrap();
+        let mut rig = Self::assemble_with(spec, size, queues, (Faults::default(), 1), frames);
+        rig.run();
+        Side::BOTH.iter().for_each(|side| drop(rig.take(*side)));
+        rig
+    }
+
+    fn assemble_with(
+        spec: SnapshotSpec,
+        size: Size,
+        queues: &[[usize; 2]],
+        (faults, seed): (Faults, u64),
         mut frames: FramePool,
     ) -> Self {
         let count = usize::from(size.workers);
@@ -130,18 +155,21 @@ impl Rig {
         let mut book = SharedBook::default();
         let snapshot = Arc::new(Snapshot::compile(spec).with_shared(&mut book, Epoch::default()));
         let (retire, retired) = bounded(64);
-        let wires: Vec<_> = (0..count as u64)
-            .map(|worker| [Wire::new(faults, seed + 2 * worker), Wire::new(faults, seed + 2 * worker + 1)])
-            .collect();
+        let mut seeds = seed..;
+        let mut wires_of =
+            |queues| -> Vec<_> { seeds.by_ref().take(queues).map(|seed| Wire::new(faults, seed)).collect() };
+        let wires: Vec<_> = queues.iter().map(|queues| queues.map(&mut wires_of)).collect();
+        let mut port_changes = Vec::new();
         let workers = (0..size.workers).zip(&wires).map(|(number, wires)| {
             let mut pool = FramePool::with_capacity(total);
             (0..size.frames).for_each(|_| pool.put(frames.take().unwrap()));
-            let ports =
-                Side::BOTH.map(|side| Port { side, io: SimPort::new(&wires[side.index()], size.ring) });
+            let ports = Side::BOTH.into_iter().flat_map(|side| ports_on(side, &wires[side.index()], size));
+            let (changes, changed) = bounded(4);
+            port_changes.push(changes);
             let slot = WorkerSlot { worker: number, workers: size.workers };
             let shared = Arc::clone(snapshot.shared().unwrap());
             let conntrack = Conntrack::new(size.sessions, slot, shared, [7; 32]);
-            let counters = Arc::new(WorkerCounters::new(2));
+            let counters = Arc::new(WorkerCounters::default());
             Worker::new(WorkerParts {
                 engine: Engine::new(
                     Arc::clone(&snapshot),
@@ -150,7 +178,9 @@ impl Rig {
                     counters,
                     Tick::default(),
                 ),
-                ports: ports.into(),
+                ports: ports.collect(),
+                senders: Side::BOTH.map(|side| sender_on(side, number, queues)),
+                port_changes: changed,
                 pool,
                 commons: Arc::clone(&commons),
                 mailboxes: mailboxes.clone(),
@@ -158,15 +188,54 @@ impl Rig {
                 retired: retire.clone(),
             })
         });
-        let workers = workers.collect();
+        let workers: Vec<_> = workers.collect();
         let now = Tick::default();
         let shared = Arc::clone(snapshot.shared().unwrap());
-        Self { workers, wires, commons, mailboxes, requests, retired, book, shared, now, frames: total }
+        Self {
+            workers,
+            wires,
+            port_changes,
+            size,
+            commons,
+            mailboxes,
+            requests,
+            retired,
+            book,
+            shared,
+            now,
+            frames: total,
+        }
     }
 
-    /// Puts a frame on a wire of a worker.
+    /// Puts a frame on the first wire of a worker.
     pub(crate) fn inject(&self, worker: usize, side: Side, frame: &[u8]) {
-        self.wires[worker][side.index()].inject(frame);
+        self.inject_by((worker, 0), side, frame);
+    }
+
+    /// Puts a frame on one of the wires of a worker.
+    pub(crate) fn inject_by(&self, (worker, queue): (usize, usize), side: Side, frame: &[u8]) {
+        self.wires[worker][side.index()][queue].inject(frame);
+    }
+
+    /// Gives workers other queues on a side, in the middle of whatever they do. The frames of the rings that they had
+    /// come home only then.
+    #[cfg(test)]
+    pub(crate) fn exchange(&mut self, side: Side, queues: &[usize]) {
+        let both = queues.iter().map(|count| [*count; 2]).collect::<Vec<_>>();
+        for (number, count) in (0..).zip(queues) {
+            let wires: Vec<_> = (0..*count as u64).map(|seed| Wire::new(Faults::default(), seed)).collect();
+            let (replaced, given_back) = bounded(1);
+            let ports = ports_on(side, &wires, self.size).collect();
+            let sender = sender_on(side, number, &both);
+            let worker = usize::from(number);
+            let change = PortChange { side, ports, sender, home_frames: self.size.frames, replaced };
+            self.port_changes[worker].try_send(change).unwrap();
+            self.mailboxes[worker].note(Notice::NewPorts);
+            self.turn(worker);
+            self.wires[worker][side.index()] = wires;
+            let frames = given_back.try_recv().unwrap().into_iter().flat_map(|port| port.io.into_frames());
+            frames.for_each(|frame| self.commons.push(frame).unwrap());
+        }
     }
 
     /// Lets all workers turn until none finds anything.
@@ -229,7 +298,7 @@ impl Rig {
 
     /// Takes what left on a side of one worker.
     pub(crate) fn take_from(&self, worker: usize, side: Side) -> impl Iterator<Item = Vec<u8>> {
-        std::iter::from_fn(move || self.wires[worker][side.index()].take())
+        self.wires[worker][side.index()].iter().flat_map(|wire| std::iter::from_fn(|| wire.take()))
     }
 
     /// Puts a snapshot before all workers, which adopt it with their next turns; returns it.
@@ -338,8 +407,17 @@ impl Rig {
     }
 
     pub(crate) fn accepted(&self) -> u64 {
-        self.wires.iter().flatten().map(Wire::frames_accepted).sum()
+        self.wires.iter().flatten().flatten().map(Wire::frames_accepted).sum()
     }
+}
+
+fn ports_on(side: Side, wires: &[Wire], size: Size) -> impl Iterator<Item = Port<SimPort>> {
+    wires.iter().map(move |wire| Port::new(side, SimPort::new(wire, size.ring)))
+}
+
+fn sender_on(side: Side, worker: u16, queues: &[[usize; 2]]) -> Option<u16> {
+    let counts: Vec<_> = queues.iter().map(|queues| queues[side.index()]).collect();
+    sender_for(worker.into(), &counts)
 }
 
 impl Drop for Rig {

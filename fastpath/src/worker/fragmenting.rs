@@ -3,6 +3,7 @@
 
 use conntrack::{TenantId, Tick};
 
+use super::ports::Unsent;
 use super::{Arrival, Worker};
 use crate::fragments::FreedFrame;
 use crate::io::{Frame, FrameIo};
@@ -76,35 +77,27 @@ impl<I: FrameIo> Worker<I> {
         let cut = Cut::plan(packet.bytes(), self.parts.engine.snapshot.link(side).mtu);
         self.parts.engine.counters.fragments_made.add(cut.pieces() as u64 - 1);
         for piece in 0..cut.pieces() {
-            let sent = self.send_piece(&cut, piece, &packet, side, arrival.port);
-            let counters = &self.parts.engine.counters;
-            match sent {
-                Ok(bytes) => {
-                    let tenant = tenant.expect("a forwarded packet has a tenant");
-                    counters.tenant(tenant).forwarded(side, bytes);
-                }
-                Err(reason) => counters.dropped(reason, tenant),
+            if let Err(reason) = self.send_piece(&cut, piece, &packet, (side, tenant), arrival.port) {
+                self.parts.engine.counters.dropped(reason, tenant);
             }
         }
         self.parts.pool.put(packet);
     }
 
-    /// Sends one fragment of a packet; returns its length.
+    /// Sends one fragment of a packet.
     fn send_piece(
         &mut self,
         cut: &Cut,
         piece: usize,
         packet: &Frame,
-        side: Side,
+        (side, tenant): (Side, Option<TenantId>),
         port: usize,
-    ) -> Result<usize, DropReason> {
+    ) -> Result<(), DropReason> {
         let mut frame = self.parts.pool.take().ok_or(DropReason::NoFreeFrame)?;
         cut.write_piece(piece, packet.bytes(), &mut frame);
-        let bytes = frame.bytes().len();
-        self.transmit(frame, side, port).map_err(|frame| {
+        self.transmit(frame, side, port, tenant).map_err(|Unsent { frame, reason }| {
             self.parts.pool.put(frame);
-            DropReason::TxRingFull
-        })?;
-        Ok(bytes)
+            reason
+        })
     }
 }

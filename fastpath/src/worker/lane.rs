@@ -4,8 +4,9 @@ use std::ops::Range;
 
 use conntrack::{TenantId, Tick};
 
+use super::ports::Unsent;
 use super::{Arrival, Worker};
-use crate::counters::WorkerCounters;
+use crate::counters::{QueueCounters, WorkerCounters};
 use crate::express::{LANES, Passed};
 use crate::io::FrameIo;
 use crate::pipeline::Engine;
@@ -21,9 +22,9 @@ struct Tally {
 }
 
 impl Tally {
-    fn count(self, counters: &WorkerCounters, side: Side, port: usize) {
+    fn count(self, counters: &WorkerCounters, side: Side, queue: &QueueCounters) {
         if self.frames > 0 {
-            counters.queues[port].transmitted.add(self.frames);
+            queue.transmitted.add(self.frames);
             counters.tenant(self.tenant).forwarded_many(side, self.frames, self.bytes);
         }
     }
@@ -31,10 +32,10 @@ impl Tally {
 
 impl<I: FrameIo> Worker<I> {
     /// Passes the frames of the batch that may take the express lane; all others, in their turn, go the whole way.
-    pub(super) fn pass_batch(&mut self, arrival: Arrival, now: Tick) {
+    pub(super) fn pass_batch(&mut self, arrival: Arrival, errand: Errand, now: Tick) {
         #[cfg(test)]
         if self.goes_whole_way {
-            return self.process_batch(arrival, Errand::NEW, now);
+            return self.process_batch(arrival, errand, now);
         }
         let direction = arrival.side.direction();
         while !self.batch.is_empty() {
@@ -53,7 +54,7 @@ impl<I: FrameIo> Worker<I> {
                 }
                 lane += passed;
                 if lane < lanes {
-                    self.process_first(arrival, Errand::NEW, now);
+                    self.process_first(arrival, errand, now);
                     lane += 1;
                 }
             }
@@ -63,17 +64,17 @@ impl<I: FrameIo> Worker<I> {
     /// Sends the frames of some lanes, which are the first of the batch.
     fn send_passed(&mut self, lanes: Range<usize>, arrival: Arrival) {
         let side = arrival.side.other();
-        let out = self.tx_port(side, arrival.port);
+        let Some(port) = self.tx_port(side, arrival.port) else { return self.let_send_passed(lanes, side) };
         let counters = &self.parts.engine.counters;
-        let io = &mut self.parts.ports[out].io;
+        let port = &mut self.parts.ports[port];
         let mut sent = Tally::default();
         let frames = self.batch.drain(..lanes.len());
         for (frame, Passed { tenant, frame_bytes }) in frames.zip(self.lanes.passed(lanes)) {
             if tenant != sent.tenant {
-                sent.count(counters, side, out);
+                sent.count(counters, side, &port.counters);
                 sent = Tally { tenant, ..Tally::default() };
             }
-            match io.send(frame) {
+            match port.io.send(frame) {
                 Ok(()) => {
                     sent.frames += 1;
                     sent.bytes += u64::from(frame_bytes);
@@ -84,6 +85,19 @@ impl<I: FrameIo> Worker<I> {
                 }
             }
         }
-        sent.count(counters, side, out);
+        sent.count(counters, side, &port.counters);
+    }
+
+    /// Lets another worker send the frames of some lanes, because this one has no port on their side.
+    #[cold]
+    fn let_send_passed(&mut self, lanes: Range<usize>, side: Side) {
+        for lane in lanes {
+            let Some(frame) = self.batch.pop_front() else { return };
+            let Passed { tenant, .. } = self.lanes.passed_in(lane);
+            if let Err(Unsent { frame, reason }) = self.transmit(frame, side, 0, Some(tenant)) {
+                self.parts.engine.counters.dropped(reason, Some(tenant));
+                self.parts.pool.put(frame);
+            }
+        }
     }
 }
