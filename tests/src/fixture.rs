@@ -13,6 +13,7 @@ use control::demo::server::{self, Server};
 use control::demo::topology::{BLUE, Host, INSIDE, OUTSIDE, PODS, Pod, RED, SERVER};
 use control::demo::{Lab, LabOptions, missing_privilege};
 
+use crate::doctor::edit_config;
 use crate::stream::{Stream, Summary};
 
 /// Time that a program in a pod may take.
@@ -62,17 +63,25 @@ impl Fixture {
     /// # Errors
     /// As [`Fixture::without_tenants`].
     pub fn with_tenants() -> Result<Option<Self>> {
-        Self::with_queues(LabOptions::default().queues)
+        Self::with_layout(&LabOptions::default(), None)
     }
 
-    /// Builds a lab whose gateway has several queues on each interface, and so as many workers, with both tenants.
+    /// Builds a lab as the options say, and starts a gateway with so many workers in it, with both tenants. None: as
+    /// many as the daemon thinks best.
     ///
     /// # Errors
     /// As [`Fixture::without_tenants`].
-    pub fn with_queues(queues: u32) -> Result<Option<Self>> {
-        let Some(fixture) = Self::in_lab(&LabOptions { queues, ..LabOptions::default() })? else {
+    pub fn with_layout(options: &LabOptions, workers: Option<u32>) -> Result<Option<Self>> {
+        if skipped()? {
             return Ok(None);
-        };
+        }
+        let lab = Lab::build(options)?;
+        let server = Server::start(&lab)?;
+        let installation = Installation::write(&lab, &executable()?)?;
+        if let Some(workers) = workers {
+            edit_config(&installation, "[cluster]", &format!("[workers]\ncount = {workers}\n\n[cluster]"))?;
+        }
+        let fixture = Self { gateway: Gateway::start(&lab, installation)?, server, lab };
         fixture.gateway.add_tenant(&BLUE)?;
         fixture.gateway.add_tenant(&RED)?;
         Ok(Some(fixture))

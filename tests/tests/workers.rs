@@ -1,6 +1,7 @@
 //! Several queues and as many workers: whichever receives a frame, its owner forwards it.
 
 use anyhow::{Context, Result, ensure};
+use control::demo::LabOptions;
 use control::demo::topology::PODS;
 use spillway_tests::fixture::Fixture;
 use spillway_tests::peers::Peer;
@@ -10,7 +11,8 @@ const QUEUES: u32 = 4;
 
 #[test]
 fn frames_are_handed_to_the_worker_that_owns_them() -> Result<()> {
-    let Some(fixture) = Fixture::with_queues(QUEUES)? else { return Ok(()) };
+    let options = LabOptions { inside_queues: QUEUES, outside_queues: QUEUES, ..LabOptions::default() };
+    let Some(fixture) = Fixture::with_layout(&options, None)? else { return Ok(()) };
     let peer = Peer::udp_echo(&fixture.lab, 7)?;
     fixture.require_service()?;
     // Eight flows of four pods, which the kernel spreads over the queues by hash.

@@ -83,10 +83,11 @@ impl Gateway {
             Err(error) => Some(format!("{:#}", anyhow::Error::from(error))),
             Ok(_) => self.facts.port(&self.constants.interfaces, side).err().map(|error| error.to_string()),
         };
-        let was_away = self.attachments[side.index()].away.is_some();
-        let is_usable = trouble.is_none();
-        let side_name = side.name();
-        if let (Some(trouble), false) = (&trouble, was_away) {
+        let known = self.attachments[side.index()].trouble();
+        let (was_away, is_usable, side_name) = (known.is_some(), trouble.is_none(), side.name());
+        if let Some(trouble) = &trouble
+            && known.as_ref() != Some(trouble)
+        {
             warn!(
                 interface = name,
                 "the {side_name} interface is away, its traffic is dropped until it is back: {trouble}"

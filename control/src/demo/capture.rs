@@ -42,6 +42,14 @@ impl Capture {
         Self::start(lab, Host::SwitchInside, Host::Gateway.name())
     }
 
+    /// Records all that crosses the outside switch, also while the gateway's link is removed and made again.
+    ///
+    /// # Errors
+    /// When tcpdump cannot be started.
+    pub fn of_outside_switch(lab: &Lab) -> Result<Self> {
+        Self::start(lab, Host::SwitchOutside, "br0")
+    }
+
     fn start(lab: &Lab, host: Host, device: &str) -> Result<Self> {
         let file = lab.directory().join(format!("{}-{device}.pcap", host.name()));
         let mut command = lab.namespace(host).command("tcpdump");

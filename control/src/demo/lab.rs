@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 use super::inventory::{Inventory, missing_privilege};
 use super::namespace::{Namespace, ip_batch};
@@ -21,15 +21,17 @@ static BUILT: AtomicU32 = AtomicU32::new(0);
 /// How a lab is built.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LabOptions {
-    /// Receive and transmit queues of the gateway's interfaces.
-    pub queues: u32,
+    /// Receive and transmit queues of the gateway's inside interface.
+    pub inside_queues: u32,
+    /// Receive and transmit queues of its outside interface.
+    pub outside_queues: u32,
     /// Whether programs that were started in it may run on after this process.
     pub outlives: bool,
 }
 
 impl Default for LabOptions {
     fn default() -> Self {
-        Self { queues: 1, outlives: false }
+        Self { inside_queues: 1, outside_queues: 1, outlives: false }
     }
 }
 
@@ -53,7 +55,7 @@ impl Lab {
         lab.add_namespaces()?;
         lab.add_links(options)?;
         lab.wire_switches()?;
-        lab.set_up_gateway()?;
+        [INSIDE, OUTSIDE].into_iter().try_for_each(|device| lab.set_up_interface(device))?;
         NODES.iter().try_for_each(|node| lab.set_up_node(node))?;
         PODS.iter().try_for_each(|pod| lab.set_up_pod(pod))?;
         lab.set_up_upstream()?;
@@ -121,23 +123,65 @@ impl Lab {
     }
 
     fn add_links(&self, options: &LabOptions) -> Result<()> {
-        let queues = format!("numtxqueues {0} numrxqueues {0}", options.queues);
         let cables = cables();
-        let line = |cable: &Cable| {
-            let own = if cable.host == Host::Gateway { queues.as_str() } else { "" };
-            let host = namespace_name(&self.inventory.name, cable.host);
-            let peer = namespace_name(&self.inventory.name, cable.peer);
-            format!(
-                "link add {} netns {host} {own} type veth peer name {} netns {peer} {own}",
-                cable.device, cable.port
-            )
+        ip_batch(&cables.iter().map(|cable| self.cable_line(cable, options)).collect::<Vec<_>>())?;
+        cables.iter().try_for_each(|cable| self.dress_cable(cable))
+    }
+
+    fn cable_line(&self, cable: &Cable, options: &LabOptions) -> String {
+        let queues = match cable.device {
+            INSIDE => options.inside_queues,
+            OUTSIDE => options.outside_queues,
+            _ => 1,
         };
-        ip_batch(&cables.iter().map(line).collect::<Vec<_>>())?;
-        for cable in &cables {
-            self.disable_offloads(cable.host, cable.device)?;
-            self.disable_offloads(cable.peer, &cable.port)?;
+        let own = format!("numtxqueues {queues} numrxqueues {queues}");
+        let host = namespace_name(&self.inventory.name, cable.host);
+        let peer = namespace_name(&self.inventory.name, cable.peer);
+        format!(
+            "link add {} netns {host} {own} type veth peer name {} netns {peer} {own}",
+            cable.device, cable.port
+        )
+    }
+
+    fn dress_cable(&self, cable: &Cable) -> Result<()> {
+        self.disable_offloads(cable.host, cable.device)?;
+        self.disable_offloads(cable.peer, &cable.port)
+    }
+
+    /// Pulls the cable of one of the gateway's interfaces out for good: the interface is gone, with all that the kernel
+    /// knew of it.
+    ///
+    /// # Errors
+    /// When the interface is not there.
+    pub fn remove_interface(&self, device: &str) -> Result<()> {
+        self.namespace(Host::Gateway).ip(&format!("link del {device}")).map(drop)
+    }
+
+    /// Puts in a new cable where one was removed, and sets the interface up as it was at first.
+    ///
+    /// # Errors
+    /// When the kernel refuses something.
+    pub fn add_interface(&self, device: &str, options: &LabOptions) -> Result<()> {
+        let cables = cables();
+        let cable = cables.iter().find(|cable| cable.host == Host::Gateway && cable.device == device);
+        let cable = cable.with_context(|| format!("the gateway has no interface {device}"))?;
+        ip_batch(&[self.cable_line(cable, options)])?;
+        self.dress_cable(cable)?;
+        self.namespace(cable.peer).ip(&format!("link set {} master br0 up", cable.port))?;
+        self.set_up_interface(device)
+    }
+
+    /// Gives one of the gateway's interfaces its address and routes, and sets it up.
+    ///
+    /// # Errors
+    /// When the kernel refuses something.
+    pub fn set_up_interface(&self, device: &str) -> Result<()> {
+        let address = if device == INSIDE { GATEWAY_INSIDE } else { GATEWAY_OUTSIDE };
+        let mut lines = vec![format!("addr add {address}/24 dev {device}"), format!("link set {device} up")];
+        if device == OUTSIDE {
+            lines.push(format!("route add default via {ROUTER} dev {OUTSIDE}"));
         }
-        Ok(())
+        self.namespace(Host::Gateway).ip_batch(&lines)
     }
 
     /// A veth hands its peer's XDP program frames as the sender's stack left them: with offloads, checksums
@@ -158,16 +202,6 @@ impl Lab {
             self.namespace(switch).ip_batch(&lines)?;
         }
         Ok(())
-    }
-
-    fn set_up_gateway(&self) -> Result<()> {
-        self.namespace(Host::Gateway).ip_batch(&[
-            format!("addr add {GATEWAY_INSIDE}/24 dev {INSIDE}"),
-            format!("link set {INSIDE} up"),
-            format!("addr add {GATEWAY_OUTSIDE}/24 dev {OUTSIDE}"),
-            format!("link set {OUTSIDE} up"),
-            format!("route add default via {ROUTER} dev {OUTSIDE}"),
-        ])
     }
 
     /// A pod's traffic leaves its node by the tenant's gateway, its source address untouched: what OVN-Kubernetes

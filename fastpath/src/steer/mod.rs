@@ -153,9 +153,10 @@ impl Steering {
             AttachPreference::Native => &[AttachMode::Native],
             AttachPreference::Generic => &[AttachMode::Generic],
         };
-        let mode = match self.take_over(interface, candidates, pin_dir)? {
-            Some(mode) => mode,
-            None => self.attach_anew(interface, candidates, pin_dir)?,
+        // An interface that has a program already refuses another.
+        let mode = match self.attach_anew(interface, candidates, pin_dir) {
+            Ok(mode) => mode,
+            Err(refused) => self.take_over(interface, candidates, pin_dir)?.ok_or(refused)?,
         };
         self.mode = Some(mode);
         let own = pin_path(pin_dir, self.side, interface, mode);
@@ -232,35 +233,49 @@ impl Steering {
         Ok(program_of(&mut self.ebpf, self.side).test_run(options)?.return_value)
     }
 
-    /// Replaces the program in the link that an earlier process pinned for this interface, if there is one.
+    /// Replaces the program in the link that was pinned for this interface, if there is one. The interface may have had
+    /// another index then: one that moves to another network namespace and back takes its program along.
     fn take_over(
         &mut self,
         interface: u32,
         modes: &[AttachMode],
         pin_dir: &Path,
     ) -> Result<Option<AttachMode>, SteerError> {
-        for mode in [AttachMode::Native, AttachMode::Generic] {
-            let directory = pin_path(pin_dir, self.side, interface, mode);
+        let link_error = |source| SteerError::Link { interface, source };
+        for directory in pinned_directories(pin_dir, self.side) {
             let path = directory.join("link");
-            if !path.exists() {
+            let (Some(mode), true) = (mode_of(&directory), path.exists()) else { continue };
+            let link = FdLink::from(PinnedLink::from_pin(&path).map_err(link_error)?);
+            if interface_of(&link) != Some(interface) {
                 continue;
             }
             if !modes.contains(&mode) {
                 return Err(SteerError::OtherMode { interface, mode: mode.name() });
             }
-            let link_error = |source| SteerError::Link { interface, source };
-            let pinned = PinnedLink::from_pin(&path).map_err(link_error)?;
-            let link = XdpLink::try_from(FdLink::from(pinned)).map_err(link_error)?;
-            match program_of(&mut self.ebpf, self.side).attach_to_link(link) {
-                Ok(_) => return Ok(Some(mode)),
-                // The interface of the link is gone, and this is another one with its number.
-                Err(error) if is_defunct(&error) => {
-                    remove_pins(&directory).map_err(|source| SteerError::Pin { path: directory, source })?;
-                }
-                Err(error) => return Err(attach_error(interface, mode.name(), error)),
+            let link = XdpLink::try_from(link).map_err(link_error)?;
+            let program = program_of(&mut self.ebpf, self.side);
+            let refused = |source| attach_error(interface, mode.name(), source);
+            let id = program.attach_to_link(link).map_err(refused)?;
+            let link = program.take_link(id).map_err(refused)?;
+            let own = pin_path(pin_dir, self.side, interface, mode);
+            if own != directory {
+                self.pin_link(link, interface, &own)?;
             }
+            return Ok(Some(mode));
         }
         Ok(None)
+    }
+
+    /// Pins a link in a directory, in place of one whose interface is another.
+    fn pin_link(&self, link: XdpLink, interface: u32, directory: &Path) -> Result<(), SteerError> {
+        let pin_error = |path: &Path, source| SteerError::Pin { path: path.to_owned(), source };
+        let link = FdLink::try_from(link).map_err(|source| SteerError::Link { interface, source })?;
+        fs::create_dir_all(directory).map_err(|source| pin_error(directory, source))?;
+        let path = directory.join("link");
+        if path.exists() {
+            fs::remove_file(&path).map_err(|source| pin_error(&path, source))?;
+        }
+        link.pin(&path).map_err(|error| pin_error(&path, io::Error::other(error))).map(drop)
     }
 
     fn attach_anew(
@@ -280,14 +295,7 @@ impl Steering {
                 Ok(id) => {
                     let link =
                         program.take_link(id).map_err(|source| attach_error(interface, name, source))?;
-                    let link =
-                        FdLink::try_from(link).map_err(|source| SteerError::Link { interface, source })?;
-                    let path = pin_path(pin_dir, self.side, interface, *mode);
-                    fs::create_dir_all(&path)
-                        .map_err(|source| SteerError::Pin { path: path.clone(), source })?;
-                    let path = path.join("link");
-                    link.pin(&path)
-                        .map_err(|error| SteerError::Pin { path, source: io::Error::other(error) })?;
+                    self.pin_link(link, interface, &pin_path(pin_dir, self.side, interface, *mode))?;
                     return Ok(*mode);
                 }
                 Err(error) => refused = Some(attach_error(interface, name, error)),
@@ -353,12 +361,17 @@ fn program_of(ebpf: &mut Ebpf, side: Side) -> &mut Xdp {
     program.try_into().expect("it is an XDP program")
 }
 
-/// Tells whether a link was refused because its interface no longer exists.
-fn is_defunct(error: &ProgramError) -> bool {
-    match error {
-        ProgramError::SyscallError(error) => error.io_error.raw_os_error() == Some(libc::ENOLINK),
-        _ => false,
-    }
+/// Returns the index of the interface that a link is attached to now, which the kernel tells beside the link's number for
+/// each descriptor of this process.
+fn interface_of(link: &FdLink) -> Option<u32> {
+    let number = link.info().ok()?.id();
+    let value = |text: &str, key: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(key));
+        line.and_then(|value| value.trim_start_matches(':').trim().parse::<u32>().ok())
+    };
+    let descriptors = fs::read_dir("/proc/self/fdinfo").ok()?;
+    let texts = descriptors.filter_map(|entry| fs::read_to_string(entry.ok()?.path()).ok());
+    texts.filter(|text| value(text, "link_id") == Some(number)).find_map(|text| value(&text, "ifindex"))
 }
 
 fn attach_error(interface: u32, mode: &'static str, source: ProgramError) -> SteerError {
@@ -367,6 +380,14 @@ fn attach_error(interface: u32, mode: &'static str, source: ProgramError) -> Ste
 
 fn pin_path(pin_dir: &Path, side: Side, interface: u32, mode: AttachMode) -> PathBuf {
     pin_dir.join(format!("{}-{interface}-{}", side.name(), mode.name()))
+}
+
+/// Returns the mode that a directory of pins is named after.
+fn mode_of(directory: &Path) -> Option<AttachMode> {
+    let name = directory.file_name()?.to_string_lossy().into_owned();
+    [AttachMode::Native, AttachMode::Generic]
+        .into_iter()
+        .find(|mode| name.ends_with(&format!("-{}", mode.name())))
 }
 
 /// Returns the directories of earlier pins of a side.
