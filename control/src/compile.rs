@@ -326,6 +326,7 @@ mod tests {
             mac: mac(u8::try_from(index).unwrap()),
             mtu: 1500,
             up: true,
+            carrier: true,
             macvlan_parent: parent,
         };
         let address = |link, address: [u8; 4], prefix_len, ours| Address {

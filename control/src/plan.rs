@@ -137,7 +137,10 @@ impl Plan {
         let mut plan = Self::default();
         if let Some(inside) = facts.link(&interfaces.inside) {
             plan.compare_links(needs, facts, inside.index);
-            plan.compare_routes(needs, facts, inside.index);
+            // Without a carrier the kernel keeps routes, but nobody can use them, and they are not among the facts.
+            if inside.carrier {
+                plan.compare_routes(needs, facts, inside.index);
+            }
         }
         if let Some(outside) = facts.link(&interfaces.outside) {
             plan.compare_addresses(needs, facts, outside.index);

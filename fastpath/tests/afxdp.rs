@@ -123,6 +123,68 @@ fn frames_arrive_whole_in_order_and_none_is_lost() {
 }
 
 #[test]
+fn frames_in_the_rings_of_a_socket_that_is_closed_are_made_anew_each_once() {
+    let Some(namespace) = Namespace::enter() else { return };
+    let snapshot = snapshot();
+    let mut program = Steering::load(Side::Outside, 1, &snapshot).unwrap();
+    program.attach(if_nametoindex("spin0").unwrap(), AttachPreference::Auto, &namespace.pins).unwrap();
+    let (area, mut pool) = FrameArea::allocate(FRAMES).unwrap();
+    for cycle in 0..5 {
+        let mut port = XskPort::open(&area, "spin0", 0).unwrap();
+        port.set_fill_frames(1000);
+        port.refill(&mut pool);
+        assert_eq!(port.frames_owned(), 1000);
+        for number in 0..300 {
+            let mut frame = pool.take().unwrap();
+            let bytes = numbered(number);
+            frame.set_len(bytes.len());
+            frame.bytes_mut().copy_from_slice(&bytes);
+            port.send(frame).unwrap();
+            if number == 150 {
+                port.flush();
+            }
+        }
+        if cycle % 2 == 0 {
+            // Completions that were seen are in the pool again, and not in the port.
+            port.complete(&mut pool);
+        }
+        let owned = port.frames_owned();
+        assert_eq!(pool.len() + owned, FRAMES);
+        let probe = port.probe().unwrap();
+        assert!(!probe.is_dead());
+        let frames: Vec<_> = port.close(probe).into_frames().collect();
+        assert_eq!(frames.len(), owned);
+        frames.into_iter().for_each(|frame| pool.put(frame));
+    }
+    let mut places: Vec<_> = std::iter::from_fn(|| pool.take())
+        .map(|mut frame| {
+            frame.set_len(1);
+            frame.bytes().as_ptr()
+        })
+        .collect();
+    places.sort_unstable();
+    places.dedup();
+    assert_eq!(places.len(), FRAMES, "every frame is there, once");
+}
+
+#[test]
+fn a_socket_knows_when_its_interface_was_removed() {
+    let Some(namespace) = Namespace::enter() else { return };
+    let mut program = Steering::load(Side::Outside, 1, &snapshot()).unwrap();
+    program.attach(if_nametoindex("spin0").unwrap(), AttachPreference::Auto, &namespace.pins).unwrap();
+    let (area, mut pool) = FrameArea::allocate(8192).unwrap();
+    let mut port = XskPort::open(&area, "spin0", 0).unwrap();
+    port.refill(&mut pool);
+    let probe = port.probe().unwrap();
+    common::ip("link set spin0 down");
+    assert!(!probe.is_dead(), "a link that is down comes up again");
+    common::ip("link set spin0 up");
+    common::ip("link delete spin0");
+    assert!(probe.is_dead() && probe.is_dead(), "for good");
+    assert_eq!(port.close(probe).into_frames().count() + pool.len(), 8192);
+}
+
+#[test]
 fn a_queue_that_is_taken_is_refused_with_the_reason() {
     let Some(namespace) = Namespace::enter() else { return };
     let mut program = Steering::load(Side::Outside, 1, &snapshot()).unwrap();

@@ -56,6 +56,14 @@ fn links_that_flap_keep_their_sessions() -> Result<()> {
             gateway.ip(&format!("link set {device} up")).map(drop)
         })?;
     }
+    for (device, switch) in [(INSIDE, Host::SwitchInside), (OUTSIDE, Host::SwitchOutside)] {
+        let (switch, port) = (fixture.lab.namespace(switch), Host::Gateway.name());
+        require_sessions_outlive(&fixture, |fixture| {
+            switch.ip(&format!("link set {port} down"))?;
+            require_away(fixture, device, "no carrier")?;
+            switch.ip(&format!("link set {port} up")).map(drop)
+        })?;
+    }
     require_reattachments(&fixture, [0, 0])
 }
 
@@ -104,7 +112,12 @@ fn queues_that_are_added_while_the_daemon_runs_are_served() -> Result<()> {
     assert_eq!(workers.len(), 2, "workers are as many as before");
     let queues = workers.iter().map(|worker| worker["queues"].as_array().map_or(0, Vec::len)).sum::<usize>();
     assert_eq!(queues, 8, "{status}");
-    require_reattachments(&fixture, [1, 1])
+    require_reattachments(&fixture, [1, 1])?;
+    set_peer_queues(&fixture.lab, INSIDE, 2)?;
+    let refused =
+        set_queues(&fixture.lab, INSIDE, 2).expect_err("the kernel takes no queue from under a socket");
+    ensure!(refused.to_string().contains("AF_XDP"), "{refused}");
+    fixture.require_service()
 }
 
 #[test]
@@ -181,7 +194,8 @@ fn require_away(fixture: &Fixture, device: &str, reason: &str) -> Result<()> {
         let is_told = told["awaySeconds"].is_u64()
             && told["trouble"].as_str().is_some_and(|trouble| trouble.contains(reason));
         Ok(is_told.then_some(()))
-    })?;
+    })
+    .with_context(|| format!("{:?}\n{}", fixture.gateway.status(), fixture.gateway.log()))?;
     let text = fixture.gateway.installation().cli(&["status"])?;
     ensure!(text.contains(&format!("{device} is away since")), "{text}");
     Ok(())

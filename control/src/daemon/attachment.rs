@@ -81,7 +81,7 @@ impl Gateway {
         let is_new = matches!(attached, Ok(true));
         let trouble = match attached {
             Err(error) => Some(format!("{:#}", anyhow::Error::from(error))),
-            Ok(_) => self.facts.port(&self.constants.interfaces, side).err().map(|error| error.to_string()),
+            Ok(_) => self.trouble_with(side),
         };
         let known = self.attachments[side.index()].trouble();
         let (was_away, is_usable, side_name) = (known.is_some(), trouble.is_none(), side.name());
@@ -97,6 +97,18 @@ impl Gateway {
             info!(interface = name, "the {side_name} interface is back after {:.1} s", away.as_secs_f64());
         }
         is_usable && (was_away || is_new)
+    }
+
+    /// Returns why an interface that the sockets fit is not usable.
+    fn trouble_with(&self, side: Side) -> Option<String> {
+        match self.facts.port(&self.constants.interfaces, side) {
+            Ok((link, _)) if link.carrier => None,
+            Ok((link, _)) => {
+                let (side, name) = (side.name(), &link.name);
+                Some(format!("{side}.interface: {name:?} has no carrier; look at its cable"))
+            }
+            Err(error) => Some(error.to_string()),
+        }
     }
 
     /// Brings the sockets to what the interface is; tells whether they were opened anew.

@@ -96,6 +96,7 @@ fn facts() -> Facts {
         mac: Some(MacAddr6::new(2, 0, 0, 0, 0, u8::try_from(index).unwrap())),
         mtu: 1500,
         up: true,
+        carrier: true,
         macvlan_parent,
     };
     let address = |link, address: [u8; 4]| Address {

@@ -24,6 +24,8 @@ pub struct Link {
     pub mtu: u32,
     /// Whether it is set up.
     pub up: bool,
+    /// Whether there is somebody at the other end of the cable.
+    pub carrier: bool,
     /// Index of the link that this one is a macvlan of.
     pub macvlan_parent: Option<u32>,
 }
@@ -61,6 +63,7 @@ impl Link {
             mac: None,
             mtu: 0,
             up: message.header.flags.contains(LinkFlags::Up),
+            carrier: message.header.flags.contains(LinkFlags::LowerUp),
             macvlan_parent: None,
         };
         let (mut macvlan, mut elsewhere) = (false, false);

@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 
 use super::{EGRESS, answer, ends};
+use crate::io::sim::Faults;
 use crate::mailbox::Notice;
 use crate::snapshot::Side::{self, Inside, Outside};
 use crate::testing::rig::{Rig, Size, check_sent};
@@ -15,10 +16,12 @@ use crate::testing::{gateway, udp_frame};
 use crate::verdict::DropReason;
 
 /// Queues of each worker, inside and outside.
-type Queues = Vec<[usize; 2]>;
+pub(super) type Queues = Vec<[usize; 2]>;
+
+const SOUND: (Faults, u64) = (Faults { loss: 0, duplication: 0, reordering: 0 }, 1);
 
 /// Every number of queues from none to two for each worker, but at least one in all on each side.
-fn any_queues() -> impl Strategy<Value = Queues> {
+pub(super) fn any_queues() -> impl Strategy<Value = Queues> {
     let of_workers = |workers| prop::collection::vec([0usize..3, 0usize..3], workers);
     let queues = prop_oneof![of_workers(4), of_workers(8)];
     (queues, any::<Index>(), any::<Index>()).prop_map(|(mut queues, inside, outside)| {
@@ -32,7 +35,7 @@ fn any_queues() -> impl Strategy<Value = Queues> {
 }
 
 /// Returns every queue of a side: its worker, and its number there.
-fn all_of(queues: &Queues, side: Side) -> Vec<(usize, usize)> {
+pub(super) fn all_of(queues: &Queues, side: Side) -> Vec<(usize, usize)> {
     let of_worker = |(worker, queues): (usize, &[usize; 2])| {
         (0..queues[side.index()]).map(move |queue| (worker, queue)).collect::<Vec<_>>()
     };
@@ -63,7 +66,7 @@ proptest! {
         arrivals in prop::collection::vec((0u8..12, any::<Index>(), any::<Index>()), 1..200),
     ) {
         let (inside, outside) = (all_of(&queues, Inside), all_of(&queues, Outside));
-        let mut rig = Rig::with_queues(gateway().spec(), Size::USUAL, &queues);
+        let mut rig = Rig::with_queues(gateway().spec(), Size::USUAL, &queues, SOUND);
         // The first worker may have announced by way of others.
         let mut expected = hand_overs(&rig);
         let mut way_of_pod = HashMap::new();
@@ -105,7 +108,7 @@ proptest! {
 /// Makes `workers` workers of which the first alone has a queue outside, and all have one inside.
 fn one_way_out(workers: usize, size: Size) -> Rig {
     let queues: Vec<_> = (0..workers).map(|worker| [1, usize::from(worker == 0)]).collect();
-    Rig::with_queues(gateway().spec(), size, &queues)
+    Rig::with_queues(gateway().spec(), size, &queues, SOUND)
 }
 
 #[test]
@@ -158,7 +161,7 @@ fn a_frame_that_its_sender_has_no_room_for_is_a_counted_drop() {
 #[test]
 fn what_is_refused_is_answered_by_whoever_has_the_queue() {
     let queues = vec![[1, 1], [0, 1], [0, 0], [0, 1]];
-    let mut rig = Rig::with_queues(gateway().spec(), Size::USUAL, &queues);
+    let mut rig = Rig::with_queues(gateway().spec(), Size::USUAL, &queues, SOUND);
     // A protocol that is not translated, and a packet that may not leave: both come in and are answered by worker 0 or
     // by way of it.
     for pod in 0..16u8 {
@@ -175,7 +178,7 @@ fn what_is_refused_is_answered_by_whoever_has_the_queue() {
 
 #[test]
 fn sessions_outlive_the_queues_that_they_came_by() {
-    let mut rig = Rig::with_queues(gateway().spec(), Size::USUAL, &[[1, 1], [1, 0], [0, 1], [0, 0]]);
+    let mut rig = Rig::with_queues(gateway().spec(), Size::USUAL, &[[1, 1], [1, 0], [0, 1], [0, 0]], SOUND);
     let mut ways = HashMap::new();
     let layouts: [(Side, [usize; 4]); 6] = [
         (Outside, [0, 0, 2, 0]),
@@ -242,7 +245,7 @@ fn while_no_worker_has_a_queue_frames_are_dropped_and_counted() {
 
 #[test]
 fn neighbours_hear_again_who_answers_when_the_control_side_says_so() {
-    let mut rig = Rig::with_queues(gateway().spec(), Size::USUAL, &[[1, 1], [1, 0]]);
+    let mut rig = Rig::with_queues(gateway().spec(), Size::USUAL, &[[1, 1], [1, 0]], SOUND);
     for (side, addresses) in [
         (Inside, [[192, 168, 99, 13], [192, 168, 99, 14]]),
         (Outside, [[192, 168, 55, 113], [192, 168, 55, 114]]),

@@ -6,13 +6,15 @@ use std::time::Duration;
 use conntrack::Protocol::Udp;
 use conntrack::{TcpFlags, TenantId};
 use proptest::prelude::*;
+use proptest::sample::Index;
 
+use super::queues::{all_of, any_queues};
 use super::{EGRESS, RED_EGRESS, SYN_ACK, answer, ends, leave, only};
 use crate::io::sim::Faults;
 use crate::snapshot::Side::{self, Inside, Outside};
 use crate::snapshot::UnsolicitedSyn;
 use crate::testing::fragments::{fragment, packet};
-use crate::testing::rig::{Rig, check_checksums, check_source};
+use crate::testing::rig::{Rig, Size, check_checksums, check_source};
 use crate::testing::{echo_frame, gateway, icmp_error_about, raw_frame, tcp_frame, udp_frame};
 use crate::verdict::DropReason;
 
@@ -96,7 +98,7 @@ fn a_worker_goes_on_after_a_panic_and_keeps_its_sessions() {
 
 #[derive(Clone, Debug)]
 struct AnyFrame {
-    worker: usize,
+    arrives_by: Index,
     side: Side,
     bytes: Vec<u8>,
     is_whole: bool,
@@ -145,13 +147,13 @@ fn any_frame() -> impl Strategy<Value = AnyFrame> {
         }
     });
     let noise = prop_oneof![4 => Just(None), 1 => (any::<prop::sample::Index>(), any::<u8>()).prop_map(Some)];
-    (0usize..3, frame, noise).prop_map(|(worker, (side, mut frame), noise)| {
+    (any::<Index>(), frame, noise).prop_map(|(arrives_by, (side, mut frame), noise)| {
         let is_whole = noise.is_none();
         if let Some((at, byte)) = noise {
             let at = at.index(frame.len());
             frame[at] = byte;
         }
-        AnyFrame { worker, side, bytes: frame, is_whole }
+        AnyFrame { arrives_by, side, bytes: frame, is_whole }
     })
 }
 
@@ -160,14 +162,16 @@ proptest! {
     #[test]
     fn frames_in_are_frames_out_or_counted_drops(
         frames in prop::collection::vec(any_frame(), 1..120),
+        queues in any_queues(),
         seed in 1u64..,
     ) {
         let faults = Faults { loss: 20, duplication: 20, reordering: 40 };
         let answering = gateway().change(|spec| spec.tcp.unsolicited_syn = UnsolicitedSyn::Unreachable);
-        let mut rig = Rig::with(answering.spec(), 3, faults, seed);
+        let mut rig = Rig::with_queues(answering.spec(), Size::USUAL, &queues, (faults, seed));
         let mut sent = 0;
         for (index, frame) in frames.iter().enumerate() {
-            rig.inject(frame.worker, frame.side, &frame.bytes);
+            let arrives_by = frame.arrives_by.get(&all_of(&queues, frame.side)).to_owned();
+            rig.inject_by(arrives_by, frame.side, &frame.bytes);
             rig.run();
             for leaves_by in Side::BOTH {
                 for bytes in rig.take(leaves_by) {

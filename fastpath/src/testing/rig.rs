@@ -109,12 +109,7 @@ impl Rig {
 
     /// Makes workers on wires with faults, and lets them turn once.
     pub(crate) fn of_size(spec: SnapshotSpec, size: Size, faults: Faults, seed: u64) -> Self {
-        let (_area, frames) = FrameArea::allocate(usize::from(size.workers) * size.frames).unwrap();
-        let mut rig = Self::assemble(spec, size, faults, seed, frames);
-        rig.run();
-        // Announcements of the first snapshot.
-        Side::BOTH.iter().for_each(|side| drop(rig.take(*side)));
-        rig
+        Self::with_queues(spec, size, &vec![[1, 1]; usize::from(size.workers)], (faults, seed))
     }
 
     /// Makes workers that share these frames, as many as their size asks for; they have not turned yet.
@@ -130,12 +125,17 @@ impl Rig {
     }
 
     /// Makes workers of which each has so many queues inside and outside, and lets them turn once.
-    #[cfg(test)]
-    pub(crate) fn with_queues(spec: SnapshotSpec, size: Size, queues: &[[usize; 2]]) -> Self {
+    pub(crate) fn with_queues(
+        spec: SnapshotSpec,
+        size: Size,
+        queues: &[[usize; 2]],
+        faults: (Faults, u64),
+    ) -> Self {
         let size = Size { workers: u16::try_from(queues.len()).unwrap(), ..size };
         let (_area, frames) = FrameArea::allocate(queues.len() * size.frames).unwrap();
-        let mut rig = Self::assemble_with(spec, size, queues, (Faults::default(), 1), frames);
+        let mut rig = Self::assemble_with(spec, size, queues, faults, frames);
         rig.run();
+        // Announcements of the first snapshot.
         Side::BOTH.iter().for_each(|side| drop(rig.take(*side)));
         rig
     }
