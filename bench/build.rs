@@ -1,10 +1,10 @@
-//! Compiles the generator's and the sink's XDP programs.
+//! Compiles the XDP programs: the generator's, the sink's and the raw forwarder's.
 
 use std::env;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const PROGRAMS: [&str; 2] = ["generate", "sink"];
+const PROGRAMS: [&str; 3] = ["generate", "redirect", "sink"];
 
 fn main() {
     let out_dir = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));

@@ -12,7 +12,7 @@ use crate::machine::Machine;
 use crate::report::{Destinations, Part, Report};
 use crate::system::Setup;
 use crate::topology::Cores;
-use crate::{engine, first_frame, idle, namespace, nodes, ports, system, wire};
+use crate::{engine, first_frame, idle, namespace, nodes, ports, raw, system, wire};
 
 /// Measures Spillway beside its peers in the same run, in network namespaces of its own
 #[derive(Debug, Parser)]
@@ -62,6 +62,9 @@ enum Measurement {
     ///
     /// Example: spillway-bench nodes --count 5000 --changes 100
     Nodes(nodes::Options),
+    /// Forwards frames as the peer raw-afxdp of other measurements
+    #[command(hide = true)]
+    ForwardRaw(raw::Options),
 }
 
 impl Cli {
@@ -71,6 +74,9 @@ impl Cli {
             bail!("measurements make network namespaces and load XDP programs; run as root");
         }
         wait::notice_signals()?;
+        if let Measurement::ForwardRaw(options) = &self.measurement {
+            return raw::forward(options);
+        }
         namespace::remove_stale()?;
         system::remove_stale()?;
         let cores = Cores::plan(thread::available_parallelism()?.get())?;
@@ -86,6 +92,7 @@ impl Cli {
             }
             Measurement::Ports(options) => Part::of("ports", &ports::measure(options)?),
             Measurement::Nodes(options) => Part::of("nodes", &nodes::measure(options, cores, &setup)?),
+            Measurement::ForwardRaw(_) => unreachable!("it was dealt with before"),
         };
         let command = env::args().collect();
         let report = Report { machine, command, seed: self.common.seed, parts: vec![part?] };
@@ -111,7 +118,7 @@ impl Cli {
         match &self.measurement {
             Measurement::Wire(options) => options.needs_spillway(),
             Measurement::Idle(_) | Measurement::FirstFrame(_) | Measurement::Nodes(_) => true,
-            Measurement::Engine(_) | Measurement::Ports(_) => false,
+            Measurement::Engine(_) | Measurement::Ports(_) | Measurement::ForwardRaw(_) => false,
         }
     }
 }

@@ -20,6 +20,8 @@ mod engine;
 mod first_frame;
 /// Which five-tuples are sent, and in which order.
 mod flows;
+/// How long frames are.
+mod frames;
 /// Sends live frames from an XDP test run.
 mod generator;
 /// Measures the processor time of an idle daemon.
@@ -32,9 +34,13 @@ mod namespace;
 mod napi;
 /// Measures how fast the gateway follows a cluster's nodes.
 mod nodes;
+/// Keeps a rate.
+mod pacer;
 /// Measures what the last outside ports cost.
 mod ports;
-/// Results on the terminal and in a file.
+/// A forwarder on the same sockets that leaves everything but MACs alone.
+mod raw;
+/// Results on the terminal, in a file and on a page.
 mod report;
 /// Counts what arrives at the far end.
 mod sink;

@@ -96,7 +96,7 @@ impl Findings for Results {
             [row.workers.to_string()].into_iter().chain(costs).collect()
         });
         let axis = |label: &str| Axis { label: label.to_owned(), is_logarithmic: false };
-        let bars = self.rows.iter().map(|row| (format!("{} workers", row.workers), vec![row.p50.median]));
+        let bars = self.rows.iter().map(|row| (format!("workers: {}", row.workers), vec![row.p50.median]));
         let chart = Chart {
             title: "A session until the last port is taken, p50".to_owned(),
             x: axis("workers"),

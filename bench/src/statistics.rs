@@ -31,6 +31,19 @@ impl Summary {
     }
 }
 
+/// Writes a number with a comma between thousands.
+pub(crate) fn group_digits(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -45,6 +58,13 @@ mod tests {
         ];
         for (values, median, minimum, maximum) in cases {
             assert_eq!(Summary::of(values), Summary { median, minimum, maximum }, "{values:?}");
+        }
+    }
+
+    #[test]
+    fn thousands_are_apart() {
+        for (number, text) in [(0, "0"), (999, "999"), (1024, "1,024"), (4_128_768, "4,128,768")] {
+            assert_eq!(group_digits(number), text);
         }
     }
 }

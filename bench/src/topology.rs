@@ -30,9 +30,11 @@ pub(crate) const SERVER: &str = "192.168.55.13";
 /// The asking and the answering end of the link without a gateway.
 pub(crate) const DIRECT: [&str; 2] = ["192.168.56.21", "192.168.56.13"];
 
-const SERVER_MAC: MacAddr6 = MacAddr6::new(0x02, 0, 0, 0, 0, 0x13);
-const OUTSIDE_MAC: MacAddr6 = MacAddr6::new(0x02, 0, 0, 0, 0, 0x12);
-const INSIDE_MAC: MacAddr6 = MacAddr6::new(0x02, 0, 0, 0, 0, 0x11);
+/// The server's link.
+pub(crate) const SERVER_MAC: MacAddr6 = MacAddr6::new(0x02, 0, 0, 0, 0, 0x13);
+/// The gateway's links.
+pub(crate) const OUTSIDE_MAC: MacAddr6 = MacAddr6::new(0x02, 0, 0, 0, 0, 0x12);
+pub(crate) const INSIDE_MAC: MacAddr6 = MacAddr6::new(0x02, 0, 0, 0, 0, 0x11);
 
 /// At 5 Mpps a veth's ring of 256 frames is full after 51 µs.
 const SINK_INTERVAL: Duration = Duration::from_micros(40);

@@ -8,8 +8,8 @@ use super::{Chart, Series};
 const WIDTH: u32 = 960;
 const HEIGHT: u32 = 380;
 const BAR_HEIGHT: u32 = 30;
-const LETTER_WIDTH: f64 = 7.5;
-const FONT: (&str, i32) = ("sans-serif", 14);
+const LETTER_WIDTH: f64 = 8.0;
+const FONT: (&str, i32) = ("sans-serif", 17);
 
 /// Stand-ins for the page's colours of axes and grid; `page.rs` names them in its style sheet.
 const INK: RGBColor = RGBColor(1, 2, 3);
@@ -62,7 +62,7 @@ fn draw_lines(area: &Area, chart: &Chart, lines: &[(String, Vec<(f64, f64)>)]) -
     let points = || lines.iter().flat_map(|(_, points)| points);
     let x = Scale::fit(points().map(|point| point.0), chart.x.is_logarithmic);
     let y = Scale::fit(points().map(|point| point.1), chart.y.is_logarithmic).starting_at_zero();
-    let mut plot = plan(area, x, y, 60)?;
+    let mut plot = plan(area, x, y, 68)?;
     plot.configure_mesh()
         .x_desc(&chart.x.label)
         .y_desc(&chart.y.label)
@@ -70,6 +70,7 @@ fn draw_lines(area: &Area, chart: &Chart, lines: &[(String, Vec<(f64, f64)>)]) -
         .bold_line_style(GRID)
         .max_light_lines(0)
         .label_style(FONT)
+        .axis_desc_style(FONT)
         .draw()
         .map_err(drawing)?;
     for (index, (_, points)) in lines.iter().enumerate() {
@@ -99,6 +100,7 @@ fn draw_bars(area: &Area, chart: &Chart, bars: &[(String, Vec<f64>)]) -> Result<
         .max_light_lines(0)
         .disable_y_mesh()
         .label_style(FONT)
+        .axis_desc_style(FONT)
         .draw()
         .map_err(drawing)?;
     for ((_, parts), row) in bars.iter().rev().zip(0_u32..) {
@@ -111,7 +113,7 @@ fn draw_bars(area: &Area, chart: &Chart, bars: &[(String, Vec<f64>)]) -> Result<
             plot.draw_series([bar]).map_err(drawing)?;
             left = right;
         }
-        let text = Text::new(format!(" {}", short(sum)), (left, row + 0.72), FONT);
+        let text = Text::new(format!("\u{2002}{}", short(sum)), (left, row + 0.72), FONT);
         plot.draw_series([text]).map_err(drawing)?;
     }
     area.present().map_err(drawing)
@@ -121,7 +123,7 @@ fn draw_bars(area: &Area, chart: &Chart, bars: &[(String, Vec<f64>)]) -> Result<
 fn plan<'a, 'b>(area: &Area<'b>, x: Scale, y: Scale, margin: u32) -> Result<Plot<'a, 'b>> {
     ChartBuilder::on(area)
         .margin(12)
-        .x_label_area_size(46)
+        .x_label_area_size(50)
         .y_label_area_size(margin)
         .build_cartesian_2d(x, y)
         .map_err(drawing)

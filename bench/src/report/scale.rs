@@ -86,7 +86,11 @@ impl Ranged for Scale {
         limit.0 + (share * f64::from(limit.1 - limit.0)).round() as i32
     }
 
-    fn key_points<Hint: KeyPointHint>(&self, _: Hint) -> Vec<f64> {
+    fn key_points<Hint: KeyPointHint>(&self, hint: Hint) -> Vec<f64> {
+        // There are no lines between the ticks.
+        if hint.weight().allow_light_points() {
+            return Vec::new();
+        }
         self.ticks.iter().map(|tick| self.value(*tick)).collect()
     }
 

@@ -9,17 +9,46 @@ const MARK: u32 = 13;
 const MAXIMUM: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
 const BUCKETS: &str = "/proc/sys/net/netfilter/nf_conntrack_buckets";
 
+/// How long the kernel keeps a UDP session that was never answered, in seconds: as long as Spillway does. With the
+/// kernel's own 30 s, flows whose turn is rare would be new each time.
+const UDP_TIMEOUT: u32 = 300;
+
 /// Forwards and translates: a macvlan link with the tenant's MAC and gateway address, a mark on what
 /// comes in by it, source NAT by mark.
-pub(super) fn translate(topology: &Topology) -> Result<()> {
+pub(super) fn translate_by_mark(topology: &Topology) -> Result<()> {
     accept_tenant(topology)?;
     let gateway = &topology.gateway;
     let (tenant, outside) = (tenant_device(topology), topology.outside_device());
-    gateway.ip(&format!("addr add {EGRESS}/32 dev {outside}"))?;
     gateway.run(&format!("iptables -t mangle -A PREROUTING -i {tenant} -j MARK --set-mark {MARK}"))?;
     gateway.run(&format!(
         "iptables -t nat -A POSTROUTING -o {outside} -m mark --mark {MARK} -j SNAT --to-source {EGRESS}"
     ))?;
+    set_up_conntrack(topology)
+}
+
+/// Forwards and translates: one rule looks the inside address up in a map of egress addresses. No mark is needed.
+pub(super) fn translate_by_map(topology: &Topology) -> Result<()> {
+    accept_tenant(topology)?;
+    let outside = topology.outside_device();
+    for words in [
+        "add table ip egress".to_owned(),
+        "add map ip egress addresses { type ipv4_addr : ipv4_addr; flags interval; }".to_owned(),
+        format!("add element ip egress addresses {{ {POD_CIDR} : {EGRESS} }}"),
+        "add chain ip egress leave { type nat hook postrouting priority srcnat; }".to_owned(),
+        format!("add rule ip egress leave oifname {outside} snat to ip saddr map @addresses"),
+    ] {
+        topology.gateway.run(&format!("nft {words}"))?;
+    }
+    set_up_conntrack(topology)
+}
+
+/// Gives the outside link the egress address, and conntrack what is fair on veth links.
+fn set_up_conntrack(topology: &Topology) -> Result<()> {
+    let gateway = &topology.gateway;
+    gateway.ip(&format!("addr add {EGRESS}/32 dev {}", topology.outside_device()))?;
+    for key in ["nf_conntrack_udp_timeout", "nf_conntrack_udp_timeout_stream"] {
+        gateway.write(&format!("/proc/sys/net/netfilter/{key}"), &UDP_TIMEOUT.to_string())?;
+    }
     // A NIC would have verified the checksum; a veth leaves it to conntrack, at the kernel's expense.
     gateway.write("/proc/sys/net/netfilter/nf_conntrack_checksum", "0")
 }
