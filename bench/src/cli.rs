@@ -12,7 +12,7 @@ use crate::machine::Machine;
 use crate::report::{Destinations, Part, Report};
 use crate::system::Setup;
 use crate::topology::Cores;
-use crate::{engine, first_frame, idle, namespace, nodes, ports, raw, system, wire};
+use crate::{engine, first_frame, idle, namespace, nodes, ports, raw, system, tcp, wire};
 
 /// Measures Spillway beside its peers in the same run, in network namespaces of its own
 #[derive(Debug, Parser)]
@@ -42,10 +42,14 @@ enum Measurement {
     ///
     /// Example: spillway-bench engine --sessions 1024 --sessions 1032192 --report engine
     Engine(engine::Options),
-    /// Throughput of small UDP datagrams over veth, at overload
+    /// Throughput of UDP over veth, at overload or without loss
     ///
-    /// Example: spillway-bench wire --flows 1024 --flows 65536 --rounds 5 --json wire.json
+    /// Example: spillway-bench wire --flows 1024 65536 --rate ndr --frames 64 imix --report wire
     Wire(wire::Options),
+    /// Bulk transfer over TCP with iperf3, the kernel with and without segmentation offload
+    ///
+    /// Example: spillway-bench tcp --streams 1 4 --seconds 10
+    Tcp(tcp::Options),
     /// Processor time of a daemon without traffic
     ///
     /// Example: spillway-bench idle --seconds 10
@@ -86,6 +90,7 @@ impl Cli {
         let part = match &self.measurement {
             Measurement::Engine(options) => Part::of("engine", &engine::measure(options, self.common.seed)?),
             Measurement::Wire(options) => Part::of("wire", &wire::measure(options, cores, &setup)?),
+            Measurement::Tcp(options) => Part::of("tcp", &tcp::measure(options, cores, &setup)?),
             Measurement::Idle(options) => Part::of("idle", &idle::measure(options, cores, &setup)?),
             Measurement::FirstFrame(options) => {
                 Part::of("first-frame", &first_frame::measure(options, cores, &setup)?)
@@ -117,7 +122,8 @@ impl Cli {
     fn needs_spillway(&self) -> bool {
         match &self.measurement {
             Measurement::Wire(options) => options.needs_spillway(),
-            Measurement::Idle(_) | Measurement::FirstFrame(_) | Measurement::Nodes(_) => true,
+            Measurement::Tcp(_) | Measurement::Idle(_) => true,
+            Measurement::FirstFrame(_) | Measurement::Nodes(_) => true,
             Measurement::Engine(_) | Measurement::Ports(_) | Measurement::ForwardRaw(_) => false,
         }
     }

@@ -48,6 +48,8 @@ mod sink;
 mod statistics;
 /// The gateways that are measured.
 mod system;
+/// Measures bulk transfers over TCP.
+mod tcp;
 /// The namespaces, links and addresses around a gateway.
 mod topology;
 /// Measures throughput over veth.

@@ -123,6 +123,7 @@ fn draw_bars(area: &Area, chart: &Chart, bars: &[(String, Vec<f64>)]) -> Result<
 fn plan<'a, 'b>(area: &Area<'b>, x: Scale, y: Scale, margin: u32) -> Result<Plot<'a, 'b>> {
     ChartBuilder::on(area)
         .margin(12)
+        .margin_right(28)
         .x_label_area_size(50)
         .y_label_area_size(margin)
         .build_cartesian_2d(x, y)

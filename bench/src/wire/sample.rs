@@ -179,11 +179,18 @@ impl Sample {
     /// Says what makes the sample less than it seems.
     pub(super) fn doubts(&self) -> Vec<&'static str> {
         let is_at_limit = self.search.as_ref().is_some_and(|found| found.is_generator_limit);
+        // The first trial is at a rate that the generator had at overload, which it need not keep.
+        let is_slow = |found: &Found| found.trials.iter().skip(1).any(|trial| !trial.kept_pace());
+        let is_slow = self.search.as_ref().is_some_and(is_slow);
         let all = [
             (self.untranslated > 0, "LEAK, datagrams left with a pod's address"),
             (
                 self.forwarded_mpps > GENERATOR_SHARE * self.offered_mpps,
                 "the generator was the bottleneck at overload",
+            ),
+            (
+                is_slow,
+                "the generator did not keep its pace in trials; was the machine busy with other things?",
             ),
             (is_at_limit, "the generator was the bottleneck of the rate without loss"),
             (

@@ -37,7 +37,8 @@ pub(super) struct Trial {
 }
 
 impl Trial {
-    fn kept_pace(&self) -> bool {
+    /// Tells whether the generator sent what was asked for.
+    pub(super) fn kept_pace(&self) -> bool {
         self.offered_mpps >= KEPT * self.wanted_mpps
     }
 }
