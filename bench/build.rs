@@ -1,13 +1,14 @@
-//! Compiles the XDP programs: the generator's, the sink's and the raw forwarder's.
+//! Compiles the XDP programs: at the ends of what is measured, and the raw forwarder's.
 
 use std::env;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const PROGRAMS: [&str; 3] = ["generate", "redirect", "sink"];
+const PROGRAMS: [&str; 4] = ["generate", "redirect", "sink", "traffic"];
 
 fn main() {
     let out_dir = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
+    println!("cargo::rerun-if-changed=bpf/headers.h");
     for program in PROGRAMS {
         let source = PathBuf::from(format!("bpf/{program}.bpf.c"));
         println!("cargo::rerun-if-changed={}", source.display());

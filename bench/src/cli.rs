@@ -12,7 +12,10 @@ use crate::machine::Machine;
 use crate::report::{Destinations, Part, Report};
 use crate::system::Setup;
 use crate::topology::Cores;
-use crate::{engine, first_frame, idle, namespace, nodes, ports, raw, system, tcp, wire};
+use crate::{
+    connections, control_plane, engine, first_frame, idle, latency, memory, namespace, nodes, ports, raw,
+    system, tcp, wire,
+};
 
 /// Measures Spillway beside its peers in the same run, in network namespaces of its own
 #[derive(Debug, Parser)]
@@ -66,6 +69,10 @@ enum Measurement {
     ///
     /// Example: spillway-bench nodes --count 5000 --changes 100
     Nodes(nodes::Options),
+    Connections(connections::Options),
+    Latency(latency::Options),
+    Control(control_plane::Options),
+    Memory(memory::Options),
     /// Forwards frames as the peer raw-afxdp of other measurements
     #[command(hide = true)]
     ForwardRaw(raw::Options),
@@ -97,6 +104,14 @@ impl Cli {
             }
             Measurement::Ports(options) => Part::of("ports", &ports::measure(options)?),
             Measurement::Nodes(options) => Part::of("nodes", &nodes::measure(options, cores, &setup)?),
+            Measurement::Connections(options) => {
+                Part::of("connections", &connections::measure(options, cores, &setup)?)
+            }
+            Measurement::Latency(options) => Part::of("latency", &latency::measure(options, cores, &setup)?),
+            Measurement::Control(options) => {
+                Part::of("control", &control_plane::measure(options, cores, &setup)?)
+            }
+            Measurement::Memory(options) => Part::of("memory", &memory::measure(options, cores, &setup)?),
             Measurement::ForwardRaw(_) => unreachable!("it was dealt with before"),
         };
         let command = env::args().collect();
@@ -124,6 +139,9 @@ impl Cli {
             Measurement::Wire(options) => options.needs_spillway(),
             Measurement::Tcp(_) | Measurement::Idle(_) => true,
             Measurement::FirstFrame(_) | Measurement::Nodes(_) => true,
+            Measurement::Connections(options) => options.needs_spillway(),
+            Measurement::Latency(options) => options.needs_spillway(),
+            Measurement::Control(_) | Measurement::Memory(_) => true,
             Measurement::Engine(_) | Measurement::Ports(_) | Measurement::ForwardRaw(_) => false,
         }
     }

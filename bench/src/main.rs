@@ -14,6 +14,10 @@
 mod cli;
 /// External programs, run to their end.
 mod command;
+/// Measures new sessions in a second.
+mod connections;
+/// Measures how fast the gateway obeys a change, and what changes cost others.
+mod control_plane;
 /// Measures the pipeline without the kernel.
 mod engine;
 /// Measures the round trip of the first frame after idle.
@@ -26,8 +30,12 @@ mod frames;
 mod generator;
 /// Measures the processor time of an idle daemon.
 mod idle;
+/// Measures round trips under load.
+mod latency;
 /// What the figures were measured on.
 mod machine;
+/// Measures what sessions take of memory.
+mod memory;
 /// Network namespaces that vanish with their owner.
 mod namespace;
 /// The kernel threads that receive a link's frames.
@@ -42,6 +50,8 @@ mod ports;
 mod raw;
 /// Results on the terminal, in a file and on a page.
 mod report;
+/// How many sessions a gateway holds, and what the kernel takes for its own.
+mod sessions;
 /// Counts what arrives at the far end.
 mod sink;
 /// Medians and spreads.
@@ -52,6 +62,8 @@ mod system;
 mod tcp;
 /// The namespaces, links and addresses around a gateway.
 mod topology;
+/// Both ends of traffic whose rate is kept, as XDP programs.
+mod traffic;
 /// Measures throughput over veth.
 mod wire;
 

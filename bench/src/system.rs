@@ -17,8 +17,8 @@ mod spillway;
 
 use kernel::ConntrackLimits;
 use raw::RawForwarder;
-pub(crate) use spillway::Daemon;
 pub(crate) use spillway::remove_stale;
+pub(crate) use spillway::{Daemon, Wishes};
 
 /// A gateway that can be measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]

@@ -13,6 +13,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 use tokio::net::UnixStream;
+use tokio::runtime::Runtime;
 use tokio::time::timeout;
 
 use crate::api::types::ErrorBody;
@@ -133,6 +134,48 @@ impl Client {
             io::ErrorKind::PermissionDenied => ClientError::Forbidden { path },
             _ => ClientError::NoDaemon { path, source },
         }
+    }
+}
+
+/// A control socket for programs without a runtime: every call waits for its answer.
+#[derive(Debug)]
+pub struct BlockingClient {
+    client: Client,
+    runtime: Runtime,
+}
+
+impl BlockingClient {
+    /// Returns a client of the daemon behind a socket; nothing is sent yet.
+    ///
+    /// # Errors
+    /// When the kernel gives no descriptors for it.
+    pub fn new(socket: &Path) -> io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        Ok(Self { client: Client::new(socket), runtime })
+    }
+
+    /// As [`Client::get`].
+    ///
+    /// # Errors
+    /// When the daemon does not answer, or refuses.
+    pub fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        self.runtime.block_on(self.client.get(path))
+    }
+
+    /// As [`Client::put`].
+    ///
+    /// # Errors
+    /// When the daemon does not answer, or refuses.
+    pub fn put<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, ClientError> {
+        self.runtime.block_on(self.client.put(path, body))
+    }
+
+    /// As [`Client::delete`].
+    ///
+    /// # Errors
+    /// When the daemon does not answer, or refuses.
+    pub fn delete(&self, path: &str) -> Result<(), ClientError> {
+        self.runtime.block_on(self.client.delete(path))
     }
 }
 

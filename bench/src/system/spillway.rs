@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use control::demo::process::Process;
 use serde::Serialize;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::Setup;
@@ -15,6 +16,16 @@ use crate::topology::{EGRESS, NODE, POD_CIDR, TENANT_GATEWAY, Topology};
 
 const BPFFS: &str = "/sys/fs/bpf";
 const READY_WITHIN: Duration = Duration::from_secs(20);
+
+/// What is asked of a daemon beside the usual.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Wishes {
+    /// Entries of the session table.
+    pub(crate) capacity: Option<u32>,
+    /// Tenants of the control socket that an earlier daemon would have saved, as the API has them.
+    pub(crate) saved_tenants: Vec<Value>,
+    pub(crate) ready_within: Option<Duration>,
+}
 
 /// The daemon, with one worker on the gateway's core; dropped, it is stopped and leaves nothing behind.
 #[derive(Debug)]
@@ -27,23 +38,44 @@ pub(crate) struct Daemon {
 impl Daemon {
     /// Starts the daemon in the topology's gateway and waits until it answers on its control socket.
     pub(super) fn start(topology: &Topology, setup: &Setup) -> Result<Self> {
-        let mut daemon = Self::launch(topology, setup, None)?;
-        daemon.wait_until_ready(&setup.spillway)?;
+        Self::start_with(topology, setup, &Wishes::default())
+    }
+
+    /// Starts the daemon as somebody wishes, and waits until it answers on its control socket.
+    pub(crate) fn start_with(topology: &Topology, setup: &Setup, wishes: &Wishes) -> Result<Self> {
+        let mut daemon = Self::launch(topology, setup, None, wishes)?;
+        daemon.wait_until_ready(&setup.spillway, wishes.ready_within.unwrap_or(READY_WITHIN))?;
         Ok(daemon)
+    }
+
+    /// Returns the control socket's path.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.directory.path().join("control.sock")
     }
 
     /// Starts the daemon in the topology's gateway, to follow the cluster of a kubeconfig, and does not wait.
     pub(crate) fn launch_for_cluster(topology: &Topology, setup: &Setup, kubeconfig: &Path) -> Result<Self> {
-        Self::launch(topology, setup, Some(kubeconfig))
+        Self::launch(topology, setup, Some(kubeconfig), &Wishes::default())
     }
 
-    fn launch(topology: &Topology, setup: &Setup, kubeconfig: Option<&Path>) -> Result<Self> {
+    fn launch(
+        topology: &Topology,
+        setup: &Setup,
+        kubeconfig: Option<&Path>,
+        wishes: &Wishes,
+    ) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix(PREFIX).tempdir()?;
         let pins = Path::new(BPFFS).join(format!("{PREFIX}{}", topology.tag));
         let config = directory.path().join("spillway.toml");
         let mut content = Config::of(topology, setup, directory.path(), &pins);
         if let Some(kubeconfig) = kubeconfig {
             content.follow_cluster(kubeconfig);
+        }
+        content.sessions.capacity = wishes.capacity.unwrap_or(content.sessions.capacity);
+        if !wishes.saved_tenants.is_empty() {
+            let saved = json!({ "tenants": wishes.saved_tenants });
+            fs::create_dir_all(&content.control.state_dir)?;
+            fs::write(content.control.state_dir.join("tenants.json"), saved.to_string())?;
         }
         fs::write(&config, toml::to_string(&content)?)?;
         // `ip netns exec` would hide bpffs, and the pins with it.
@@ -64,10 +96,10 @@ impl Daemon {
         self.process.id()
     }
 
-    fn wait_until_ready(&mut self, spillway: &Path) -> Result<()> {
-        let socket = self.directory.path().join("control.sock").display().to_string();
+    fn wait_until_ready(&mut self, spillway: &Path, within: Duration) -> Result<()> {
+        let socket = self.socket().display().to_string();
         let spillway = spillway.display().to_string();
-        self.process.until("spillway answers on its control socket", READY_WITHIN, || {
+        self.process.until("spillway answers on its control socket", within, || {
             let status = output(&[&spillway, "status", "--socket", &socket, "--json"])?.status;
             Ok(status.success().then_some(()))
         })
