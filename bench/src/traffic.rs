@@ -270,7 +270,8 @@ impl Traffic {
         })
     }
 
-    /// Returns the round trips of these probes, of which there are at most [`SAMPLES`], in nanoseconds; nothing for those that did not come back.
+    /// Returns the round trips of these probes, numbers below [`SAMPLES`], in nanoseconds; nothing for those that
+    /// did not come back.
     pub(crate) fn round_trips(&self, probes: Range<u64>) -> Result<Vec<Option<u64>>> {
         let times = probes.map(|number| {
             let time = self.round_trips.get(&u32::try_from(number)?, 0)?;
