@@ -167,9 +167,10 @@ impl StateDir {
     fn save<T: Serialize>(&self, file: &str, value: &T) -> Result<(), StateError> {
         let path = self.0.join(file);
         let write = || {
+            let mut text = serde_json::to_vec_pretty(value)?; // the file takes a system call for each write
+            text.push(b'\n');
             let mut writer = AtomicWriteFile::open(&path)?;
-            serde_json::to_writer_pretty(&mut writer, value)?;
-            writer.write_all(b"\n")?;
+            writer.write_all(&text)?;
             writer.commit() // syncs the file before it takes the old one's place, and the directory after
         };
         write().map_err(|source| StateError::Write { path: path.clone(), source })
