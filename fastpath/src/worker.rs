@@ -9,6 +9,7 @@
 mod fragmenting;
 mod lane;
 mod loans;
+mod patience;
 mod ports;
 mod recovery;
 
@@ -29,9 +30,9 @@ use crate::listing::Listing;
 use crate::mailbox::{HandedFrame, Mailbox, Notice, RequestQueue, Task};
 use crate::pipeline::{Engine, Outcome};
 use crate::snapshot::{Side, Snapshot};
-use crate::stray::{FOR_OPENING, release_syn};
+use crate::stray::FOR_OPENING;
 use crate::verdict::{DatagramErrand, DropReason, Errand, Lending, Verdict};
-use crate::waiting::{FOR_NEIGHBOURS, WaitingFrame, WaitingRoom};
+use crate::waiting::{FOR_NEIGHBOURS, WaitingRoom};
 pub use ports::{Port, PortChange};
 use ports::{Unsent, tx_ports};
 
@@ -43,8 +44,6 @@ const EXPIRED_PER_TURN: usize = 64;
 const ANNOUNCED_PER_TURN: usize = 16;
 /// Frames sent for other workers in one turn, beside the batch: each costs little.
 const SENT_FOR_OTHERS_PER_TURN: usize = 256;
-/// Waiting frames given up in one turn.
-const GIVEN_UP_PER_TURN: usize = 16;
 
 /// What a worker is made of.
 #[derive(Debug)]
@@ -413,67 +412,6 @@ impl<I: FrameIo> Worker<I> {
     fn drop_frame(&mut self, frame: Frame, outcome: Outcome, reason: DropReason) {
         self.parts.engine.counters.dropped(reason, outcome.tenant);
         self.parts.pool.put(frame);
-    }
-
-    /// Tries some waiting frames under a new snapshot; those that still wait keep their deadline.
-    fn retry_waiting(&mut self, now: Tick) {
-        for _ in 0..self.untried.min(BATCH_FRAMES) {
-            self.untried -= 1;
-            let Some(waiting) = self.waiting.take_oldest() else { break };
-            let errand = waiting.errand;
-            let (outcome, waiting) =
-                self.in_hand(waiting, |engine, frame, side| engine.process(frame, side, errand, now));
-            if let Verdict::Wait(next_hop) = outcome.verdict {
-                let has_asked = waiting.has_asked && self.parts.requests.ask(next_hop);
-                let (arrival, errand) = (outcome.side, outcome.errand.again());
-                self.waiting.put_back(WaitingFrame {
-                    arrival,
-                    errand,
-                    awaited: next_hop,
-                    has_asked,
-                    ..waiting
-                });
-            } else {
-                self.settle(waiting.frame, outcome, Arrival { side: waiting.arrival, port: 0 }, now);
-            }
-        }
-        self.has_more |= self.untried > 0;
-    }
-
-    fn give_up_waiting(&mut self, now: Tick) {
-        for _ in 0..GIVEN_UP_PER_TURN {
-            let Some(waiting) = self.waiting.take_overdue(now) else { return };
-            let (outcome, waiting) =
-                self.in_hand(waiting, |engine, frame, side| engine.give_up(frame, side, now));
-            self.settle(waiting.frame, outcome, Arrival { side: waiting.arrival, port: 0 }, now);
-        }
-        self.has_more = true;
-    }
-
-    /// Decides about some SYNs that were held long enough.
-    fn release_syns(&mut self, now: Tick) {
-        for _ in 0..GIVEN_UP_PER_TURN {
-            let Some(held) = self.held_syns.take_overdue(now) else { return };
-            let (key, tenant) = (held.awaited, held.tenant);
-            let (outcome, held) =
-                self.in_hand(held, |engine, frame, _| release_syn(engine, frame, &key, tenant, now));
-            self.settle(held.frame, outcome, Arrival { side: held.arrival, port: 0 }, now);
-        }
-        self.has_more = true;
-    }
-
-    /// Works on a frame that waited while it is in the batch, where [`Worker::recover`] finds it.
-    fn in_hand<T>(
-        &mut self,
-        waiting: WaitingFrame<T>,
-        work: impl FnOnce(&mut Engine, &mut Frame, Side) -> Outcome,
-    ) -> (Outcome, WaitingFrame<T>) {
-        let WaitingFrame { frame, arrival, .. } = waiting;
-        self.batch.push_back(frame);
-        let frame = self.batch.back_mut().expect("it was put there");
-        let outcome = work(&mut self.parts.engine, frame, arrival);
-        let frame = self.batch.pop_back().expect("it was put there");
-        (outcome, WaitingFrame { frame, ..waiting })
     }
 
     fn announce(&mut self) {
