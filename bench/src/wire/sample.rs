@@ -75,7 +75,9 @@ pub(super) fn measure(
     let bench = Bench { topology: &topology, generator, sink, translates: system.translates() };
 
     bench.generator.flood()?;
-    let warm = bench.warm_up(u64::from(case.flows.count()) * WARM_ROUNDS)?;
+    // Who translates nothing keeps no sessions.
+    let flows = if bench.translates { case.flows.count() } else { 1 };
+    let warm = bench.warm_up(u64::from(flows) * WARM_ROUNDS)?;
     let mut sample = Sample { warm, ..bench.overload(plan.duration)? };
     if sample.forwarded_mpps <= 0.0 {
         bail!("{} forwarded nothing at {} flows", system.name(), case.flows);
