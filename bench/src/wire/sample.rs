@@ -20,6 +20,12 @@ const POLL: Duration = Duration::from_millis(20);
 const QUIET: Duration = Duration::from_millis(60);
 const QUIET_WITHIN: Duration = Duration::from_secs(2);
 
+/// A search begins with so much more than came through at overload, which may be less than without loss.
+const FIRST_TRIAL: f64 = 2.0;
+
+/// A pace that is below this share of what was sent at overload should be kept.
+const EASY_PACE: f64 = 0.7;
+
 /// Above this share of what was offered, the generator may be what held the rate back.
 const GENERATOR_SHARE: f64 = 0.95;
 /// Above this share of what was forwarded, the sink lost too much to be trusted.
@@ -86,8 +92,9 @@ pub(super) fn measure(
     if plan.rate == Rate::Ndr && !case.flows.has_one_destination() {
         bench.generator.rest()?;
         bench.until_quiet()?;
-        sample.search =
-            Some(plan.search.find(sample.offered_mpps, |mpps| bench.attempt(mpps, plan.duration))?);
+        let (first, most) = (FIRST_TRIAL * sample.forwarded_mpps, sample.offered_mpps);
+        let found = plan.search.find(first, most, |mpps| bench.attempt(mpps, plan.duration))?;
+        sample.search = Some(found);
     }
     sample.untranslated = if bench.translates { bench.sink.arrived()?.untranslated } else { 0 };
     bench.generator.stop()?;
@@ -181,8 +188,8 @@ impl Sample {
     /// Says what makes the sample less than it seems.
     pub(super) fn doubts(&self) -> Vec<&'static str> {
         let is_at_limit = self.search.as_ref().is_some_and(|found| found.is_generator_limit);
-        // The first trial is at a rate that the generator had at overload, which it need not keep.
-        let is_slow = |found: &Found| found.trials.iter().skip(1).any(|trial| !trial.kept_pace());
+        let is_easy = |trial: &&Trial| trial.wanted_mpps < EASY_PACE * self.offered_mpps;
+        let is_slow = |found: &Found| found.trials.iter().filter(is_easy).any(|trial| !trial.kept_pace());
         let is_slow = self.search.as_ref().is_some_and(is_slow);
         let all = [
             (self.untranslated > 0, "LEAK, datagrams left with a pod's address"),

@@ -44,9 +44,14 @@ impl Trial {
 }
 
 impl Search {
-    /// Tries `most` first and then halves what is left; rates are in Mpps.
-    pub(super) fn find(&self, most: f64, mut trial: impl FnMut(f64) -> Result<Trial>) -> Result<Found> {
-        let (mut low, mut high, mut wanted) = (0.0, most, most);
+    /// Tries `first` and then halves what is left of everything up to `most`; rates are in Mpps.
+    pub(super) fn find(
+        &self,
+        first: f64,
+        most: f64,
+        mut trial: impl FnMut(f64) -> Result<Trial>,
+    ) -> Result<Found> {
+        let (mut low, mut high, mut wanted) = (0.0, most, first.min(most));
         let mut found = Found { mpps: 0.0, is_generator_limit: false, trials: Vec::new() };
         for _ in 0..self.trials {
             let result = trial(wanted)?;
@@ -56,7 +61,7 @@ impl Search {
                 // A rate that was not kept says nothing about rates above what was sent.
                 if result.offered_mpps > found.mpps {
                     found.mpps = result.offered_mpps;
-                    found.is_generator_limit = wanted >= most || !result.kept_pace();
+                    found.is_generator_limit = !result.kept_pace();
                 }
             } else {
                 high = wanted;
@@ -66,6 +71,7 @@ impl Search {
             }
             wanted = f64::midpoint(low, high);
         }
+        found.is_generator_limit |= high >= most && found.mpps > 0.0;
         Ok(found)
     }
 }
@@ -89,7 +95,7 @@ mod tests {
     #[test]
     fn the_limit_of_a_device_is_found() {
         for limit in [0.05, 0.4, 0.57, 1.9] {
-            let found = SEARCH.find(2.0, device(limit, 2.0)).unwrap();
+            let found = SEARCH.find(1.0, 2.0, device(limit, 2.0)).unwrap();
             let allowed = limit / (1.0 - SEARCH.loss);
             assert!(found.mpps <= allowed && found.mpps > 0.98 * limit, "{limit}: {found:?}");
             assert!(!found.is_generator_limit, "{limit}: {found:?}");
@@ -99,16 +105,18 @@ mod tests {
 
     #[test]
     fn a_device_beyond_the_generator_is_said_to_be() {
-        for generator in [2.0, 1.5] {
-            let found = SEARCH.find(2.0, device(3.0, generator)).unwrap();
-            assert_eq!((found.mpps, found.trials.len()), (generator, 1));
+        for (first, generator, trials) in [(2.0, 2.0, 1), (2.0, 1.5, 1), (1.5, 2.0, 5)] {
+            let search = Search { resolution: 0.02, ..SEARCH };
+            let found = search.find(first, 2.0, device(3.0, generator)).unwrap();
+            assert_eq!(found.trials.len(), trials);
+            assert!(found.mpps > 0.96 * generator, "{found:?}");
             assert!(found.is_generator_limit);
         }
     }
 
     #[test]
     fn a_device_that_always_loses_has_no_rate() {
-        let found = Search { trials: 8, ..SEARCH }.find(1.0, device(0.0, 1.0)).unwrap();
+        let found = Search { trials: 8, ..SEARCH }.find(1.0, 1.0, device(0.0, 1.0)).unwrap();
         assert_eq!(found.mpps, 0.0);
         assert_eq!(found.trials.len(), 8);
         assert!(!found.is_generator_limit);

@@ -69,22 +69,20 @@ fn sheet(rows: &[&Row], figure: Figure, title: &str) -> Option<Sheet> {
     let has_figure = |row: &&&Row| row.systems.iter().any(|result| figure(result).is_some());
     let rows: Vec<&Row> = rows.iter().filter(has_figure).copied().collect();
     let first = rows.first()?.systems.first()?.system;
-    let own = format!("÷ own at {}", group_digits(REFERENCE_FLOWS.into()));
-    let header = [
-        "flows, system".to_owned(),
-        format!("÷ {first}"),
-        own,
-        "Mpps".to_owned(),
-        "offered, Mpps".to_owned(),
+    let to_first = format!("÷ {first}");
+    let to_own = format!("÷ own at {}", group_digits(REFERENCE_FLOWS.into()));
+    let charts = [
+        rate_chart(&rows, figure),
+        ratio_chart(&rows, &to_first, |result| {
+            figure(result).filter(|_| result.system != first).map(|(_, compared)| compared.to_first)
+        }),
+        ratio_chart(&rows, &to_own, |result| figure(result)?.1.to_own),
     ];
     Some(Sheet {
         title: title.to_owned(),
-        header: header.to_vec(),
+        header: ["flows, system", &to_first, &to_own, "Mpps", "offered, Mpps"].map(str::to_owned).to_vec(),
         rows: rows.iter().flat_map(|row| row.systems.iter().filter_map(|r| cells(row, r, figure))).collect(),
-        charts: [rate_chart(&rows, figure), ratio_chart(&rows, figure, first)]
-            .into_iter()
-            .flatten()
-            .collect(),
+        charts: charts.into_iter().flatten().collect(),
         notes: Vec::new(),
     })
 }
@@ -122,19 +120,23 @@ fn rate_chart(rows: &[&Row], figure: Figure) -> Option<Chart> {
     })
 }
 
-/// Draws every other system beside the first, where there are several.
-fn ratio_chart(rows: &[&Row], figure: Figure, first: System) -> Option<Chart> {
+/// Draws a ratio of every system that has it in every case; nothing when none has.
+fn ratio_chart(
+    rows: &[&Row],
+    label: &str,
+    ratio: impl Fn(&SystemResult) -> Option<Summary>,
+) -> Option<Chart> {
     let bars = rows.iter().flat_map(|row| {
-        row.systems.iter().skip(1).filter_map(|result| {
-            let (_, compared) = figure(result)?;
-            Some((format!("{}, {}", row.name, result.system), vec![compared.to_first.median]))
-        })
+        let bar = |result: &SystemResult| {
+            Some((format!("{}, {}", row.name, result.system), vec![ratio(result)?.median]))
+        };
+        row.systems.iter().filter_map(bar)
     });
     let bars: Vec<_> = bars.collect();
     (!bars.is_empty()).then(|| Chart {
-        title: format!("Beside {first}"),
+        title: format!("Rate {label}"),
         x: Axis { label: "flows, system".to_owned(), is_logarithmic: false },
-        y: Axis { label: format!("÷ {first}"), is_logarithmic: false },
-        series: Series::Bars { parts: vec![format!("÷ {first}, median")], bars },
+        y: Axis { label: label.to_owned(), is_logarithmic: false },
+        series: Series::Bars { parts: vec![format!("{label}, median")], bars },
     })
 }
