@@ -11,12 +11,13 @@ use fastpath::snapshot::{RouteSpec, Side};
 use fastpath::verdict::DropReason;
 use tokio::task::block_in_place;
 
+use super::changes::Change;
 use super::gateway::Gateway;
-use crate::api::Request;
 use crate::api::types::{
     EpochStatus, FramesStatus, InterfaceStatus, KindStatus, KubernetesStatus, NoticeView, QueueStatus,
     RefusedTenantView, RouteView, SessionView, Status, TenantStatus, TenantView, WorkerStatus,
 };
+use crate::api::{Reply, Request};
 use crate::compile::sources;
 use crate::kubernetes::health::{Health, KindHealth};
 use crate::kubernetes::view::{Kind, Notice};
@@ -24,21 +25,52 @@ use crate::refusal::Refusal;
 use crate::registry::Entry;
 use crate::tenant::mac_to_text;
 
+/// Who waits for a change of a tenant.
+enum Asker {
+    Put(String, Reply<TenantView>),
+    Remove(Reply<()>),
+}
+
 impl Gateway {
-    /// Does what the API asks. An asker that went away is no error.
-    pub async fn answer(&mut self, request: Request) {
-        match request {
-            Request::Status(reply) => drop(reply.send(self.status())),
-            Request::Tenants(reply) => drop(reply.send(self.tenants())),
-            Request::Tenant(name, reply) => drop(reply.send(self.tenant(&name))),
-            Request::Routes(reply) => drop(reply.send(Ok(self.routes()))),
-            Request::Sessions(tenant, limit, reply) => drop(reply.send(self.sessions(tenant, limit))),
-            Request::PutTenant(tenant, reply) => {
-                let name = tenant.name.clone();
-                let put = self.put_tenant(tenant).await;
-                drop(reply.send(put.and_then(|()| self.tenant(&name))));
+    /// Does what the API asks, changes last and together. An asker that went away is no error.
+    ///
+    /// Nobody who waits for an answer has asked for anything after it, so no order is lost.
+    pub async fn answer(&mut self, requests: Vec<Request>) {
+        let (mut changes, mut askers) = (Vec::new(), Vec::new());
+        for request in requests {
+            match request {
+                Request::Status(reply) => drop(reply.send(self.status())),
+                Request::Tenants(reply) => drop(reply.send(self.tenants())),
+                Request::Tenant(name, reply) => drop(reply.send(self.tenant(&name))),
+                Request::Routes(reply) => drop(reply.send(Ok(self.routes()))),
+                Request::Sessions(tenant, limit, reply) => drop(reply.send(self.sessions(tenant, limit))),
+                Request::PutTenant(tenant, reply) => {
+                    askers.push(Asker::Put(tenant.name.clone(), reply));
+                    changes.push(Change::Put(Box::new(tenant)));
+                }
+                Request::RemoveTenant(name, reply) => {
+                    askers.push(Asker::Remove(reply));
+                    changes.push(Change::Remove(name));
+                }
             }
-            Request::RemoveTenant(name, reply) => drop(reply.send(self.remove_tenant(&name).await)),
+        }
+        if !changes.is_empty() {
+            let outcomes = self.change_tenants(&changes).await;
+            self.tell_outcomes(askers, outcomes);
+        }
+    }
+
+    fn tell_outcomes(&self, askers: Vec<Asker>, outcomes: Vec<Result<(), Refusal>>) {
+        let report = self.report();
+        for (asker, outcome) in askers.into_iter().zip(outcomes) {
+            match asker {
+                Asker::Put(name, reply) => {
+                    let entry = outcome.and_then(|()| self.registry.get(&name));
+                    let report = report.as_ref().map_err(Refusal::clone);
+                    drop(reply.send(entry.and_then(|entry| Ok(self.tenant_view(entry, report?)))));
+                }
+                Asker::Remove(reply) => drop(reply.send(outcome)),
+            }
         }
     }
 

@@ -14,7 +14,7 @@ use fastpath::dataplane::{DataPlane, DataPlaneOptions, NeighbourRequest, Neighbo
 use fastpath::snapshot::{Side, Snapshot};
 use tokio::sync::watch;
 use tokio::task::block_in_place;
-use tracing::{debug, error, info, warn};
+use tracing::{debug, error, warn};
 
 use super::attachment::Attachment;
 use super::cluster::ClusterSide;
@@ -30,10 +30,8 @@ use crate::netlink::facts::Facts;
 use crate::netlink::monitor::Changes;
 use crate::netlink::neighbours::Resolution;
 use crate::plan::{Addition, Needs, Plan};
-use crate::refusal::Refusal;
 use crate::registry::{Registry, Source};
 use crate::state::StateDir;
-use crate::tenant::Tenant;
 
 /// What a gateway is started with.
 pub struct Setup {
@@ -196,33 +194,6 @@ impl Gateway {
         back.iter().for_each(|side| self.data_plane.announce(*side));
     }
 
-    /// Adds or changes a tenant of the control socket, everywhere or not at all.
-    ///
-    /// # Errors
-    /// When it is refused, or the kernel, the fast path or the disk does.
-    pub async fn put_tenant(&mut self, tenant: Tenant) -> Result<(), Refusal> {
-        let host =
-            host(&self.facts, &self.return_routes, &self.constants).map_err(|error| failed(&error.into()))?;
-        let before = self.registry.clone();
-        let name = tenant.name.clone();
-        if self.registry.put(tenant, Source::ControlSocket, &host)? {
-            info!(tenant = name, "tenant put");
-            self.commit(before, &name).await?;
-        }
-        Ok(())
-    }
-
-    /// Removes a tenant of the control socket.
-    ///
-    /// # Errors
-    /// When it is not there or came from elsewhere, or the kernel, the fast path or the disk refuses.
-    pub async fn remove_tenant(&mut self, name: &str) -> Result<(), Refusal> {
-        let before = self.registry.clone();
-        self.registry.remove(name, Source::ControlSocket, Instant::now())?;
-        info!(tenant = name, "tenant removed");
-        self.commit(before, name).await
-    }
-
     /// Asks the kernel for the neighbours that workers wait for.
     pub async fn resolve(&mut self, requests: Vec<NeighbourRequest>) {
         for NeighbourRequest { side, address } in requests {
@@ -240,32 +211,6 @@ impl Gateway {
     /// Returns the workers' requests.
     pub fn neighbour_requests(&self) -> NeighbourRequests {
         self.data_plane.neighbour_requests()
-    }
-
-    /// Carries out and saves a change of one tenant, or undoes it. What is refused elsewhere is only logged.
-    async fn commit(&mut self, before: Registry, name: &str) -> Result<(), Refusal> {
-        let entries = [&before, &self.registry].into_iter().filter_map(|registry| registry.get(name).ok());
-        let stakes = Stakes::of(entries.map(|entry| &entry.tenant));
-        let refused = self.converge(&stakes).await;
-        let (own, others): (Vec<_>, Vec<_>) =
-            refused.into_iter().partition(|refused| stakes.concern(&refused.subject));
-        self.log_refusals(&others);
-        let saved = || self.state.save_tenants(self.registry.tenants_from(Source::ControlSocket));
-        let Err(error) = own.into_iter().next().map_or_else(|| Ok(saved()?), |refused| Err(refused.error))
-        else {
-            self.tell_cluster(&others);
-            if self.refuses_tenants() {
-                self.follow_cluster().await;
-            }
-            return Ok(());
-        };
-        self.registry = before;
-        for second in self.converge(&Stakes::default()).await {
-            if stakes.concern(&second.subject) {
-                error!("the change was not undone completely: {:#}", second.error);
-            }
-        }
-        Err(failed(&error))
     }
 
     async fn withdraw(&mut self) -> anyhow::Result<()> {
@@ -326,7 +271,7 @@ impl Gateway {
         self.log_refusals(refused);
     }
 
-    fn log_refusals(&mut self, refused: &[Refused]) {
+    pub(super) fn log_refusals(&mut self, refused: &[Refused]) {
         if refused.is_empty() {
             self.last_trouble.clear();
         }
@@ -348,8 +293,4 @@ impl Gateway {
             self.last_trouble = trouble;
         }
     }
-}
-
-fn failed(error: &anyhow::Error) -> Refusal {
-    Refusal::Failed { message: format!("{error:#}") }
 }

@@ -5,12 +5,14 @@
 //! - [`host`]: what the process needs of the host
 //! - [`gateway`]: the running gateway
 //! - [`cluster`]: what the cluster asks for, and what came of it
+//! - [`changes`]: what people ask of tenants, carried out
 //! - [`program`]: a plan, carried out over netlink
 //! - [`publication`]: which snapshot the fast path has
 //! - [`shortage`]: new sessions that were refused for lack of room
 
 mod answers;
 mod attachment;
+mod changes;
 pub mod cluster;
 mod converge;
 pub mod gateway;
@@ -168,6 +170,7 @@ impl Daemon {
         interfaces.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut shortage = interval(SHORTAGE_INTERVAL);
         shortage.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut requests = Vec::new();
         let [terminate, interrupt] = &mut self.signals;
         loop {
             tokio::select! {
@@ -182,7 +185,9 @@ impl Daemon {
                     }
                 },
                 state = next_state(&mut self.states) => self.gateway.adopt(state).await,
-                Some(request) = self.requests.recv() => self.gateway.answer(request).await,
+                1.. = self.requests.recv_many(&mut requests, REQUESTS_IN_FLIGHT) => {
+                    self.gateway.answer(requests.split_off(0)).await;
+                }
                 readable = self.neighbours_readable.readable() => {
                     readable?.clear_ready(); // first, so that what comes meanwhile makes it readable again
                     self.gateway.resolve(self.neighbour_requests.drain()).await;
