@@ -123,7 +123,7 @@ impl Results {
         };
         let mut notes = vec![
             format!(
-                "Changes on the control socket by 16 clients, 64 tenants in turn, while a tenant that is left alone has {} \
+                "Changes on the control socket by 32 clients, 64 tenants in turn, while a tenant that is left alone has {} \
                  packets a second; those sent and those arrived are counted exactly.",
                 self.load
             ),

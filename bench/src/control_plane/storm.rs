@@ -20,7 +20,7 @@ use crate::traffic::Rate;
 /// Tenants that are changed, one after the other.
 const TENANTS: u32 = 64;
 /// Clients at the same time.
-const CLIENTS: u64 = 16;
+const CLIENTS: u64 = 32;
 /// Lets what is under way arrive before it is counted as lost.
 const DRAIN: Duration = Duration::from_millis(500);
 
