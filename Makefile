@@ -33,9 +33,10 @@ lint: dependencies ## checks format, lints and documentation
 	$(CARGO) clippy --workspace --all-targets --features spillway-fuzz/targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps
 
-bench: dependencies ## measures the gateway on this machine, shortly
+# With ARGS='engine', 'wire --flows 1024' or any other measurement it measures that instead.
+bench: dependencies ## measures the gateway on this machine beside its peers, under five minutes
 	$(CARGO) build --release -p control -p spillway-bench
-	$(SUDO) $(TARGET)/release/spillway-bench wire --short $(ARGS)
+	$(SUDO) $(TARGET)/release/spillway-bench $(or $(ARGS),short --report $(TARGET)/bench)
 
 fuzz: ## feeds anything to the parser and the pipeline, SECONDS each (60)
 	@scripts/install-deps fuzz

@@ -17,6 +17,16 @@ use crate::{
     system, tcp, wire,
 };
 
+/// What `short` measures, one after the other.
+const SHORT: [&[&str]; 6] = [
+    &["engine", "--short"],
+    &["wire", "--short"],
+    &["connections", "--short"],
+    &["latency", "--short"],
+    &["control", "--short"],
+    &["memory", "--short"],
+];
+
 /// Measures Spillway beside its peers in the same run, in network namespaces of its own
 #[derive(Debug, Parser)]
 #[command(version, about)]
@@ -41,6 +51,10 @@ struct Common {
 
 #[derive(Debug, Subcommand)]
 enum Measurement {
+    /// A short selection of the others: less than five minutes
+    ///
+    /// Example: spillway-bench short --report bench
+    Short,
     /// Cost of a packet in the pipeline alone, on wires in memory; no traffic
     ///
     /// Example: spillway-bench engine --sessions 1024 --sessions 1032192 --report engine
@@ -94,28 +108,19 @@ impl Cli {
         let flows = Flows::new(1024).with_seed(self.common.seed);
         let setup = Setup { flows, spillway: self.find_spillway()? };
         let machine = Machine::describe(&setup.spillway)?;
-        let part = match &self.measurement {
-            Measurement::Engine(options) => Part::of("engine", &engine::measure(options, self.common.seed)?),
-            Measurement::Wire(options) => Part::of("wire", &wire::measure(options, cores, &setup)?),
-            Measurement::Tcp(options) => Part::of("tcp", &tcp::measure(options, cores, &setup)?),
-            Measurement::Idle(options) => Part::of("idle", &idle::measure(options, cores, &setup)?),
-            Measurement::FirstFrame(options) => {
-                Part::of("first-frame", &first_frame::measure(options, cores, &setup)?)
-            }
-            Measurement::Ports(options) => Part::of("ports", &ports::measure(options)?),
-            Measurement::Nodes(options) => Part::of("nodes", &nodes::measure(options, cores, &setup)?),
-            Measurement::Connections(options) => {
-                Part::of("connections", &connections::measure(options, cores, &setup)?)
-            }
-            Measurement::Latency(options) => Part::of("latency", &latency::measure(options, cores, &setup)?),
-            Measurement::Control(options) => {
-                Part::of("control", &control_plane::measure(options, cores, &setup)?)
-            }
-            Measurement::Memory(options) => Part::of("memory", &memory::measure(options, cores, &setup)?),
-            Measurement::ForwardRaw(_) => unreachable!("it was dealt with before"),
+        let parts = match &self.measurement {
+            Measurement::Short => SHORT
+                .iter()
+                .map(|words| {
+                    eprintln!("{}", words.join(" "));
+                    let words = ["spillway-bench"].iter().chain(*words);
+                    Self::try_parse_from(words)?.measurement.carry_out(cores, &setup, self.common.seed)
+                })
+                .collect::<Result<_>>()?,
+            measurement => vec![measurement.carry_out(cores, &setup, self.common.seed)?],
         };
         let command = env::args().collect();
-        let report = Report { machine, command, seed: self.common.seed, parts: vec![part?] };
+        let report = Report { machine, command, seed: self.common.seed, parts };
         report.deliver(&self.common.destinations)
     }
 
@@ -141,8 +146,32 @@ impl Cli {
             Measurement::FirstFrame(_) | Measurement::Nodes(_) => true,
             Measurement::Connections(options) => options.needs_spillway(),
             Measurement::Latency(options) => options.needs_spillway(),
-            Measurement::Control(_) | Measurement::Memory(_) => true,
+            Measurement::Control(_) | Measurement::Memory(_) | Measurement::Short => true,
             Measurement::Engine(_) | Measurement::Ports(_) | Measurement::ForwardRaw(_) => false,
+        }
+    }
+}
+
+impl Measurement {
+    /// Measures, and takes what was found together.
+    fn carry_out(&self, cores: Cores, setup: &Setup, seed: u64) -> Result<Part> {
+        match self {
+            Self::Engine(options) => Part::of("engine", &engine::measure(options, seed)?),
+            Self::Wire(options) => Part::of("wire", &wire::measure(options, cores, setup)?),
+            Self::Tcp(options) => Part::of("tcp", &tcp::measure(options, cores, setup)?),
+            Self::Idle(options) => Part::of("idle", &idle::measure(options, cores, setup)?),
+            Self::FirstFrame(options) => {
+                Part::of("first-frame", &first_frame::measure(options, cores, setup)?)
+            }
+            Self::Ports(options) => Part::of("ports", &ports::measure(options)?),
+            Self::Nodes(options) => Part::of("nodes", &nodes::measure(options, cores, setup)?),
+            Self::Connections(options) => {
+                Part::of("connections", &connections::measure(options, cores, setup)?)
+            }
+            Self::Latency(options) => Part::of("latency", &latency::measure(options, cores, setup)?),
+            Self::Control(options) => Part::of("control", &control_plane::measure(options, cores, setup)?),
+            Self::Memory(options) => Part::of("memory", &memory::measure(options, cores, setup)?),
+            Self::ForwardRaw(_) | Self::Short => unreachable!("they are no measurements of their own"),
         }
     }
 }
@@ -155,6 +184,13 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_short_selection_is_made_of_command_lines() {
+        for words in SHORT {
+            assert!(Cli::try_parse_from(["spillway-bench"].iter().chain(words)).is_ok(), "{words:?}");
+        }
     }
 
     #[test]
