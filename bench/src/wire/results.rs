@@ -66,33 +66,37 @@ type Rates = Vec<f64>;
 impl Results {
     /// Sums up samples by case, system and round.
     pub(super) fn of(plan: &Plan, cores: Cores, samples: Vec<Vec<Vec<Sample>>>) -> Self {
-        let mut xdp_mode = "none";
-        let mut doubts: BTreeMap<String, u32> = BTreeMap::new();
-        for (case, samples) in plan.cases.iter().zip(&samples) {
-            for (system, samples) in plan.systems.iter().zip(samples) {
-                for sample in samples {
-                    if sample.xdp_mode != "none" {
-                        xdp_mode = sample.xdp_mode;
-                    }
-                    for doubt in sample.doubts() {
-                        let place = format!("{}, {}, {} flows", system, case.frames.name(), case.flows);
-                        *doubts.entry(format!("{place}: {doubt}")).or_default() += 1;
-                    }
-                }
-            }
-        }
-        let notes =
-            doubts.iter().map(|(doubt, count)| format!("{doubt} ({count} of {} rounds)", plan.rounds));
+        let all = || samples.iter().flatten().flatten();
+        let mut modes = all().map(|sample| sample.xdp_mode);
+        let notes = describe_doubts(plan, &samples).into_iter().chain(describe_pace(all()));
         Self {
             seconds: plan.duration.as_secs_f64(),
             rounds: plan.rounds,
             cores,
-            xdp_mode,
+            xdp_mode: modes.find(|mode| *mode != "none").unwrap_or("none"),
             loss: plan.search.loss,
-            notes: notes.chain(describe_pace(samples.iter().flatten().flatten())).collect(),
+            notes: notes.collect(),
             rows: sum_up(&plan.cases, &plan.systems, samples),
         }
     }
+}
+
+/// Says what is doubtful, and where.
+fn describe_doubts(plan: &Plan, samples: &[Vec<Vec<Sample>>]) -> Vec<String> {
+    let mut doubts: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for (case, samples) in plan.cases.iter().zip(samples) {
+        for (system, samples) in plan.systems.iter().zip(samples) {
+            let mut counts: BTreeMap<&str, u32> = BTreeMap::new();
+            for doubt in samples.iter().flat_map(Sample::doubts) {
+                *counts.entry(doubt).or_default() += 1;
+            }
+            for (doubt, count) in counts {
+                let place = format!("{system}, {}, {} flows", case.frames.name(), case.flows);
+                doubts.entry(doubt).or_default().push(format!("{place} ({count} of {} rounds)", plan.rounds));
+            }
+        }
+    }
+    doubts.iter().map(|(doubt, places)| format!("{doubt}: {}", places.join("; "))).collect()
 }
 
 fn sum_up(cases: &[Case], systems: &[System], samples: Vec<Vec<Vec<Sample>>>) -> Vec<Row> {
@@ -191,6 +195,9 @@ fn describe_pace<'a>(samples: impl Iterator<Item = &'a Sample>) -> Option<String
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use super::super::{Rate, Search};
     use super::*;
     use crate::flows::Flows;
 
@@ -218,6 +225,24 @@ mod tests {
         assert_eq!(compared(1, 0).to_own, Some(Summary::of(&[0.5, 0.5])));
         assert_eq!(compared(1, 1).to_own, Some(Summary::of(&[1.0, 0.5])));
         assert!(rows[1].one_destination && rows[0].systems[0].ndr.is_none());
+    }
+
+    #[test]
+    fn a_doubt_is_told_once_with_every_place() {
+        let plan = Plan {
+            cases: vec![case(Flows::new(1)), case(Flows::new(1024))],
+            systems: vec![System::Spillway],
+            rate: Rate::Overload,
+            duration: Duration::from_secs(1),
+            rounds: 2,
+            search: Search { loss: 0.001, resolution: 0.02, trials: 8 },
+        };
+        let cold = Sample { warm: false, ..Sample::made_up(1.0) };
+        let samples = vec![vec![vec![cold.clone(), cold.clone()]], vec![vec![Sample::made_up(1.0), cold]]];
+        let doubts = describe_doubts(&plan, &samples);
+        let places =
+            "spillway, 64 bytes, 1 flows (2 of 2 rounds); spillway, 64 bytes, 1,024 flows (1 of 2 rounds)";
+        assert_eq!(doubts, [format!("still making sessions when the measurement began: {places}")]);
     }
 
     #[test]
