@@ -1,8 +1,9 @@
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::{Args, value_parser};
 use control::demo::wait;
+use procfs::{CurrentSI, KernelStats};
 use serde::Serialize;
 
 use crate::flows::Flows;
@@ -18,6 +19,8 @@ const POLL: Duration = Duration::from_millis(5);
 const RAMP: Duration = Duration::from_millis(100);
 /// A handshake that is older than this is lost.
 const PATIENCE: Duration = Duration::from_millis(250);
+/// A gateway that is idle for more of the time than this, in percent, is not what holds the rate back.
+const IDLE: f64 = 10.0;
 /// Lets what is under way arrive before it is counted as lost.
 const DRAIN: Duration = Duration::from_millis(300);
 
@@ -97,6 +100,8 @@ pub(crate) struct Sample {
     pub(crate) untranslated: u64,
     /// Whether the sender ever waited for the gateway; at overload it never does.
     pub(crate) sender_waited: bool,
+    /// Share of the time in which the gateway's core had nothing to do, in percent.
+    pub(crate) gateway_idle: f64,
 }
 
 impl Options {
@@ -184,12 +189,14 @@ impl Trial {
         };
         let last = u64::from(setup.flows.count());
         traffic.follow(Plan { rate, last, window, ..Plan::default() })?;
+        let before = CoreTime::read(cores.gateway)?;
         let readings = self.watch(&mut traffic, last)?;
+        let gateway_idle = before.idle_until(CoreTime::read(cores.gateway)?);
         traffic.follow(Plan { last: 0, ..traffic.plan() })?;
         wait::pause(DRAIN)?;
         let end = Reading::take(&traffic)?;
         let held = sessions::count(&gateway, &topology)?;
-        let Some(sample) = sum_up(self.kind, &readings, &end, held) else {
+        let Some(sample) = sum_up(self.kind, &readings, &end, held, gateway_idle) else {
             bail!("{} made no sessions, or all {last} at once", system.name());
         };
         Ok((sample, topology.xdp_mode()?))
@@ -222,7 +229,7 @@ fn given_up(readings: &[Reading]) -> u64 {
 }
 
 /// Compares the readings after the ramp; nothing when there are too few, or when no session was made.
-fn sum_up(kind: Kind, readings: &[Reading], end: &Reading, held: u64) -> Option<Sample> {
+fn sum_up(kind: Kind, readings: &[Reading], end: &Reading, held: u64, gateway_idle: f64) -> Option<Sample> {
     let began = readings.first()?.at;
     let first = readings.iter().find(|reading| reading.at.duration_since(began) >= RAMP)?;
     let last = readings.last()?;
@@ -244,7 +251,30 @@ fn sum_up(kind: Kind, readings: &[Reading], end: &Reading, held: u64) -> Option<
         damaged: end.counts.damaged,
         untranslated: end.counts.untranslated,
         sender_waited: last.progress.waits > first.progress.waits,
+        gateway_idle,
     })
+}
+
+/// What a core has done since the machine started, in ticks.
+#[derive(Debug, Clone, Copy)]
+struct CoreTime {
+    idle: u64,
+    all: u64,
+}
+
+impl CoreTime {
+    fn read(core: usize) -> Result<Self> {
+        let times = KernelStats::current()?.cpu_time;
+        let time = times.get(core).with_context(|| format!("the kernel does not tell of core {core}"))?;
+        let interrupts = [time.irq, time.softirq, time.steal, time.iowait].into_iter().flatten().sum::<u64>();
+        Ok(Self { idle: time.idle, all: time.user + time.nice + time.system + time.idle + interrupts })
+    }
+
+    /// Returns how much of the time until then the core was idle, in percent.
+    #[expect(clippy::cast_precision_loss, reason = "2^52 ticks are longer than any machine runs")]
+    fn idle_until(self, then: Self) -> f64 {
+        100.0 * (then.idle - self.idle) as f64 / (then.all - self.all).max(1) as f64
+    }
 }
 
 fn name(kind: Kind) -> &'static str {
@@ -272,6 +302,13 @@ fn doubts(kind: Kind, system: System, sample: &Sample) -> Vec<String> {
     let mut doubts = Vec::new();
     if kind == Kind::Handshakes && !sample.sender_waited {
         doubts.push(format!("{place}: the sender never waited, so it was the bottleneck"));
+    }
+    if kind == Kind::Handshakes && sample.gateway_idle > IDLE {
+        doubts.push(format!(
+            "{place}: the gateway's core was idle for {:.0} % of the time; the ends were the bottleneck, or too few \
+             handshakes were under way (--window)",
+            sample.gateway_idle
+        ));
     }
     if kind == Kind::Datagrams && thousands(sample.offered, sample.seconds) * 0.95 < sample.rate() {
         doubts.push(format!("{place}: nearly all that was offered was forwarded; offer more (--offered)"));
@@ -302,6 +339,7 @@ impl Row {
     }
 
     fn cells(&self) -> Vec<String> {
+        let idle: Vec<f64> = self.samples.iter().map(|sample| sample.gateway_idle).collect();
         let most = |value: fn(&Sample) -> u64| self.samples.iter().map(value).max().unwrap_or(0).to_string();
         vec![
             format!("{}, {}", self.kind, self.system.name()),
@@ -311,6 +349,7 @@ impl Row {
             most(|sample| sample.held),
             most(|sample| sample.refused),
             most(|sample| sample.lost),
+            format!("{:.0}", Summary::of(&idle).median),
         ]
     }
 }
@@ -330,6 +369,7 @@ impl Findings for Results {
             "held in the end, most".to_owned(),
             "refused, most".to_owned(),
             "lost handshakes, most".to_owned(),
+            "gateway's core idle, %".to_owned(),
         ];
         let axis = |label: &str| Axis { label: label.to_owned(), is_logarithmic: false };
         let bars = self
@@ -347,7 +387,7 @@ impl Findings for Results {
                 "Median (minimum to maximum) of {} rounds of at most {} s and {} sessions, systems in turn.",
                 self.rounds, self.seconds, self.most_sessions
             ),
-            "UDP: every datagram opens a session of its own and is offered once, as fast as the sender can."
+            "UDP: every datagram opens a session of its own and is offered once, more than are forwarded."
                 .to_owned(),
             format!(
                 "TCP: SYN, SYN-ACK and ACK, {} handshakes under way at a time; XDP programs at both ends answer.",

@@ -183,7 +183,6 @@ impl Key {
     }
 
     /// Returns the source address.
-    #[expect(clippy::cast_possible_truncation, reason = "it is the upper 32 bits")]
     pub(crate) fn source(self) -> Ipv4Addr {
         Ipv4Addr::from_bits((self.addresses >> 32) as u32)
     }
