@@ -1,3 +1,5 @@
+use std::collections::BTreeMap;
+
 use anyhow::Result;
 use clap::{Args, value_parser};
 use serde::Serialize;
@@ -88,6 +90,8 @@ pub(crate) struct RouteRow {
     pub(crate) after_batch_ms: f64,
     /// One route more: until `ip` is done, and until the first packet by it.
     pub(crate) add: Delay,
+    /// Another limit of a tenant, in milliseconds until the answer: a snapshot is compiled, applied and acknowledged.
+    pub(crate) snapshot: Summary,
     /// A tenant's egress address is replaced.
     pub(crate) tenant: Delay,
 }
@@ -107,6 +111,8 @@ pub(crate) struct StormRow {
     /// Packets of the tenant that was left alone, sent and lost, while tenants changed.
     pub(crate) sent: u64,
     pub(crate) lost: u64,
+    /// Packets that the daemon says it dropped meanwhile, and those that rings had no room for, by reason.
+    pub(crate) drops: BTreeMap<String, u64>,
     /// The same without changes.
     pub(crate) quiet_sent: u64,
     pub(crate) quiet_lost: u64,

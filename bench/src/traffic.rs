@@ -1,3 +1,4 @@
+use std::io;
 use std::net::Ipv4Addr;
 use std::ops::Range;
 use std::sync::Arc;
@@ -5,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use aya::maps::{Array, MapData};
 use aya::programs::{TestRun, TestRunAttrs, TestRunOptions, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader, Pod, include_bytes_aligned};
@@ -252,7 +253,12 @@ impl Traffic {
         Ok(self.progress.set(0, [sent, flow, due, 0, probe_due, waits], 0)?)
     }
 
+    /// Returns how far the sender is.
+    ///
+    /// # Errors
+    /// When it has ended; why it did is told when this is dropped.
     pub(crate) fn progress(&self) -> Result<Progress> {
+        self.check_sender()?;
         let [sent, _, _, probes, _, waits] = self.progress.get(&0, 0)?;
         Ok(Progress { sent, probes, waits })
     }
@@ -289,8 +295,17 @@ impl Traffic {
 
     /// Returns when the first wanted datagram arrived, by the clock of [`now`].
     pub(crate) fn first_seen(&self) -> Result<Option<Duration>> {
+        self.check_sender()?;
         let time = self.seen.get(&0, 0)?;
         Ok((time > 0).then_some(Duration::from_nanos(time)))
+    }
+
+    fn check_sender(&self) -> Result<()> {
+        wait::check_interrupted()?;
+        if self.thread.as_ref().is_some_and(JoinHandle::is_finished) {
+            bail!("the sender has ended by itself");
+        }
+        Ok(())
     }
 
     fn end(&mut self) -> Result<()> {
@@ -375,13 +390,21 @@ fn send(object: &mut Ebpf, path: &str, core: usize, sender: &Sender) -> Result<(
             attrs: TestRunAttrs::new().xdp_live_frames(FRAMES_PER_BATCH),
             ..Default::default()
         });
-        // A signal cuts the run short, which is no failure.
+        match run.context("sending live frames failed (Linux 5.18 or newer is needed)") {
+            // The kernel cuts a run short now and then, also without a signal that anybody sent.
+            Err(error) if !was_cut_short(&error) => return Err(error),
+            Ok(_) | Err(_) => {}
+        }
         if wait::check_interrupted().is_err() {
             return Ok(());
         }
-        run.context("sending live frames failed (Linux 5.18 or newer is needed)")?;
     }
     Ok(())
+}
+
+fn was_cut_short(error: &anyhow::Error) -> bool {
+    let mut causes = error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>());
+    causes.any(|cause| cause.kind() == io::ErrorKind::Interrupted)
 }
 
 fn mac_number(mac: MacAddr6) -> u64 {
@@ -400,6 +423,13 @@ mod tests {
         assert_eq!(Rate::PerSecond(3).interval(), INTERVAL_UNITS / 3);
         assert_eq!(Rate::PerSecond(u64::MAX).interval(), 1);
         assert_eq!([Rate::Unbounded.interval(), Rate::PerSecond(0).interval()], [0, NEVER]);
+    }
+
+    #[test]
+    fn only_an_interruption_cuts_short() {
+        let wrap = |kind| anyhow::Error::from(io::Error::from(kind)).context("a run");
+        assert!(was_cut_short(&wrap(io::ErrorKind::Interrupted)));
+        assert!(!was_cut_short(&wrap(io::ErrorKind::PermissionDenied)));
     }
 
     #[test]

@@ -4,13 +4,16 @@ use std::net::Ipv4Addr;
 use std::time::Instant;
 
 use anyhow::Result;
+use serde_json::Value;
 
 use super::tenants::milliseconds;
 use super::world::{Egress, Numbered, World};
 use super::{Delay, RouteRow};
 use crate::namespace::PREFIX;
+use crate::statistics::Summary;
 use crate::system::Setup;
 use crate::topology::{Cores, SERVER};
+use crate::traffic::now;
 
 /// First of the routed networks, of 256 addresses each, one after the other.
 const FIRST_NETWORK: u32 = 0x1400_0000;
@@ -26,7 +29,7 @@ pub(super) fn measure(present: &[u32], changes: u32, cores: Cores, setup: &Setup
         let (batch_seconds, after_batch_ms) = add_all(&mut world, present)?;
         eprintln!("{present} routes: first packet {after_batch_ms:.1} ms after the last of them was added");
         let mut adds = Vec::new();
-        let mut egress_changes = Vec::new();
+        let (mut egress_changes, mut snapshots) = (Vec::new(), Vec::new());
         let tenant = Numbered(0);
         world.time_put(tenant, Egress::Other)?;
         for _ in 0..changes {
@@ -37,13 +40,23 @@ pub(super) fn measure(present: &[u32], changes: u32, cores: Cores, setup: &Setup
                 crate::command::run(&format!("ip -n {gateway} {route}")).map(drop)
             })?);
             world.topology.gateway.ip(&format!("route del {UNROUTED}/32"))?;
+            let began = now()?;
+            let _: Value = world.client.put(&tenant.path(), &tenant.body(Egress::Other, 1_000_000))?;
+            snapshots.push(milliseconds(now()?.saturating_sub(began)));
             egress_changes.push(world.time_put(tenant, Egress::First)?);
             world.time_put(tenant, Egress::Other)?;
         }
         world.traffic.rest()?;
         let (add, tenant) = (Delay::of(&adds), Delay::of(&egress_changes));
         eprintln!("{present} routes: first packet by one more {:.1} ms after it", add.packet.median);
-        rows.push(RouteRow { present, batch_seconds, after_batch_ms, add, tenant });
+        rows.push(RouteRow {
+            present,
+            batch_seconds,
+            after_batch_ms,
+            add,
+            snapshot: Summary::of(&snapshots),
+            tenant,
+        });
     }
     Ok(rows)
 }

@@ -64,6 +64,7 @@ impl Results {
             "routes",
             "one more: first packet, ms",
             "of it `ip`, ms",
+            "limit changed: answer, ms",
             "egress changed: first packet, ms",
             "answer, ms",
             "all at once: `ip`, s",
@@ -74,6 +75,7 @@ impl Results {
                 row.present.to_string(),
                 row.add.packet.show(),
                 row.add.answer.show(),
+                row.snapshot.show(),
                 row.tenant.packet.show(),
                 row.tenant.answer.show(),
                 format!("{:.2}", row.batch_seconds),
@@ -91,6 +93,9 @@ impl Results {
                     self.changes
                 ),
                 "One more: from the start of `ip`; the gateway collects changes for 10 ms before it reads them.".to_owned(),
+                "Limit changed: the kernel knows nothing of it, so that the answer means a snapshot compiled, applied and \
+                 acknowledged by the worker, and the state file synced."
+                    .to_owned(),
                 "All at once: `ip -batch`, then from its end until the first packet goes by the last of them.".to_owned(),
             ],
         }
@@ -130,6 +135,18 @@ impl Results {
             "The limit on sessions concerns the fast path alone; an egress address is the kernel's too."
                 .to_owned(),
         ];
+        for row in &self.storms {
+            let drops: Vec<String> =
+                row.drops.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
+            if row.lost > 0 {
+                let drops = if drops.is_empty() { "none".to_owned() } else { drops.join(", ") };
+                notes.push(format!(
+                    "note: {}: of the packets lost the daemon and its outside link counted {drops}; the others found the \
+                     inside link's ring full: its receiving thread did not get its core in time.",
+                    row.kind.name()
+                ));
+            }
+        }
         let failures = self.storms.iter().filter_map(|row| row.first_failure.as_ref());
         notes.extend(failures.map(|failure| format!("note: a change failed: {failure}")));
         Sheet {

@@ -1,9 +1,11 @@
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
+use control::api::types::Status;
 use control::client::BlockingClient;
 use control::demo::wait;
 use hdrhistogram::Histogram;
@@ -65,8 +67,12 @@ pub(super) fn measure(plan: &Plan, cores: Cores, setup: &Setup) -> Result<Vec<St
         let duration = Duration::from_secs(plan.seconds);
         let (_, [quiet_sent, quiet_lost]) = under_load(&mut world, plan.load, || wait::pause(duration))?;
         let socket = world.daemon.socket();
+        let before = drops(&world)?;
         let (outcome, [sent, lost]) = under_load(&mut world, plan.load, || storm(plan, kind, &socket))?;
-        let row = outcome.row(kind, plan, [sent, lost, quiet_sent, quiet_lost]);
+        let mut row = outcome.row(kind, plan, [sent, lost, quiet_sent, quiet_lost]);
+        row.drops = drops(&world)?;
+        row.drops.iter_mut().for_each(|(reason, count)| *count -= before.get(reason).unwrap_or(&0));
+        row.drops.retain(|_, count| *count > 0);
         eprintln!(
             "{} changes a second of the {}: {:.0} done, {lost} of {sent} packets lost; without changes {quiet_lost} of \
              {quiet_sent}",
@@ -77,6 +83,20 @@ pub(super) fn measure(plan: &Plan, cores: Cores, setup: &Setup) -> Result<Vec<St
         rows.push(row);
     }
     Ok(rows)
+}
+
+/// Returns what the daemon, its rings and the far end's link have dropped so far, by reason.
+fn drops(world: &World) -> Result<BTreeMap<String, u64>> {
+    let status: Status = world.client.get("/v1/status")?;
+    let queues = || status.workers.iter().flat_map(|worker| &worker.queues);
+    let rings = [
+        ("rx_dropped", queues().map(|queue| queue.rx_dropped).sum()),
+        ("rx_ring_full", queues().map(|queue| queue.rx_ring_full).sum()),
+        ("fill_ring_empty", queues().map(|queue| queue.fill_ring_empty).sum()),
+        ("far_end_full", world.topology.lost_at_sink()?),
+    ];
+    let rings = rings.map(|(reason, count)| (reason.to_owned(), count));
+    Ok(status.drops.clone().into_iter().chain(rings).collect())
 }
 
 /// Does something while packets are sent; returns how many of these were sent, and how many did not arrive.
@@ -188,6 +208,7 @@ impl Outcome {
             first_failure: self.first_failure,
             sent,
             lost,
+            drops: BTreeMap::new(),
             quiet_sent,
             quiet_lost,
         }
