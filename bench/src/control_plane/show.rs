@@ -140,11 +140,7 @@ impl Results {
                 row.drops.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
             if row.lost > 0 {
                 let drops = if drops.is_empty() { "none".to_owned() } else { drops.join(", ") };
-                notes.push(format!(
-                    "note: {}: of the packets lost the daemon and its outside link counted {drops}; the others found the \
-                     inside link's ring full: its receiving thread did not get its core in time.",
-                    row.kind.name()
-                ));
+                notes.push(format!("note: {}: dropped meanwhile: {drops}.", row.kind.name()));
             }
         }
         let failures = self.storms.iter().filter_map(|row| row.first_failure.as_ref());

@@ -85,14 +85,18 @@ pub(super) fn measure(plan: &Plan, cores: Cores, setup: &Setup) -> Result<Vec<St
     Ok(rows)
 }
 
-/// Returns what the daemon, its rings and the far end's link have dropped so far, by reason.
+/// Returns what the daemon, its rings and the links before and behind it have dropped so far, by reason.
 fn drops(world: &World) -> Result<BTreeMap<String, u64>> {
     let status: Status = world.client.get("/v1/status")?;
+    let inside =
+        world.topology.gateway.ip(&format!("-j -s link show dev {}", world.topology.inside_device()))?;
+    let inside: Value = serde_json::from_str(&inside)?;
     let queues = || status.workers.iter().flat_map(|worker| &worker.queues);
     let rings = [
         ("rx_dropped", queues().map(|queue| queue.rx_dropped).sum()),
         ("rx_ring_full", queues().map(|queue| queue.rx_ring_full).sum()),
         ("fill_ring_empty", queues().map(|queue| queue.fill_ring_empty).sum()),
+        ("inside_link_full", inside[0]["stats64"]["rx"]["dropped"].as_u64().unwrap_or(0)),
         ("far_end_full", world.topology.lost_at_sink()?),
     ];
     let rings = rings.map(|(reason, count)| (reason.to_owned(), count));
