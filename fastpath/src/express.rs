@@ -156,15 +156,16 @@ impl Lanes {
         engine: &mut Engine,
         now: Tick,
     ) -> usize {
-        let way = Way { timeouts: engine.snapshot.spec().timeouts, epoch: engine.snapshot.epoch(), now };
+        let crossing =
+            Crossing { timeouts: engine.snapshot.spec().timeouts, epoch: engine.snapshot.epoch(), now };
         let lanes = self.0[lane..].iter().zip(frames);
         // With the direction known beforehand there is a loop of its own for each.
         match direction {
             Direction::Outbound => {
-                pass_while(lanes, |lane, frame| way.pass(Direction::Outbound, lane, frame, engine))
+                pass_while(lanes, |lane, frame| crossing.pass(Direction::Outbound, lane, frame, engine))
             }
             Direction::Inbound => {
-                pass_while(lanes, |lane, frame| way.pass(Direction::Inbound, lane, frame, engine))
+                pass_while(lanes, |lane, frame| crossing.pass(Direction::Inbound, lane, frame, engine))
             }
         }
     }
@@ -199,13 +200,13 @@ fn pass_while<'a>(
 }
 
 /// What is the same for all frames of a batch.
-struct Way {
+struct Crossing {
     timeouts: Timeouts,
     epoch: Epoch,
     now: Tick,
 }
 
-impl Way {
+impl Crossing {
     /// Translates a frame if its session exists and is valid; else changes nothing.
     #[inline(always)]
     fn pass(&self, direction: Direction, lane: &Lane, frame: &mut Frame, engine: &mut Engine) -> Option<()> {
