@@ -98,9 +98,10 @@ fn a_start_that_fails_leaves_tenant_links_isolated_and_tells_of_the_programs() {
         let isolated = settings();
         let config = std::fs::read_to_string(place.config()).unwrap();
         let failing = place.directory.path().join("failing.toml");
-        std::fs::write(&failing, format!("workers.count = 64\n{config}")).unwrap();
+        // The program that the killed one left is in the driver.
+        std::fs::write(&failing, format!("xdp.mode = \"generic\"\n{config}")).unwrap();
         let (status, _, error) = place.spillway(&format!("run --config {}", failing.display()));
-        assert!(!status.success() && error.contains("workers.count"), "{error}");
+        assert!(!status.success() && error.contains("set xdp.mode to \"native\""), "{error}");
         assert!(error.contains("`spillway detach --config FILE` removes them"), "{error}");
         assert!(ip("link").contains("spw-c0a8630e"));
         assert_eq!(settings(), isolated, "its link must not answer for others");

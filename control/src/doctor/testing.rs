@@ -142,7 +142,7 @@ fn settings() -> BTreeMap<String, String> {
 fn status(tenant: &Tenant) -> serde_json::Value {
     let interface = |side: &str, name: &str, address: &str| {
         json!({ "side": side, "name": name, "mac": "02:00:00:00:00:02", "address": address, "mtu": 1500,
-                "xdpMode": "native", "verdicts": {} })
+                "xdpMode": "native", "verdicts": {}, "queues": 1, "awaySeconds": null, "trouble": null, "reattachments": 0 })
     };
     json!({
         "version": env!("CARGO_PKG_VERSION"), "pid": 7, "uptimeSeconds": 60, "epoch": { "wanted": 3, "applied": 3 },
@@ -150,7 +150,8 @@ fn status(tenant: &Tenant) -> serde_json::Value {
             interface("inside", "in0", "192.168.99.12"),
             interface("outside", "out0", "192.168.55.12"),
         ],
-        "workers": [], "sessions": 0, "drops": {},
+        "workers": [], "frames": { "total": 0, "atWorkers": 0, "inCommons": 0, "handedOver": 0 },
+        "sessions": 0, "drops": {},
         "tenants": [{
             "tenant": tenant, "source": "configFile",
             "status": {

@@ -146,7 +146,7 @@ fn any_frame() -> impl Strategy<Value = AnyFrame> {
             _ => (Inside, packet(Udp, &pod, "192.168.55.13:53", &[0; 1700], false)),
         }
     });
-    let noise = prop_oneof![4 => Just(None), 1 => (any::<prop::sample::Index>(), any::<u8>()).prop_map(Some)];
+    let noise = prop_oneof![4 => Just(None), 1 => (any::<Index>(), any::<u8>()).prop_map(Some)];
     (any::<Index>(), frame, noise).prop_map(|(arrives_by, (side, mut frame), noise)| {
         let is_whole = noise.is_none();
         if let Some((at, byte)) = noise {
