@@ -219,7 +219,6 @@ impl Rig {
 
     /// Gives workers other queues on a side, in the middle of whatever they do. The frames of the rings that they had
     /// come home only then.
-    #[cfg(test)]
     pub(crate) fn exchange(&mut self, side: Side, queues: &[usize]) {
         let both = queues.iter().map(|count| [*count; 2]).collect::<Vec<_>>();
         for (number, count) in (0..).zip(queues) {
