@@ -239,8 +239,8 @@ impl Twins {
         let [lane, whole] = &self.rigs;
         for side in Side::BOTH {
             let sent = lane.take(side);
-            let (seen, expected) = (sent.iter().map(without_identification), whole.take(side));
-            let differs = seen.ne(expected.iter().map(without_identification));
+            let (seen, expected) = (sent.iter().map(|frame| without_identification(frame)), whole.take(side));
+            let differs = seen.ne(expected.iter().map(|frame| without_identification(frame)));
             assert!(!differs, "what leaves by the {} side:\n{sent:02x?}\n{expected:02x?}", side.name());
             if side == Outside {
                 self.sent.extend(sent);
@@ -258,8 +258,8 @@ impl Twins {
 }
 
 /// Returns a frame without what each gateway draws at random.
-fn without_identification(frame: &Vec<u8>) -> Vec<u8> {
-    let mut frame = frame.clone();
+fn without_identification(frame: &[u8]) -> Vec<u8> {
+    let mut frame = frame.to_vec();
     frame[18..20].fill(0);
     frame[24..26].fill(0);
     frame
