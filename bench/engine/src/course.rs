@@ -101,11 +101,16 @@ fn run_at(plan: &Plan, sessions: u32, order: &mut Order, tell: &mut impl FnMut(S
         row.rival.push(rival.send_outbound(flows, &draws, Sizes::Small)?.nanoseconds());
         row.stages.push(stages.measure(&draws)?);
         row.handed_over.push(pair.send_outbound(flows, &draws, Sizes::Small)?.nanoseconds());
-        row.churn.push(churn(flows, &draws, &mut rig)?);
     }
     tell(format!("{sessions} sessions: mix"));
     for round in 0..plan.rounds {
         row.mix.push(mix(plan, flows, round, order, &mut rig, &replies)?);
+    }
+    // Last, because it leaves most sessions of a large table to be checked anew.
+    tell(format!("{sessions} sessions: churn"));
+    for _ in 0..plan.rounds {
+        order.draw(sessions, &mut draws);
+        row.churn.push(churn(flows, &draws, &mut rig)?);
     }
     Ok(row)
 }
