@@ -5,7 +5,7 @@
 //! - [`host`]: what the process needs of the host
 //! - [`gateway`]: the running gateway
 //! - [`cluster`]: what the cluster asks for, and what came of it
-//! - [`changes`]: what people ask of tenants, carried out
+//! - `changes`: what people ask of tenants, carried out
 //! - [`program`]: a plan, carried out over netlink
 //! - [`publication`]: which snapshot the fast path has
 //! - [`shortage`]: new sessions that were refused for lack of room
