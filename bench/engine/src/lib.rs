@@ -5,7 +5,7 @@
 //! ```
 //!
 //! - [`traffic`]: which flows there are, in which order they come, and their frames
-//! - [`line`]: a port whose other end this crate holds
+//! - [`mod@line`]: a port whose other end this crate holds
 //! - [`rig`]: workers on such ports
 //! - [`floor`]: the same loop with a session known by position: what no lookup can be faster than
 //! - [`rival`]: the same loop with the map that one would take first
