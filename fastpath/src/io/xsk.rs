@@ -311,8 +311,7 @@ impl XskPort {
 
     /// Submits pending frames and wakes the kernel; returns how many were submitted.
     ///
-    /// The crate panics when the kernel refuses the waking in a way that it does not expect, as it does when the
-    /// interface has vanished. The frames are in the ring by then. The port takes no more.
+    /// The crate panics when the interface has vanished. The frames are in the ring by then; the port takes no more.
     fn submit(&mut self) -> usize {
         let waiting = self.pending.len();
         let sending = AssertUnwindSafe(|| self.rings.tx.try_send(&mut self.pending, self.tx_budget));
@@ -326,8 +325,7 @@ impl XskPort {
         waiting - self.pending.len()
     }
 
-    /// Asks the kernel to go on transmitting. Every error is harmless: busy and full rings are tried again
-    /// on the next turn, and a link that is down or gone loses its frames as a cable would.
+    /// Asks the kernel to go on. Errors are harmless: it is asked again, or a link that is gone loses frames as a cable does.
     fn kick(&self) {
         // SAFETY: a send without a buffer reads no memory.
         unsafe {
