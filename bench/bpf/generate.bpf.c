@@ -3,13 +3,7 @@
 // Turns each live frame of a test run into the next flow's UDP datagram and sends it out of one link. Where a pace is
 // set, frames before their time are dropped, so that one endless run keeps a rate: a run's set-up takes 20 ms.
 // Every header field is written every time: pages come back as the stack left them.
-#include <linux/bpf.h>
-#include <linux/if_ether.h>
-#include <linux/in.h>
-#include <linux/ip.h>
-#include <linux/udp.h>
-#include <bpf/bpf_endian.h>
-#include <bpf/bpf_helpers.h>
+#include "headers.h"
 
 // How a flow number becomes a five-tuple. bench/src/flows.rs says why.
 #define PORT_BITS 15
@@ -130,18 +124,6 @@ static __always_inline __u32 next_flow(struct progress *turn)
 	return flow;
 }
 
-static __always_inline __u16 fold(__u32 sum)
-{
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	return ~sum;
-}
-
-static __always_inline __u32 words(__u32 address)
-{
-	return (address >> 16) + (address & 0xffff);
-}
-
 static __always_inline void write_addresses(struct ethhdr *ethernet)
 {
 #pragma unroll
@@ -150,23 +132,6 @@ static __always_inline void write_addresses(struct ethhdr *ethernet)
 		ethernet->h_source[i] = source_mac[i];
 	}
 	ethernet->h_proto = bpf_htons(ETH_P_IP);
-}
-
-static __always_inline void write_ip(struct iphdr *ip, __u16 length, __u32 source, __u32 destination)
-{
-	__u32 sum = 0x4500 + length + 0x4000 + (64 << 8 | IPPROTO_UDP) + words(source) + words(destination);
-
-	ip->version = 4;
-	ip->ihl = 5;
-	ip->tos = 0;
-	ip->tot_len = bpf_htons(length);
-	ip->id = 0;
-	ip->frag_off = bpf_htons(0x4000);
-	ip->ttl = 64;
-	ip->protocol = IPPROTO_UDP;
-	ip->check = bpf_htons(fold(sum));
-	ip->saddr = bpf_htonl(source);
-	ip->daddr = bpf_htonl(destination);
 }
 
 // The payload is zeros, so that only the headers count in the checksum.
@@ -215,18 +180,21 @@ int generate(struct xdp_md *context)
 	__u32 flow = next_flow(turn);
 	__u16 length = bytes - sizeof(*ethernet);
 	__u32 high = flow >> PORT_BITS;
-	__u32 source = first_pod + (flow & ((1 << POD_BITS) - 1));
-	__u32 destination = first_destination;
-	__u16 port = first_source_port + (flow & ((1 << PORT_BITS) - 1));
+	struct flow ends = {
+		.source = first_pod + (flow & ((1 << POD_BITS) - 1)),
+		.destination = first_destination,
+		.source_port = first_source_port + (flow & ((1 << PORT_BITS) - 1)),
+		.destination_port = destination_port,
+	};
 
 	if (one_destination)
-		source += high << POD_BITS;
+		ends.source += high << POD_BITS;
 	else
-		destination += high;
+		ends.destination += high;
 	turn->sent++;
 	write_addresses(ethernet);
-	write_ip(ip, length, source, destination);
-	write_udp(udp, length - sizeof(*ip), port, words(source) + words(destination));
+	write_ip(ip, IPPROTO_UDP, length, &ends);
+	write_udp(udp, length - sizeof(*ip), ends.source_port, words(ends.source) + words(ends.destination));
 	return bpf_redirect(out_ifindex, 0);
 }
 
