@@ -353,6 +353,7 @@ fn icmp_kind(number: u8) -> IcmpKind {
 ///
 /// # Panics
 /// When it is not inside `bytes`; [`parse`] has checked the fields that it names.
+#[inline]
 pub fn read_u16(bytes: &[u8], at: usize) -> u16 {
     u16::from_be_bytes([bytes[at], bytes[at + 1]])
 }
@@ -361,6 +362,7 @@ pub fn read_u16(bytes: &[u8], at: usize) -> u16 {
 ///
 /// # Panics
 /// When it is not inside `bytes`; [`parse`] has checked the fields that it names.
+#[inline]
 pub fn read_u32(bytes: &[u8], at: usize) -> u32 {
     u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }

@@ -271,7 +271,7 @@ impl Engine {
             }
             DatagramErrand::Unknown | DatagramErrand::Keep => return,
         };
-        write_identification(frame.bytes_mut(), &packet.ip, identification);
+        write_identification(frame.bytes_mut(), packet.ip.at, identification);
     }
 
     fn rewrite(

@@ -55,12 +55,13 @@ pub fn rewrite_error(frame: &mut [u8], outer: &IpHeader, quoted: &QuotedPacket, 
     decrement_ttl(frame, outer, ChecksumDelta::default().replace_address(old, rewrite.address));
 }
 
-/// Writes another identification into a packet, and the header checksum that this asks for (RFC 1624).
-pub fn write_identification(frame: &mut [u8], ip: &IpHeader, identification: u16) {
-    let delta = ChecksumDelta::default().replace(read_u16(frame, ip.at + 4), identification);
-    write_u16(frame, ip.at + 4, identification);
-    let header = delta.apply(read_u16(frame, ip.at + 10));
-    write_u16(frame, ip.at + 10, header);
+/// Writes another identification into the packet whose IPv4 header is at `at`, and the header checksum that this asks
+/// for (RFC 1624).
+pub fn write_identification(frame: &mut [u8], at: usize, identification: u16) {
+    let delta = ChecksumDelta::default().replace(read_u16(frame, at + 4), identification);
+    write_u16(frame, at + 4, identification);
+    let header = delta.apply(read_u16(frame, at + 10));
+    write_u16(frame, at + 10, header);
 }
 
 /// Writes the MACs of the link that the frame leaves by.
@@ -115,6 +116,7 @@ fn update_transport_checksum(frame: &mut [u8], protocol: Protocol, at: usize, de
 ///
 /// # Panics
 /// When it is not inside `frame`.
+#[inline]
 pub fn write_u16(frame: &mut [u8], at: usize, word: u16) {
     frame[at..at + 2].copy_from_slice(&word.to_be_bytes());
 }

@@ -92,7 +92,7 @@ impl<I: FrameIo> Worker<I> {
     #[cold]
     fn let_send_passed(&mut self, lanes: Range<usize>, side: Side) {
         for lane in lanes {
-            let Some(frame) = self.batch.pop_front() else { return };
+            let frame = self.batch.pop_front().expect("it has passed");
             let Passed { tenant, .. } = self.lanes.passed_in(lane);
             if let Err(Unsent { frame, reason }) = self.transmit(frame, side, 0, Some(tenant)) {
                 self.parts.engine.counters.dropped(reason, Some(tenant));
