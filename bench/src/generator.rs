@@ -25,7 +25,7 @@ use crate::topology::{NODE_MAC, TENANT_MAC, Topology};
 /// Frames of one system call, which is to last until a signal ends it: its set-up takes 20 ms.
 const FRAMES_PER_RUN: u32 = u32::MAX;
 /// Frames between two looks of the kernel at who else wants the core.
-const FRAMES_PER_BATCH: u32 = 64;
+const FRAMES_PER_BATCH: u32 = 256;
 /// The same where a rate is kept: frames leave together at a batch's end.
 const FRAMES_PER_PACED_BATCH: u32 = 16;
 /// Rounds in which the flows come in turn, so that each has its session soon.

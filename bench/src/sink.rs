@@ -2,7 +2,7 @@ use std::net::Ipv4Addr;
 
 use anyhow::{Context, Result};
 use aya::maps::{MapData, PerCpuArray};
-use aya::programs::{Xdp, XdpMode};
+use aya::programs::{SchedClassifier, TcAttachType, tc};
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
 
 use crate::flows::DESTINATION_PORT;
@@ -10,7 +10,7 @@ use crate::topology::{EGRESS, Topology};
 
 static PROGRAM: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sink.bpf.o"));
 
-/// An XDP program that counts and drops what a gateway sends outside; dropped, it is detached.
+/// A program that counts and drops what a gateway sends outside; dropped, it is detached.
 pub(crate) struct Sink {
     received: PerCpuArray<MapData, u64>,
     // Holds the attachment.
@@ -34,13 +34,14 @@ impl Sink {
             .override_global("egress_address", &egress, true)
             .override_global("destination_port", &DESTINATION_PORT, true)
             .load(PROGRAM)
-            .context("the sink's XDP program does not load")?;
+            .context("the sink's program does not load")?;
         let device = topology.sink_device();
         topology.sink.enter(|| {
-            let program: &mut Xdp =
+            tc::qdisc_add_clsact(&device).with_context(|| format!("{device} takes no classifier"))?;
+            let program: &mut SchedClassifier =
                 object.program_mut("sink").context("the sink's object has no program `sink`")?.try_into()?;
             program.load()?;
-            program.attach(&device, XdpMode::Driver)?;
+            program.attach(&device, TcAttachType::Ingress)?;
             Ok(())
         })?;
         let received = object.take_map("received").context("the sink's object has no map `received`")?;
