@@ -1,13 +1,15 @@
 use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use aya::programs::{Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
 use clap::Args;
 use control::demo::wait;
 use fastpath::io::xsk::{RING_FRAMES, XskPort};
 use fastpath::io::{Frame, FrameArea, FrameIo, FramePool};
+use fastpath::placement::run_first;
+use fastpath::runner::Patience;
 use macaddr::MacAddr6;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::unistd::Pid;
@@ -17,7 +19,6 @@ use crate::napi;
 /// As the worker: see `fastpath/src/worker.rs` and `fastpath/src/runner.rs`, whose turn and sleep this repeats.
 const BATCH_FRAMES: usize = 64;
 const FRAMES_PER_QUEUE: usize = 3 * RING_FRAMES;
-const IDLE_TURNS: u32 = 32;
 const SLEEP_MS: u16 = 100;
 const SLEEP_WHILE_TRANSMITTING_MS: u16 = 1;
 
@@ -60,20 +61,18 @@ pub(crate) fn forward(options: &Options) -> Result<()> {
         let number = u64::try_from(descriptor.as_raw_fd())?;
         epoll.add(descriptor, EpollEvent::new(EpollFlags::EPOLLIN, number))?;
     }
+    run_first().map_err(|error| anyhow!("SCHED_FIFO cannot be had: {error}"))?;
     println!("{READY}");
     let mut batch = VecDeque::with_capacity(BATCH_FRAMES);
-    let mut idle_turns = 0;
+    let mut patience = Patience::default();
     while wait::check_interrupted().is_ok() {
         if turn(&mut sides, &mut batch, &mut pool) > 0 {
-            idle_turns = 0;
-        } else if idle_turns < IDLE_TURNS {
-            idle_turns += 1;
-        } else {
+            patience.reward();
+        } else if patience.is_over() {
             let is_transmitting = sides.iter().any(|side| side.io.is_transmitting());
             let limit = if is_transmitting { SLEEP_WHILE_TRANSMITTING_MS } else { SLEEP_MS };
             // An interrupted wait is a short one.
             epoll.wait(&mut [EpollEvent::empty(); 1], EpollTimeout::from(limit)).ok();
-            idle_turns = 0;
         }
     }
     Ok(())

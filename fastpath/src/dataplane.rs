@@ -21,6 +21,7 @@ use crate::launch::{Queue, StartedWorkers};
 use crate::layout::Layout;
 use crate::mailbox::{ListSessions, Mailbox, RequestQueue};
 use crate::parse::ETHERNET_BYTES;
+use crate::placement::SchedulerPolicy;
 use crate::renewal::Renewal;
 pub use crate::renewal::SideState;
 pub use crate::report::{
@@ -62,6 +63,8 @@ pub struct DataPlaneOptions {
     pub workers: Option<usize>,
     /// Cores that the workers are pinned to, in order; empty: the first ones that the process may use.
     pub cores: Vec<usize>,
+    /// How workers are scheduled if each has a core of its own.
+    pub scheduler_policy: SchedulerPolicy,
     /// Sessions that each worker can hold; memory for them is taken at start.
     pub session_capacity: u32,
 }

@@ -6,7 +6,6 @@ use std::thread;
 use std::time::Instant;
 
 use conntrack::{Conntrack, Tick, WorkerSlot};
-use core_affinity::CoreId;
 use crossbeam::channel::{Receiver, Sender, bounded};
 use crossbeam::queue::ArrayQueue;
 use rand::TryRng;
@@ -21,6 +20,7 @@ use crate::io::{Frame, FrameArea, FramePool};
 use crate::layout::Layout;
 use crate::mailbox::{Mailbox, RequestQueue};
 use crate::pipeline::Engine;
+use crate::placement::Placement;
 use crate::report::QueueReport;
 use crate::runner::{Sleeper, run};
 use crate::snapshot::{Side, Snapshot};
@@ -87,7 +87,7 @@ struct Shared {
 struct ReadyWorker {
     worker: Worker<XskPort>,
     sleeper: Sleeper,
-    core: Option<CoreId>,
+    placement: Placement,
     queues: Vec<Queue>,
     senders: [Option<u16>; 2],
     port_changes: Sender<PortChange<XskPort>>,
@@ -155,26 +155,23 @@ impl ReadyWorker {
             requests: Arc::clone(&shared.requests),
             retired: shared.retire.clone(),
         });
+        let placement = layout.placement_of(number, options.scheduler_policy);
         let sleeper = Sleeper::new(&worker).map_err(lacking("a worker's epoll descriptor"))?;
-        Ok(Self { worker, sleeper, core: layout.cores[number], queues, senders, port_changes })
+        Ok(Self { worker, sleeper, placement, queues, senders, port_changes })
     }
 
     fn spawn(self, started: Instant) -> Result<WorkerHandle, DataPlaneError> {
-        let Self { worker, sleeper, core, queues, senders, port_changes } = self;
+        let Self { worker, sleeper, placement, queues, senders, port_changes } = self;
         let number = worker.number();
         let (mailbox, counters) = (Arc::clone(worker.mailbox()), Arc::clone(worker.counters()));
         let thread = thread::Builder::new()
             .name(format!("worker-{number}"))
             .spawn(move || {
-                if let Some(core) = core
-                    && !core_affinity::set_for_current(core)
-                {
-                    tracing::warn!(worker = number, core = core.id, "the worker cannot be pinned");
-                }
+                placement.take(number);
                 run(worker, &sleeper, started);
             })
             .map_err(lacking("a worker's thread"))?;
-        let core = core.map(|core| core.id);
+        let core = placement.core.map(|core| core.id);
         Ok(WorkerHandle { core, mailbox, counters, queues, senders, port_changes, thread })
     }
 }

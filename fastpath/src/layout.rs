@@ -3,6 +3,7 @@
 //! Queue `q` of a side is served by worker `q % workers`. On a side with fewer queues than workers, the frames of those
 //! that have none are sent by those that have one, spread by the worker's number.
 
+use std::collections::HashSet;
 use std::io;
 
 use conntrack::blocks::MAX_WORKERS;
@@ -12,6 +13,7 @@ use nix::net::if_::if_nametoindex;
 use crate::dataplane::{DataPlaneError, DataPlaneOptions};
 use crate::io::ethtool::rx_queues;
 use crate::io::xsk::RING_FRAMES;
+use crate::placement::{Placement, SchedulerPolicy};
 use crate::snapshot::Side;
 
 /// Frames for each queue: what its fill and tx rings hold, and as many again in hand.
@@ -63,6 +65,13 @@ impl Layout {
         let cores = choose_cores(&options.cores, workers)?;
         let frames = [0, 1].map(|side: usize| links[side].queues as usize * FRAMES_PER_QUEUE);
         Ok(Self { links, cores, frames })
+    }
+
+    /// Returns where a worker runs. Where some have no core of their own, none goes before the others.
+    pub(crate) fn placement_of(&self, worker: usize, policy: SchedulerPolicy) -> Placement {
+        let own: HashSet<_> = self.cores.iter().flatten().map(|core| core.id).collect();
+        let policy = if own.len() == self.workers() { policy } else { SchedulerPolicy::Other };
+        Placement { core: self.cores[worker], policy }
     }
 
     /// Returns the number of workers.
@@ -190,6 +199,17 @@ mod tests {
         let senders: Vec<_> = (0..7).map(|worker| layout.senders_of(worker)[0].unwrap()).collect();
         assert_eq!(senders, [0, 1, 2, 0, 1, 2, 0]);
         assert_eq!(sender_for(0, &[0, 0]), None, "nobody has a queue");
+    }
+
+    #[test]
+    fn workers_go_before_others_only_where_each_has_a_core_of_its_own() {
+        let policy_of = |cores: &[Option<usize>]| {
+            let cores = cores.iter().map(|core| core.map(|id| CoreId { id })).collect();
+            Layout { cores, ..layout(0, [1, 1]) }.placement_of(0, SchedulerPolicy::Fifo).policy
+        };
+        assert_eq!(policy_of(&[Some(0), Some(1)]), SchedulerPolicy::Fifo);
+        assert_eq!(policy_of(&[Some(1), Some(1)]), SchedulerPolicy::Other);
+        assert_eq!(policy_of(&[Some(0), None]), SchedulerPolicy::Other);
     }
 
     #[test]

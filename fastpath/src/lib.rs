@@ -53,6 +53,7 @@ pub mod mailbox;
 pub mod mss;
 pub mod parse;
 pub mod pipeline;
+pub mod placement;
 pub mod reject;
 mod renewal;
 pub mod report;

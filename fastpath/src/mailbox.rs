@@ -240,19 +240,19 @@ impl Mailbox {
     /// Notes that the worker woke.
     pub fn wake(&self) {
         self.is_asleep.store(false, Ordering::Relaxed);
-        // The descriptor is unreadable already when the worker woke for another reason.
-        let _ = self.wake.read();
     }
 
     fn wake_up(&self) {
         fence(Ordering::SeqCst);
         if self.is_asleep.load(Ordering::Relaxed) && self.is_asleep.swap(false, Ordering::Relaxed) {
-            // The counter cannot overflow: it is read at every waking.
+            // Nobody reads the counter, whose changes are what wakes; 2^64 of them are out of reach.
             let _ = self.wake.write(1);
         }
     }
 }
 
+/// What wakes the worker, for an edge-triggered wait (epoll(7)): it becomes readable anew whenever something was put while
+/// the worker slept.
 impl AsFd for Mailbox {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.wake.as_fd()

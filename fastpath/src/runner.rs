@@ -14,7 +14,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use crate::io::FrameIo;
 use crate::worker::Worker;
 
-/// Turns without a frame before the worker sleeps: a few microseconds, less than a sleep and a wake-up cost.
+/// Most turns without a frame before a sleep: a few microseconds, less than a sleep and a wake-up cost.
 const IDLE_TURNS: u32 = 32;
 
 /// Longest sleep: sessions expire, and waiting frames are given up, to a tenth of a second.
@@ -25,6 +25,41 @@ const SLEEP_WHILE_TRANSMITTING: Duration = Duration::from_millis(1);
 
 /// A worker that panics again and again is logged once in this time; the count of its panics is exact.
 const LOGGED_EVERY: Duration = Duration::from_secs(60);
+
+/// How many turns to go on without a frame before a sleep: more where frames came meanwhile, fewer where none did, as
+/// none does while whoever receives waits for this core.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    most: u32,
+    left: u32,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self { most: IDLE_TURNS, left: IDLE_TURNS }
+    }
+}
+
+impl Patience {
+    /// Notes a turn that found frames.
+    pub fn reward(&mut self) {
+        if self.left < self.most {
+            self.most = (self.most * 2).min(IDLE_TURNS);
+        }
+        self.left = self.most;
+    }
+
+    /// Notes a turn without a frame, and tells whether it is time to sleep.
+    pub fn is_over(&mut self) -> bool {
+        if self.left > 0 {
+            self.left -= 1;
+            return false;
+        }
+        self.most = (self.most / 2).max(1);
+        self.left = self.most;
+        true
+    }
+}
 
 /// Sleeps until a frame or a message comes.
 #[derive(Debug)]
@@ -45,9 +80,12 @@ impl Sleeper {
 
     /// Wakes for the descriptors that the worker has now too. Those that are closed it forgets by itself.
     fn watch<I: FrameIo>(&self, worker: &Worker<I>) -> io::Result<()> {
-        for descriptor in worker.descriptors().chain([worker.mailbox().as_fd()]) {
+        // Nobody reads the mailbox's descriptor.
+        let ports = worker.descriptors().map(|port| (port, EpollFlags::EPOLLIN));
+        let mailbox = (worker.mailbox().as_fd(), EpollFlags::EPOLLIN | EpollFlags::EPOLLET);
+        for (descriptor, events) in ports.chain([mailbox]) {
             let number = u64::try_from(descriptor.as_raw_fd()).expect("a descriptor is not negative");
-            match self.epoll.add(descriptor, EpollEvent::new(EpollFlags::EPOLLIN, number)) {
+            match self.epoll.add(descriptor, EpollEvent::new(events, number)) {
                 Ok(()) | Err(Errno::EEXIST) => {}
                 Err(errno) => return Err(errno.into()),
             }
@@ -85,13 +123,11 @@ pub fn run<I: FrameIo>(mut worker: Worker<I>, sleeper: &Sleeper, started: Instan
 }
 
 fn turn_until_stopped<I: FrameIo>(worker: &mut Worker<I>, sleeper: &Sleeper, started: Instant) {
-    let mut idle_turns = 0;
+    let mut patience = Patience::default();
     while !worker.mailbox().is_stopping() {
         if worker.turn(Tick::since_start(started.elapsed())) > 0 || worker.is_busy() {
-            idle_turns = 0;
-        } else if idle_turns < IDLE_TURNS {
-            idle_turns += 1;
-        } else {
+            patience.reward();
+        } else if patience.is_over() {
             if worker.take_port_exchange()
                 && let Err(error) = sleeper.watch(worker)
             {
@@ -99,7 +135,6 @@ fn turn_until_stopped<I: FrameIo>(worker: &mut Worker<I>, sleeper: &Sleeper, sta
                 tracing::error!(error, "a worker does not wake for its new ports, and polls them");
             }
             sleeper.sleep(worker);
-            idle_turns = 0;
         }
     }
 }
@@ -110,4 +145,31 @@ fn describe(panic: &(dyn Any + Send)) -> &str {
         .copied()
         .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
         .unwrap_or("no message")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn turns_before_sleep(patience: &mut Patience) -> u32 {
+        let mut turns = 0;
+        while !patience.is_over() {
+            turns += 1;
+        }
+        turns
+    }
+
+    #[test]
+    fn patience_shrinks_where_nothing_comes_and_grows_where_something_does() {
+        let mut patience = Patience::default();
+        let shrinking: Vec<u32> = (0..7).map(|_| turns_before_sleep(&mut patience)).collect();
+        assert_eq!(shrinking, [32, 16, 8, 4, 2, 1, 1]);
+        patience.reward();
+        assert_eq!(turns_before_sleep(&mut patience), 1, "frames came at once: waiting was of no use");
+        for most in [2, 4, 8, 16, 32, 32] {
+            assert!(!patience.is_over());
+            patience.reward();
+            assert_eq!(patience.left, most, "frames came in the meantime");
+        }
+    }
 }

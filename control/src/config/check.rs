@@ -6,6 +6,7 @@ use std::time::Duration;
 use conntrack::time::PORT_TIMEOUTS;
 use conntrack::{PortTimeout, Protocol, Timeouts};
 use fastpath::dataplane::AttachPreference;
+use fastpath::placement::SchedulerPolicy;
 use fastpath::snapshot::{MidStream, TcpPolicy, UnsolicitedSyn};
 use ipnet::Ipv4Net;
 
@@ -40,6 +41,10 @@ pub(super) fn check(file: file::File, usable_cores: &[usize]) -> Result<Config, 
         pin_dir: absolute("xdp.pin_dir", file.xdp.pin_dir.unwrap_or_else(|| DEFAULT_PIN_DIR.into()))?,
         workers: file.workers.count,
         cores: file.workers.cores,
+        scheduler_policy: match file.workers.scheduler_policy {
+            file::Scheduling::Fifo => SchedulerPolicy::Fifo,
+            file::Scheduling::Other => SchedulerPolicy::Other,
+        },
         session_capacity: check_capacity(file.sessions.capacity)?,
         timeouts: check_timeouts(&file.timeouts)?,
         tcp: tcp_policy(&file.tcp),

@@ -64,6 +64,16 @@ pub(super) struct Workers {
     pub(super) count: Option<usize>,
     #[serde(default)]
     pub(super) cores: Vec<usize>,
+    #[serde(default)]
+    pub(super) scheduler_policy: Scheduling,
+}
+
+#[derive(Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Scheduling {
+    #[default]
+    Fifo,
+    Other,
 }
 
 #[derive(Default, Deserialize)]

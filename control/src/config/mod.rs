@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use conntrack::Timeouts;
 use fastpath::dataplane::AttachPreference;
+use fastpath::placement::SchedulerPolicy;
 use fastpath::snapshot::TcpPolicy;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
@@ -36,6 +37,8 @@ pub struct Config {
     pub workers: Option<usize>,
     /// Cores that workers are pinned to.
     pub cores: Vec<usize>,
+    /// How workers are scheduled.
+    pub scheduler_policy: SchedulerPolicy,
     /// Sessions that each worker can hold.
     pub session_capacity: u32,
     /// Session timeouts.

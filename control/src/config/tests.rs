@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use conntrack::{Filtering, Mapping, Policy, PortTimeout, Protocol, Quota, Timeouts};
+use fastpath::placement::SchedulerPolicy;
 use fastpath::snapshot::{MidStream, TcpPolicy, UnsolicitedSyn};
 
 use super::super::Config;
@@ -18,6 +19,7 @@ const FULL: &str = r#"
     [workers]
     count = 2
     cores = [0, 1]
+    scheduler_policy = "other"
     [sessions]
     capacity = 65536
     [timeouts]
@@ -42,7 +44,7 @@ const FULL: &str = r#"
 fn a_full_file_is_read() {
     let config = Config::parse(FULL, &[0, 1]).unwrap();
     assert_eq!(config.inside, "enp1s0");
-    assert_eq!(config.workers, Some(2));
+    assert_eq!((config.workers, config.scheduler_policy), (Some(2), SchedulerPolicy::Other));
     assert_eq!(config.timeouts.tcp_established, Duration::from_secs(3 * 3600));
     assert_eq!(config.timeouts.icmp_query, Duration::from_secs(60));
     assert_eq!(config.routes.len(), 1);

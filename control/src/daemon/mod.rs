@@ -252,6 +252,7 @@ async fn prepare(config: Config, state: StateDir) -> anyhow::Result<Setup> {
         pin_dir: config.pin_dir,
         workers: config.workers,
         cores: config.cores,
+        scheduler_policy: config.scheduler_policy,
         session_capacity: config.session_capacity,
     };
     let follower = config

@@ -16,10 +16,11 @@ const BPFFS: Check = Check::new(Group::Daemon, "bpffs-missing");
 const STATE: Check = Check::new(Group::Daemon, "state-not-writable");
 
 /// Capabilities that the daemon needs, by their bit (linux/capability.h), and what for.
-const CAPABILITIES: [(u32, &str, &str); 5] = [
+const CAPABILITIES: [(u32, &str, &str); 6] = [
     (12, "CAP_NET_ADMIN", "links, addresses, routes, kernel settings and attaching XDP"),
     (13, "CAP_NET_RAW", "AF_XDP sockets"),
     (21, "CAP_SYS_ADMIN", "finding the attached program's socket map by its number"),
+    (23, "CAP_SYS_NICE", "workers that go before the threads that receive for them"),
     (38, "CAP_PERFMON", "loading the XDP program"),
     (39, "CAP_BPF", "loading the XDP program and its maps"),
 ];

@@ -38,6 +38,11 @@ const RING_DESCRIPTORS: u32 = 2048;
 /// Frames that each ring holds.
 pub const RING_FRAMES: usize = RING_DESCRIPTORS as usize;
 
+/// Turns without a frame to send after which the kernel is asked again to transmit what it has, while it has not told that
+/// it did. It has nearly always taken all at once, and tells when the frames are gone: asking in every turn would be most of
+/// what a worker does between two batches.
+const FLUSHES_BETWEEN_KICKS: u32 = 16;
+
 /// How long the kernel may take to free a queue whose socket was closed.
 const FREED_WITHIN: Duration = Duration::from_secs(1);
 
@@ -205,6 +210,8 @@ pub struct XskPort {
     tx_budget: usize,
     in_rx: usize,
     in_tx: usize,
+    /// Turns without a frame to send since the kernel was last asked to transmit.
+    flushes_since_kick: u32,
     /// Frames to keep in the fill and rx rings.
     fill_frames: usize,
     /// Whether the interface has vanished.
@@ -273,6 +280,7 @@ impl XskPort {
             tx_budget: raise_tx_budget(descriptor),
             in_rx: 0,
             in_tx: 0,
+            flushes_since_kick: 0,
             fill_frames: RING_FRAMES,
             is_dead: false,
             area: area.clone(),
@@ -326,7 +334,8 @@ impl XskPort {
     }
 
     /// Asks the kernel to go on. Errors are harmless: it is asked again, or a link that is gone loses frames as a cable does.
-    fn kick(&self) {
+    fn kick(&mut self) {
+        self.flushes_since_kick = 0;
         // SAFETY: a send without a buffer reads no memory.
         unsafe {
             libc::sendto(self.descriptor, std::ptr::null(), 0, libc::MSG_DONTWAIT, std::ptr::null(), 0)
@@ -373,12 +382,16 @@ impl FrameIo for XskPort {
     }
 
     fn flush(&mut self) {
-        if self.pending.is_empty() && self.in_tx > 0 && self.rings.tx.needs_wakeup() {
-            self.kick();
+        if self.pending.is_empty() && self.in_tx > 0 {
+            self.flushes_since_kick += 1;
+            if self.flushes_since_kick >= FLUSHES_BETWEEN_KICKS && self.rings.tx.needs_wakeup() {
+                self.kick();
+            }
         }
         while !self.pending.is_empty() && !self.is_dead {
             let sent = self.submit();
             self.in_tx += sent;
+            self.flushes_since_kick = 0;
             if sent == 0 {
                 self.kick();
                 break;

@@ -1,0 +1,84 @@
+//! On which core a worker's thread runs, and before whom.
+//!
+//! Without a NIC core of its own a worker shares its core with the kernel thread that receives for it (a threaded NAPI, or
+//! ksoftirqd under load). Treated alike, each has half of the core, changing every few milliseconds: more than enough for
+//! the receiver to fill the rx ring and then drop what it goes on receiving (receive livelock: Mogul and Ramakrishnan,
+//! "Eliminating receive livelock in an interrupt-driven kernel", 1997). A worker under `SCHED_FIFO` (sched(7)) goes
+//! first while it has frames, and sleeps when it has none: nothing is received that is not forwarded.
+
+use core_affinity::CoreId;
+use thread_priority::{
+    RealtimeThreadSchedulePolicy, ThreadPriority, ThreadSchedulePolicy, set_thread_priority_and_policy,
+    thread_native_id,
+};
+
+/// How the kernel schedules workers that have a core of their own each (sched(7)).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SchedulerPolicy {
+    /// `SCHED_FIFO` with the lowest priority: before all ordinary threads of the core, as long as there are frames.
+    #[default]
+    Fifo,
+    /// `SCHED_OTHER`: like any other thread.
+    Other,
+}
+
+/// Where the thread of one worker runs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Placement {
+    /// None: anywhere.
+    pub(crate) core: Option<CoreId>,
+    pub(crate) policy: SchedulerPolicy,
+}
+
+impl Placement {
+    /// Applies it to the calling thread, that of a worker. What cannot be had is logged: the worker runs without.
+    pub(crate) fn take(self, worker: u16) {
+        if let Some(core) = self.core
+            && !core_affinity::set_for_current(core)
+        {
+            tracing::warn!(worker, core = core.id, "the worker cannot be pinned");
+        }
+        if self.policy == SchedulerPolicy::Fifo
+            && let Err(error) = run_first()
+        {
+            tracing::warn!(
+                worker,
+                %error,
+                "the worker does not go before other threads of its core; SCHED_FIFO takes CAP_SYS_NICE"
+            );
+        }
+    }
+}
+
+/// Lets the calling thread run before all ordinary threads (`SCHED_FIFO`).
+///
+/// # Errors
+/// Without CAP_SYS_NICE.
+pub fn run_first() -> Result<(), thread_priority::Error> {
+    let policy = ThreadSchedulePolicy::Realtime(RealtimeThreadSchedulePolicy::Fifo);
+    set_thread_priority_and_policy(thread_native_id(), ThreadPriority::Min, policy)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use thread_priority::thread_schedule_policy;
+
+    use super::*;
+
+    #[test]
+    fn a_worker_that_may_go_first_does_and_one_that_may_not_runs_all_the_same() {
+        let policy_after = |policy| {
+            let placed = thread::spawn(move || {
+                Placement { core: None, policy }.take(0);
+                thread_schedule_policy().unwrap()
+            });
+            placed.join().unwrap()
+        };
+        let fifo = ThreadSchedulePolicy::Realtime(RealtimeThreadSchedulePolicy::Fifo);
+        let may_go_first = thread::spawn(run_first).join().unwrap().is_ok();
+        assert_eq!(policy_after(SchedulerPolicy::Fifo) == fifo, may_go_first);
+        assert_ne!(policy_after(SchedulerPolicy::Other), fifo);
+    }
+}
