@@ -29,6 +29,12 @@ impl Default for Candidate {
     }
 }
 
+impl From<SessionId> for Candidate {
+    fn from(session: SessionId) -> Self {
+        Self(session.0)
+    }
+}
+
 impl Candidate {
     /// Tells whether there is none.
     #[inline]

@@ -176,6 +176,18 @@ impl Key {
         }
     }
 
+    /// Returns the tuple of a packet that it is the key of.
+    #[expect(clippy::cast_possible_truncation, reason = "they are these bits")]
+    pub fn tuple(self) -> Option<FiveTuple> {
+        Some(FiveTuple {
+            source: self.source(),
+            destination: Ipv4Addr::from_bits(self.addresses as u32),
+            source_port: (self.rest >> 48) as u16,
+            destination_port: (self.rest >> 32) as u16,
+            protocol: Protocol::from_number((self.rest >> 8) as u8)?,
+        })
+    }
+
     /// Returns the tenant.
     #[expect(clippy::cast_possible_truncation, reason = "it is these 16 bits")]
     pub(crate) fn tenant(self) -> TenantId {
@@ -217,6 +229,7 @@ mod tests {
             protocol: Protocol::Tcp,
         };
         let base = Key::new(TenantId(1), Direction::Outbound, &tuple);
+        assert_eq!(base.tuple(), Some(tuple));
         let others = [
             Key::new(TenantId(2), Direction::Outbound, &tuple),
             Key::new(TenantId(1), Direction::Inbound, &tuple),

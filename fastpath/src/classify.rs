@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use conntrack::{Direction, TenantId};
+use conntrack::{Direction, FiveTuple, TenantId};
 use macaddr::MacAddr6;
 
 use crate::parse::{ETHERNET_BYTES, Packet, Transport};
@@ -55,6 +55,13 @@ fn classify_inside(snapshot: &Snapshot, packet: &Packet) -> Result<Class, (DropR
         return drop(refuse_source(snapshot, tenant, source));
     }
     Ok(Class { tenant, direction: Direction::Outbound })
+}
+
+/// Tells whether a tenant may send a packet of a flow from inside.
+pub fn may_send(snapshot: &Snapshot, class: Class, tuple: &FiveTuple) -> bool {
+    !is_martian(tuple.destination)
+        && !is_martian(tuple.source)
+        && snapshot.may_send_from(class.tenant, tuple.source)
 }
 
 /// Returns why a tenant may not send from an address.

@@ -19,13 +19,15 @@ use conntrack::{
 };
 use macaddr::MacAddr6;
 
+use crate::classify::{Class, may_send};
 use crate::fragments::Fragments;
 use crate::io::Frame;
 use crate::parse::{ETHERNET_BYTES, read_u16, read_u32};
 use crate::pipeline::Engine;
 use crate::rewrite::{write_identification, write_u16};
 use crate::snapshot::{NeighbourId, Side, Snapshot};
-use crate::track::HAIRPIN;
+use crate::track::{HAIRPIN, Tracker, owner_of};
+use crate::verdict::Errand;
 
 /// Frames that are looked up side by side: with fewer a processor waits for memory that it could have asked for, and more
 /// gain nothing (a hit in a table of a million sessions took 61 ns with 16, 55 with 32 and 54 with 64).
@@ -171,6 +173,32 @@ impl Lanes {
                 pass_while(lanes, |lane, frame| crossing.pass(Direction::Inbound, lane, frame))
             }
         }
+    }
+
+    /// Makes the session of a UDP datagram from a pod, the one that was seen in `lane`, if it has none and nothing stands in
+    /// its way; tells whether the frame may try again to pass. Else nothing has changed.
+    #[inline(never)]
+    pub fn open(&mut self, lane: usize, engine: &mut Engine, errand: Errand, now: Tick) -> bool {
+        let Lane { key, hash, candidate, tenant, is_tcp, .. } = self.0[lane];
+        let Some(tuple) = key.tuple().filter(|_| candidate.is_none() && !is_tcp) else { return false };
+        let Engine { snapshot, conntrack, counters, .. } = engine;
+        let class = Class { tenant, direction: Direction::Outbound };
+        let is_owned = errand.is_owned || owner_of(conntrack, class, &tuple) == conntrack.slot().worker;
+        if !is_owned || !may_send(snapshot, class, &tuple) {
+            return false;
+        }
+        // A frame of the same flow may have come just before.
+        let mut opened = conntrack.candidate(hash, conntrack.first_slot(hash));
+        if opened.is_none() {
+            let mut tracker = Tracker { snapshot, conntrack, counters, errand, now };
+            match tracker.open_outbound(class, tuple) {
+                Ok(session) => opened = session.into(),
+                // The whole way finds out again why not, and says so.
+                Err(_) => return false,
+            }
+        }
+        self.0[lane].candidate = opened;
+        true
     }
 
     /// Returns tenant and length of the frames that have passed in some lanes.

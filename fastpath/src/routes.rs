@@ -9,39 +9,54 @@ use ipnet::Ipv4Net;
 /// Routes, by length of their prefixes.
 ///
 /// A gateway's routes are of two or three lengths: its link's, its nodes' and the default one. One hash of each is a
-/// fifth of what a trie of all takes, and a table of the whole Internet has 25.
-#[derive(Debug, Default)]
-pub(crate) struct RouteTable {
+/// fifth of what a trie of all takes, and a table of the whole Internet has 25. A length of one route takes no hash.
+#[derive(Debug)]
+pub(crate) struct RouteTable<T> {
     /// Longest first.
-    lengths: Vec<Length>,
+    lengths: Vec<Length<T>>,
 }
 
 /// Routes whose prefixes have the same length.
 #[derive(Debug)]
-struct Length {
+struct Length<T> {
     mask: Ipv4Addr,
-    next_hops: HashMap<Ipv4Addr, Option<Ipv4Addr>, RandomState>,
+    /// The first route.
+    first: (Ipv4Addr, T),
+    /// The others.
+    others: HashMap<Ipv4Addr, T, RandomState>,
 }
 
-impl RouteTable {
-    /// Adds a route; of two to the same prefix the last one counts. No next hop: destinations are on the link.
-    pub(crate) fn insert(&mut self, prefix: Ipv4Net, next_hop: Option<Ipv4Addr>) {
+impl<T> Default for RouteTable<T> {
+    fn default() -> Self {
+        Self { lengths: Vec::new() }
+    }
+}
+
+impl<T> RouteTable<T> {
+    /// Adds a route; of two to the same prefix the last one counts.
+    pub(crate) fn insert(&mut self, prefix: Ipv4Net, next_hop: T) {
         let mask = prefix.netmask();
-        let place = match self.lengths.binary_search_by(|length| mask.cmp(&length.mask)) {
-            Ok(place) => place,
+        let route = (prefix.network(), next_hop);
+        match self.lengths.binary_search_by(|length| mask.cmp(&length.mask)) {
+            Ok(place) if self.lengths[place].first.0 == route.0 => self.lengths[place].first = route,
+            Ok(place) => drop(self.lengths[place].others.insert(route.0, route.1)),
             Err(place) => {
-                self.lengths.insert(place, Length { mask, next_hops: HashMap::default() });
-                place
+                self.lengths.insert(place, Length { mask, first: route, others: HashMap::default() });
             }
-        };
-        self.lengths[place].next_hops.insert(prefix.network(), next_hop);
+        }
     }
 
-    /// Returns the next hop of the longest prefix that covers a destination; inside, none when it is on the link.
-    pub(crate) fn find(&self, destination: Ipv4Addr) -> Option<Option<Ipv4Addr>> {
-        self.lengths.iter().find_map(|length| {
-            let network = Ipv4Addr::from_bits(destination.to_bits() & length.mask.to_bits());
-            length.next_hops.get(&network).copied()
+    /// Returns the next hop of the longest prefix that covers a destination.
+    pub(crate) fn find(&self, destination: Ipv4Addr) -> Option<&T> {
+        self.lengths.iter().find_map(|Length { mask, first, others }| {
+            let network = Ipv4Addr::from_bits(destination.to_bits() & mask.to_bits());
+            if first.0 == network {
+                Some(&first.1)
+            } else if others.is_empty() {
+                None
+            } else {
+                others.get(&network)
+            }
         })
     }
 }
@@ -72,7 +87,7 @@ mod tests {
                 // The last of the longest ones.
                 let covering = routes.iter().filter(|(prefix, _)| prefix.contains(&destination));
                 let expected = covering.max_by_key(|(prefix, _)| prefix.prefix_len()).map(|(_, hop)| *hop);
-                prop_assert_eq!(table.find(destination), expected);
+                prop_assert_eq!(table.find(destination).copied(), expected);
             }
         }
     }

@@ -214,7 +214,7 @@ pub struct Snapshot {
     pods: AddressSet,
     by_mac: HashMap<MacAddr6, TenantId, RandomState>,
     by_egress: HashMap<Ipv4Addr, TenantId, RandomState>,
-    routes: [RouteTable; 2],
+    routes: [RouteTable<Hop>; 2],
     neighbours: [HashMap<Ipv4Addr, NeighbourId, RandomState>; 2],
     /// MACs of frames to each neighbour: its own and the link's.
     macs: Vec<[u8; 12]>,
@@ -228,6 +228,13 @@ struct Tenant {
     place: usize,
     gateway_mac: MacAddr6,
     sources: AddressSet,
+}
+
+/// Where packets to the destinations of a route go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Hop {
+    OnLink,
+    Via(NextHop),
 }
 
 impl Snapshot {
@@ -254,9 +261,6 @@ impl Snapshot {
             let gateway_mac = tenant.gateway_mac;
             snapshot.tenants[usize::from(tenant.id.0)] = Some(Tenant { place, gateway_mac, sources });
         }
-        for route in &snapshot.spec.routes {
-            snapshot.routes[route.side.index()].insert(route.prefix, route.gateway);
-        }
         for (id, neighbour) in (0..).zip(&snapshot.spec.neighbours) {
             snapshot.neighbours[neighbour.side.index()].insert(neighbour.address, NeighbourId(id));
             let source = snapshot.link(neighbour.side).mac;
@@ -264,6 +268,12 @@ impl Snapshot {
             macs[..6].copy_from_slice(neighbour.mac.as_bytes());
             macs[6..].copy_from_slice(source.as_bytes());
             snapshot.macs.push(macs);
+        }
+        for route in &snapshot.spec.routes {
+            let hop = route
+                .gateway
+                .map_or(Hop::OnLink, |gateway| Hop::Via(snapshot.neighbour_at(route.side, gateway)));
+            snapshot.routes[route.side.index()].insert(route.prefix, hop);
         }
         snapshot
     }
@@ -331,8 +341,14 @@ impl Snapshot {
 
     /// Returns where a packet to `destination` goes next when it leaves by `side`: longest prefix first.
     pub fn next_hop(&self, side: Side, destination: Ipv4Addr) -> NextHop {
-        let Some(gateway) = self.routes[side.index()].find(destination) else { return NextHop::NoRoute };
-        let address = gateway.unwrap_or(destination);
+        match self.routes[side.index()].find(destination) {
+            Some(Hop::Via(gateway)) => *gateway,
+            Some(Hop::OnLink) => self.neighbour_at(side, destination),
+            None => NextHop::NoRoute,
+        }
+    }
+
+    fn neighbour_at(&self, side: Side, address: Ipv4Addr) -> NextHop {
         match self.neighbours[side.index()].get(&address) {
             Some(id) => NextHop::Resolved(*id),
             None => NextHop::Unresolved(address),
@@ -341,7 +357,7 @@ impl Snapshot {
 
     /// Tells whether an address is on the link of `side`, so that packets to it need no router.
     pub fn is_on_link(&self, side: Side, address: Ipv4Addr) -> bool {
-        self.routes[side.index()].find(address).is_some_and(|gateway| gateway.is_none())
+        self.routes[side.index()].find(address) == Some(&Hop::OnLink)
     }
 
     /// Returns a resolved neighbour of this snapshot.

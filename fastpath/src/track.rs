@@ -168,10 +168,18 @@ impl Tracker<'_> {
         if !may_open {
             return Err(refuse_stray(self.snapshot.spec().tcp, class, flow));
         }
+        self.open_outbound(class, flow.tuple)
+    }
+
+    /// Makes a session from inside, where the tenant takes new ones and there is a way for its packets.
+    ///
+    /// # Errors
+    /// The verdict on the packet, if there is none. Nothing has changed then.
+    pub fn open_outbound(&mut self, class: Class, tuple: FiveTuple) -> Result<SessionId, Verdict> {
         self.check_draining(class)?;
-        let revision = self.revision(&flow.tuple);
-        self.way(revision.next_hops[0], Side::Outside, flow.tuple.destination)?;
-        self.admit(class, flow.tuple, Direction::Outbound, revision)
+        let revision = self.revision(&tuple);
+        self.way(revision.next_hops[0], Side::Outside, tuple.destination)?;
+        self.admit(class, tuple, Direction::Outbound, revision)
     }
 
     /// Makes a session for a packet that a mapping's filtering lets in (RFC 4787 section 5).

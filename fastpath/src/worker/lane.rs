@@ -39,24 +39,35 @@ impl<I: FrameIo> Worker<I> {
         }
         let direction = arrival.side.direction();
         while !self.batch.is_empty() {
+            #[cfg(test)]
+            assert!(!std::mem::take(&mut self.fails_at_next_frame), "asked to fail");
             let frames = self.batch.make_contiguous();
             let lanes = frames.len().min(LANES);
             let Engine { snapshot, conntrack, .. } = &self.parts.engine;
             self.lanes.look_ahead(snapshot, conntrack, arrival.side, &frames[..lanes]);
-            let mut lane = 0;
-            while lane < lanes {
-                let frames = &mut self.batch.make_contiguous()[..lanes - lane];
+            let (mut sent, mut lane, mut has_opened) = (0, 0, false);
+            loop {
+                let frames = &mut self.batch.make_contiguous()[lane - sent..lanes - sent];
                 let passed = self.lanes.pass(lane, direction, frames, &mut self.parts.engine, now);
-                self.send_passed(lane..lane + passed, arrival);
                 #[cfg(test)]
                 {
                     self.passed_by_lane += passed;
                 }
                 lane += passed;
-                if lane < lanes {
-                    self.process_first(arrival, errand, now);
-                    lane += 1;
+                has_opened = lane < lanes
+                    && arrival.side == Side::Inside
+                    && !(has_opened && passed == 0)
+                    && self.lanes.open(lane, &mut self.parts.engine, errand, now);
+                if has_opened {
+                    continue;
                 }
+                self.send_passed(sent..lane, arrival);
+                if lane == lanes {
+                    break;
+                }
+                self.process_first(arrival, errand, now);
+                lane += 1;
+                sent = lane;
             }
         }
     }
