@@ -90,10 +90,14 @@ impl Conntrack {
         if !has_ports(wanted.outside_tuple.protocol) {
             return self.is_free(wanted, 0).then_some(0);
         }
-        let shared = std::sync::Arc::clone(&self.shared);
-        let ports = shared.ports(wanted.outside_tuple.source)?;
         let random = self.rng.random();
         let class = wanted.class();
+        let first = probed_port(random, 0, &class);
+        if self.crowds.is_empty() && self.has_free(wanted, first) {
+            return Some(first);
+        }
+        let shared = std::sync::Arc::clone(&self.shared);
+        let ports = shared.ports(wanted.outside_tuple.source)?;
         if class == SYSTEM_PORTS {
             return self
                 .probe(wanted, ports, random)
@@ -108,6 +112,14 @@ impl Conntrack {
                 .or_else(|| self.claim_block(wanted, ports, start))
                 .or_else(|| self.search(wanted, ports, start)),
         }
+    }
+
+    /// Tells whether a port is free in a block that this worker has: nearly always so with the first that is tried.
+    fn has_free(&self, wanted: &Wanted, port: u16) -> bool {
+        let ports = self.shared.ports(wanted.outside_tuple.source);
+        let is_ours =
+            |ports: &EgressPorts| ports.owner(port) == Some(self.slot.worker) && !ports.is_exhausted(port);
+        ports.is_some_and(is_ours) && self.is_free(wanted, port)
     }
 
     /// Returns a port of a destination that is known to be crowded.
@@ -140,7 +152,7 @@ impl Conntrack {
         let class = wanted.class();
         let mut left = PROBES;
         for probe in 0..u64::from(PROBES) * 2 * u64::from(self.slot.workers) {
-            let port = port_at(mix(random.wrapping_add(probe)), &class);
+            let port = probed_port(random, probe, &class);
             if self.may_use(ports, wanted, port) {
                 if self.is_free(wanted, port) {
                     return Some(port);
@@ -278,6 +290,11 @@ impl Conntrack {
             self.crowds.close_block(tenant, outside_tuple.source, &block_of(port));
         }
     }
+}
+
+/// Returns the port that is tried at random as number `probe`.
+fn probed_port(random: u64, probe: u64, class: &RangeInclusive<u16>) -> u16 {
+    port_at(mix(random.wrapping_add(probe)), class)
 }
 
 /// Returns the ports of the block that a port is in.

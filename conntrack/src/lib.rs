@@ -48,6 +48,7 @@ pub mod checksum;
 mod choose;
 pub mod crowd;
 mod destination;
+mod ending;
 pub mod expiry;
 pub mod flow;
 pub mod index;

@@ -154,7 +154,12 @@ impl TenantUse {
 
     /// Counts a session that ended and had `ports` ports of its own.
     pub(crate) fn end(&self, ports: u32) {
-        subtract(&self.sessions, 1);
+        self.end_many(1, ports);
+    }
+
+    /// Counts sessions that ended and had `ports` ports of their own together.
+    pub(crate) fn end_many(&self, sessions: u32, ports: u32) {
+        subtract(&self.sessions, sessions);
         subtract(&self.ports, ports);
     }
 

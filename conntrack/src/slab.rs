@@ -30,6 +30,11 @@ pub(crate) enum Kind {
 }
 
 impl Entry {
+    /// Returns the next entry of the expiry list that this one is in.
+    pub(crate) fn following(&self) -> Option<u32> {
+        (self.next != NIL).then_some(self.next)
+    }
+
     /// Returns one of the keys that the entry is found by.
     pub(crate) fn key(&self, direction: Direction) -> Option<Key> {
         match &self.kind {

@@ -9,7 +9,7 @@ use rand::{RngExt, SeedableRng};
 use thiserror::Error;
 
 use crate::Epoch;
-use crate::anchor::{Role, peer_key, pod_key};
+use crate::anchor::Role;
 use crate::blocks::EgressPorts;
 use crate::choose::CROWDED_PORTS;
 use crate::crowd::Crowds;
@@ -21,7 +21,7 @@ use crate::session::{PortHolder, Session, SessionId};
 use crate::shared::Shared;
 use crate::slab::{Kind, Slab};
 use crate::tcp::{TcpFlags, TcpSegment};
-use crate::time::{Tick, TimeoutClass, Timeouts};
+use crate::time::{Tick, Timeouts};
 
 /// One worker out of those that share the egress addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -278,93 +278,6 @@ impl Conntrack {
         session.next_hops = revision.next_hops;
     }
 
-    /// Ends a session and frees its port.
-    ///
-    /// # Panics
-    /// When it has ended.
-    pub fn remove(&mut self, id: SessionId, now: Tick) {
-        let session = self.slab.session(id).clone();
-        self.is_changing = true;
-        self.expiry.unlink(self.slab.entries_mut(), id.0, session.class);
-        self.drop_entry(id.0);
-        self.live -= 1;
-        let own_ports = match session.port {
-            PortHolder::Session => {
-                self.free_port(session.tenant, &session.outside_tuple());
-                1
-            }
-            PortHolder::Lender(lender) => {
-                self.return_port(lender, session.tenant, session.outside_tuple(), false);
-                1
-            }
-            PortHolder::Mapping => 0,
-        };
-        self.shared.tenant(session.tenant).end(own_ports);
-        if session.has_peer {
-            self.leave_peer(&session);
-        }
-        let has_left_port = own_ports == 1 || self.leave_mapping(&session, now);
-        self.leave_pod(&session, u32::from(has_left_port));
-        self.is_changing = false;
-    }
-
-    /// Ends at most `bound` sessions whose time is over, and shows each to `on_end` first; returns how many.
-    pub fn expire(
-        &mut self,
-        now: Tick,
-        timeouts: &Timeouts,
-        bound: usize,
-        mut on_end: impl FnMut(&Session),
-    ) -> usize {
-        let mut ended = 0;
-        for class in TimeoutClass::ALL {
-            while ended < bound
-                && let Some(id) = self.expiry.oldest(class)
-                && now.reached(self.last_seen(id).after(timeouts.of(class)))
-            {
-                if class == TimeoutClass::Resting {
-                    self.end_rest(id);
-                } else {
-                    on_end(self.slab.session(SessionId(id)));
-                    self.remove(SessionId(id), now);
-                }
-                ended += 1;
-            }
-        }
-        ended
-    }
-
-    fn last_seen(&self, id: u32) -> Tick {
-        match &self.slab.entry(id).kind {
-            Kind::Session(session) => session.last_seen,
-            Kind::Anchor(anchor) => anchor.tally.freed,
-            Kind::Free => unreachable!("a free entry is in no expiry list"),
-        }
-    }
-
-    /// Counts a session out of its pod, which is forgotten with the last.
-    fn leave_pod(&mut self, session: &Session, ports: u32) {
-        let id = self.find_entry(&pod_key(session.tenant, session.inside)).expect("a session has its pod");
-        let pod = self.slab.anchor_mut(id);
-        pod.sessions -= 1;
-        pod.tally.ports = pod.tally.ports.saturating_sub(ports);
-        if pod.sessions == 0 {
-            let outside = pod.outside;
-            self.drop_entry(id);
-            self.count_pod(outside, EgressPorts::remove_pod);
-        }
-    }
-
-    fn leave_peer(&mut self, session: &Session) {
-        let key = peer_key(session.tenant, &session.outside_tuple());
-        let id = self.find_entry(&key).expect("a session with a peer has it");
-        let peer = self.slab.anchor_mut(id);
-        peer.sessions -= 1;
-        if peer.sessions == 0 {
-            self.drop_entry(id);
-        }
-    }
-
     /// Returns the entry under a key.
     pub(crate) fn find_entry(&self, key: &Key) -> Option<u32> {
         self.lookup().find(key)
@@ -413,8 +326,13 @@ pub(crate) struct Lookup<'a> {
 impl Lookup<'_> {
     /// Returns the entry under a key.
     pub(crate) fn find(self, key: &Key) -> Option<u32> {
+        self.find_under(hash(self.hasher, key), key)
+    }
+
+    /// Returns the entry under a key, which has this hash.
+    pub(crate) fn find_under(self, hash: u32, key: &Key) -> Option<u32> {
         let is_match = |place: Place| self.slab.entry(place.entry).key(place.direction) == Some(*key);
-        Some(self.index.find(hash(self.hasher, key), is_match)?.entry)
+        Some(self.index.find(hash, is_match)?.entry)
     }
 }
 

@@ -10,7 +10,7 @@ const LANE: u64 = 300;
 /// What a packet may take in a worker's turn, with its share of rings, counters and the rest.
 const TURN: u64 = 440;
 /// What the first packet of a session may take in a worker's turn.
-const NEW_SESSION: u64 = 4300;
+const NEW_SESSION: u64 = 2500;
 
 /// Runs a command and returns what it wrote.
 fn run(command: &mut Command) -> String {

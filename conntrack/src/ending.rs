@@ -1,0 +1,206 @@
+//! Ends sessions: single ones, and those whose time is over, some at a time.
+//!
+//! The end of a session changes the index at both its keys and its pod. In a large table each waits for memory; the
+//! places of several sessions are therefore read side by side before the first of them ends, as those of packets are
+//! ([`crate::ahead`]).
+
+use std::hint::black_box;
+
+use crate::anchor::{peer_key, pod_key};
+use crate::blocks::EgressPorts;
+use crate::flow::{Direction, TenantId};
+use crate::index::Place;
+use crate::session::{PortHolder, Session, SessionId};
+use crate::shared::Shared;
+use crate::slab::Kind;
+use crate::table::Conntrack;
+use crate::time::{Tick, TimeoutClass, Timeouts};
+
+/// Entries that are looked up side by side before they end.
+const SIDE_BY_SIDE: usize = 16;
+
+/// An entry that ends, and the hashes of what is changed with it.
+#[derive(Clone, Copy, Debug, Default)]
+struct Ending {
+    id: u32,
+    /// Of a session's keys, outbound first.
+    keys: [u32; 2],
+    /// Of the key of its pod.
+    pod: u32,
+}
+
+/// Sessions of one tenant that have ended, and the ports of their own that they had, before they are counted.
+#[derive(Clone, Copy, Debug, Default)]
+struct Ended {
+    tenant: TenantId,
+    sessions: u32,
+    ports: u32,
+}
+
+impl Ended {
+    fn add(self, ended: Self, shared: &Shared) -> Self {
+        if self.tenant == ended.tenant {
+            let (sessions, ports) = (self.sessions + ended.sessions, self.ports + ended.ports);
+            return Self { sessions, ports, ..self };
+        }
+        self.count(shared);
+        ended
+    }
+
+    fn count(self, shared: &Shared) {
+        if self.sessions > 0 {
+            shared.tenant(self.tenant).end_many(self.sessions, self.ports);
+        }
+    }
+}
+
+impl Conntrack {
+    /// Ends a session and frees its port.
+    ///
+    /// # Panics
+    /// When it has ended.
+    pub fn remove(&mut self, id: SessionId, now: Tick) {
+        let ended = self.end(self.ending(id.0), now);
+        ended.count(&self.shared);
+    }
+
+    /// Ends at most `bound` sessions whose time is over, and shows each to `on_end` first; returns how many.
+    pub fn expire(
+        &mut self,
+        now: Tick,
+        timeouts: &Timeouts,
+        bound: usize,
+        mut on_end: impl FnMut(&Session),
+    ) -> usize {
+        let mut ended = 0;
+        for class in TimeoutClass::ALL {
+            loop {
+                let (endings, count) = self.find_ending(class, now, timeouts, bound - ended);
+                let mut all = Ended::default();
+                for ending in &endings[..count] {
+                    if class == TimeoutClass::Resting {
+                        self.end_rest(ending.id);
+                    } else {
+                        on_end(self.slab.session(SessionId(ending.id)));
+                        all = all.add(self.end(*ending, now), &self.shared);
+                    }
+                }
+                all.count(&self.shared);
+                ended += count;
+                if count < SIDE_BY_SIDE {
+                    break;
+                }
+            }
+        }
+        ended
+    }
+
+    /// Returns the next entries of a class whose time is over, and how many they are.
+    fn find_ending(
+        &self,
+        class: TimeoutClass,
+        now: Tick,
+        timeouts: &Timeouts,
+        bound: usize,
+    ) -> ([Ending; SIDE_BY_SIDE], usize) {
+        let timeout = timeouts.of(class);
+        let mut endings = [Ending::default(); SIDE_BY_SIDE];
+        let mut count = 0;
+        let mut next = self.expiry.oldest(class);
+        while count < bound.min(SIDE_BY_SIDE)
+            && let Some(id) = next
+            && now.reached(self.last_seen(id).after(timeout))
+        {
+            endings[count] = self.ending(id);
+            count += 1;
+            next = self.slab.entry(id).following();
+        }
+        if count > 1 {
+            self.touch_places(&endings[..count]);
+        }
+        (endings, count)
+    }
+
+    /// Reads what the ends of some sessions will change.
+    fn touch_places(&self, endings: &[Ending]) {
+        let slots = endings.iter().map(|ending| {
+            let [outbound, inbound] = ending.keys.map(|hash| self.index.slot(hash));
+            outbound ^ inbound ^ self.index.slot(ending.pod)
+        });
+        black_box(slots.fold(0, |sum, slots| sum ^ slots));
+    }
+
+    fn ending(&self, id: u32) -> Ending {
+        match &self.slab.entry(id).kind {
+            Kind::Session(session) => Ending {
+                id,
+                keys: [Direction::Outbound, Direction::Inbound].map(|side| self.hash(&session.key(side))),
+                pod: self.hash(&pod_key(session.tenant, session.inside)),
+            },
+            Kind::Anchor(_) | Kind::Free => Ending { id, ..Ending::default() },
+        }
+    }
+
+    fn last_seen(&self, id: u32) -> Tick {
+        match &self.slab.entry(id).kind {
+            Kind::Session(session) => session.last_seen,
+            Kind::Anchor(anchor) => anchor.tally.freed,
+            Kind::Free => unreachable!("a free entry is in no expiry list"),
+        }
+    }
+
+    /// Ends a session, which is still to be counted.
+    fn end(&mut self, ending: Ending, now: Tick) -> Ended {
+        let Ending { id, keys, pod } = ending;
+        let session = self.slab.session(SessionId(id)).clone();
+        self.is_changing = true;
+        self.expiry.unlink(self.slab.entries_mut(), id, session.class);
+        for (hash, direction) in keys.into_iter().zip([Direction::Outbound, Direction::Inbound]) {
+            self.index.remove(hash, Place { entry: id, direction });
+        }
+        self.slab.remove(id);
+        self.live -= 1;
+        let own_ports = match session.port {
+            PortHolder::Session => {
+                self.free_port(session.tenant, &session.outside_tuple());
+                1
+            }
+            PortHolder::Lender(lender) => {
+                self.return_port(lender, session.tenant, session.outside_tuple(), false);
+                1
+            }
+            PortHolder::Mapping => 0,
+        };
+        if session.has_peer {
+            self.leave_peer(&session);
+        }
+        let has_left_port = own_ports == 1 || self.leave_mapping(&session, now);
+        self.leave_pod(&session, pod, u32::from(has_left_port));
+        self.is_changing = false;
+        Ended { tenant: session.tenant, sessions: 1, ports: own_ports }
+    }
+
+    /// Counts a session out of its pod, whose key has this hash; the pod is forgotten with the last.
+    fn leave_pod(&mut self, session: &Session, hash: u32, ports: u32) {
+        let key = pod_key(session.tenant, session.inside);
+        let id = self.lookup().find_under(hash, &key).expect("a session has its pod");
+        let pod = self.slab.anchor_mut(id);
+        pod.sessions -= 1;
+        pod.tally.ports = pod.tally.ports.saturating_sub(ports);
+        if pod.sessions == 0 {
+            let outside = pod.outside;
+            self.drop_entry(id);
+            self.count_pod(outside, EgressPorts::remove_pod);
+        }
+    }
+
+    fn leave_peer(&mut self, session: &Session) {
+        let key = peer_key(session.tenant, &session.outside_tuple());
+        let id = self.find_entry(&key).expect("a session with a peer has it");
+        let peer = self.slab.anchor_mut(id);
+        peer.sessions -= 1;
+        if peer.sessions == 0 {
+            self.drop_entry(id);
+        }
+    }
+}
