@@ -57,11 +57,15 @@ fn classify_inside(snapshot: &Snapshot, packet: &Packet) -> Result<Class, (DropR
     Ok(Class { tenant, direction: Direction::Outbound })
 }
 
-/// Tells whether a tenant may send a packet of a flow from inside.
-pub fn may_send(snapshot: &Snapshot, class: Class, tuple: &FiveTuple) -> bool {
-    !is_martian(tuple.destination)
-        && !is_martian(tuple.source)
-        && snapshot.may_send_from(class.tenant, tuple.source)
+/// Tells whether a packet of a flow, whose tenant is known, is classified as one of it.
+pub fn is_allowed(snapshot: &Snapshot, class: Class, tuple: &FiveTuple) -> bool {
+    !is_martian(tuple.source)
+        && match class.direction {
+            Direction::Outbound => {
+                !is_martian(tuple.destination) && snapshot.may_send_from(class.tenant, tuple.source)
+            }
+            Direction::Inbound => true,
+        }
 }
 
 /// Returns why a tenant may not send from an address.

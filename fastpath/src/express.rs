@@ -19,7 +19,7 @@ use conntrack::{
 };
 use macaddr::MacAddr6;
 
-use crate::classify::{Class, may_send};
+use crate::classify::{Class, is_allowed};
 use crate::fragments::Fragments;
 use crate::io::Frame;
 use crate::parse::{ETHERNET_BYTES, read_u16, read_u32};
@@ -116,6 +116,22 @@ struct Lane {
     dont_fragment: bool,
 }
 
+/// What becomes of a frame that did not pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Continuation {
+    /// It may try again to pass.
+    Pass,
+    /// Another worker owns its session, or would.
+    HandOver {
+        /// The worker.
+        owner: u16,
+        /// Tenant of the packet.
+        tenant: TenantId,
+    },
+    /// It goes the whole way.
+    WholeWay,
+}
+
 /// A packet that was translated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Passed {
@@ -175,17 +191,30 @@ impl Lanes {
         }
     }
 
-    /// Makes the session of a UDP datagram from a pod, the one that was seen in `lane`, if it has none and nothing stands in
-    /// its way; tells whether the frame may try again to pass. Else nothing has changed.
+    /// Says what becomes of the frame that was seen in `lane`, which came in on `side` and did not pass. One that is the first
+    /// of its session gets it if it is a UDP datagram from a pod and nothing stands in its way.
     #[inline(never)]
-    pub fn open(&mut self, lane: usize, engine: &mut Engine, errand: Errand, now: Tick) -> bool {
+    pub fn go_on(
+        &mut self,
+        lane: usize,
+        side: Side,
+        engine: &mut Engine,
+        errand: Errand,
+        now: Tick,
+    ) -> Continuation {
         let Lane { key, hash, candidate, tenant, is_tcp, .. } = self.0[lane];
-        let Some(tuple) = key.tuple().filter(|_| candidate.is_none() && !is_tcp) else { return false };
+        let Some(tuple) = key.tuple().filter(|_| candidate.is_none()) else { return Continuation::WholeWay };
         let Engine { snapshot, conntrack, counters, .. } = engine;
-        let class = Class { tenant, direction: Direction::Outbound };
-        let is_owned = errand.is_owned || owner_of(conntrack, class, &tuple) == conntrack.slot().worker;
-        if !is_owned || !may_send(snapshot, class, &tuple) {
-            return false;
+        let class = Class { tenant, direction: side.direction() };
+        if !is_allowed(snapshot, class, &tuple) {
+            return Continuation::WholeWay;
+        }
+        let owner = owner_of(conntrack, class, &tuple);
+        if !errand.is_owned && owner != conntrack.slot().worker {
+            return Continuation::HandOver { owner, tenant };
+        }
+        if is_tcp || side == Side::Outside {
+            return Continuation::WholeWay;
         }
         // A frame of the same flow may have come just before.
         let mut opened = conntrack.candidate(hash, conntrack.first_slot(hash));
@@ -194,11 +223,16 @@ impl Lanes {
             match tracker.open_outbound(class, tuple) {
                 Ok(session) => opened = session.into(),
                 // The whole way finds out again why not, and says so.
-                Err(_) => return false,
+                Err(_) => return Continuation::WholeWay,
             }
         }
         self.0[lane].candidate = opened;
-        true
+        Continuation::Pass
+    }
+
+    /// Returns the length of the frame that was seen in a lane, without padding, in bytes.
+    pub fn frame_bytes(&self, lane: usize) -> usize {
+        usize::from(self.0[lane].frame_bytes)
     }
 
     /// Returns tenant and length of the frames that have passed in some lanes.

@@ -178,11 +178,11 @@ struct Twins {
 }
 
 impl Twins {
-    fn new() -> Self {
-        let size = Size { frames: 320, ring: 96, ..Size::USUAL };
+    fn new(workers: u16) -> Self {
+        let size = Size { workers, frames: 320, ring: 96, ..Size::USUAL };
         let rigs = [false, true].map(|goes_whole_way| {
             let mut rig = Rig::of_size(gateway().spec(), size, Faults::default(), 1);
-            rig.workers[0].goes_whole_way = goes_whole_way;
+            rig.workers.iter_mut().for_each(|worker| worker.goes_whole_way = goes_whole_way);
             rig
         });
         Self { rigs, epoch: 1, sent: Vec::new() }
@@ -193,7 +193,10 @@ impl Twins {
             Event::Batch(frames) => {
                 let frames: Vec<_> = frames.iter().filter_map(|frame| self.frame(frame)).collect();
                 for rig in &mut self.rigs {
-                    frames.iter().for_each(|(side, frame)| rig.inject(0, *side, frame));
+                    let workers = rig.workers.len();
+                    for (number, (side, frame)) in frames.iter().enumerate() {
+                        rig.inject(number % workers, *side, frame);
+                    }
                     rig.run();
                 }
             }
@@ -268,19 +271,24 @@ fn without_identification(frame: &[u8]) -> Vec<u8> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
     #[test]
-    fn the_lane_and_the_whole_way_come_to_the_same(events in prop::collection::vec(any_event(), 1..24)) {
-        let mut twins = Twins::new();
+    fn the_lane_and_the_whole_way_come_to_the_same(
+        workers in 1u16..=3,
+        events in prop::collection::vec(any_event(), 1..24),
+    ) {
+        let mut twins = Twins::new(workers);
         for event in &events {
             twins.perform(event);
             twins.compare();
         }
-        prop_assert_eq!(twins.rigs[1].workers[0].passed_by_lane, 0);
+        for worker in &twins.rigs[1].workers {
+            prop_assert_eq!(worker.passed_by_lane, 0);
+        }
     }
 }
 
 #[test]
 fn packets_of_sessions_that_exist_take_the_lane_both_ways() {
-    let mut twins = Twins::new();
+    let mut twins = Twins::new(1);
     let frame = PodFrame {
         is_red: false,
         source: (5, 40_000),

@@ -7,11 +7,11 @@ use conntrack::{TenantId, Tick};
 use super::ports::Unsent;
 use super::{Arrival, Worker};
 use crate::counters::{QueueCounters, WorkerCounters};
-use crate::express::{LANES, Passed};
+use crate::express::{Continuation, LANES, Passed};
 use crate::io::FrameIo;
-use crate::pipeline::Engine;
+use crate::pipeline::{Engine, Outcome};
 use crate::snapshot::Side;
-use crate::verdict::{DropReason, Errand};
+use crate::verdict::{DropReason, Errand, Verdict};
 
 /// Frames of one tenant that were sent one after the other.
 #[derive(Clone, Copy, Debug, Default)]
@@ -45,7 +45,7 @@ impl<I: FrameIo> Worker<I> {
             let lanes = frames.len().min(LANES);
             let Engine { snapshot, conntrack, .. } = &self.parts.engine;
             self.lanes.look_ahead(snapshot, conntrack, arrival.side, &frames[..lanes]);
-            let (mut sent, mut lane, mut has_opened) = (0, 0, false);
+            let (mut sent, mut lane, mut tries_again) = (0, 0, false);
             loop {
                 let frames = &mut self.batch.make_contiguous()[lane - sent..lanes - sent];
                 let passed = self.lanes.pass(lane, direction, frames, &mut self.parts.engine, now);
@@ -54,22 +54,46 @@ impl<I: FrameIo> Worker<I> {
                     self.passed_by_lane += passed;
                 }
                 lane += passed;
-                has_opened = lane < lanes
-                    && arrival.side == Side::Inside
-                    && !(has_opened && passed == 0)
-                    && self.lanes.open(lane, &mut self.parts.engine, errand, now);
-                if has_opened {
+                if lane == lanes {
+                    self.send_passed(sent..lane, arrival);
+                    break;
+                }
+                let has_tried_again = tries_again && passed == 0;
+                let continuation = match has_tried_again {
+                    false => self.lanes.go_on(lane, arrival.side, &mut self.parts.engine, errand, now),
+                    true => Continuation::WholeWay,
+                };
+                tries_again = continuation == Continuation::Pass;
+                if tries_again {
                     continue;
                 }
                 self.send_passed(sent..lane, arrival);
-                if lane == lanes {
-                    break;
+                match continuation {
+                    Continuation::HandOver { owner, tenant } => {
+                        self.hand_over_first(lane, (owner, tenant), arrival, errand, now);
+                    }
+                    Continuation::Pass | Continuation::WholeWay => self.process_first(arrival, errand, now),
                 }
-                self.process_first(arrival, errand, now);
                 lane += 1;
                 sent = lane;
             }
         }
+    }
+
+    /// Hands the first frame of the batch, which was seen in `lane`, over to the worker that owns its session.
+    fn hand_over_first(
+        &mut self,
+        lane: usize,
+        (owner, tenant): (u16, TenantId),
+        arrival: Arrival,
+        errand: Errand,
+        now: Tick,
+    ) {
+        let mut frame = self.batch.pop_front().expect("it was seen");
+        frame.shorten(self.lanes.frame_bytes(lane));
+        let verdict = Verdict::HandOver(owner, errand.for_owner());
+        let outcome = Outcome { verdict, tenant: Some(tenant), side: arrival.side, errand };
+        self.settle(frame, outcome, arrival, now);
     }
 
     /// Sends the frames of some lanes, which are the first of the batch.
