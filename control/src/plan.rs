@@ -86,11 +86,10 @@ pub struct Plan {
 }
 
 impl Removal {
-    /// Returns what is to be read again once it is removed.
+    /// Returns what is to be read again once it is removed. Of links and addresses the kernel tells.
     pub fn touches(&self) -> Changes {
         match self {
-            Self::Link { .. } => Changes::ALL, // what is on it goes with it
-            Self::Address { .. } => Changes { links: true, ..Changes::default() },
+            Self::Link { .. } | Self::Address { .. } => Changes::default(),
             Self::Route { .. } => Changes { routes: true, ..Changes::default() },
             Self::Neighbour { .. } => Changes { neighbours: true, ..Changes::default() },
         }
@@ -98,11 +97,10 @@ impl Removal {
 }
 
 impl Addition {
-    /// Returns what is to be read again once it is added.
+    /// Returns what is to be read again once it is added. Of links and addresses the kernel tells.
     pub fn touches(&self) -> Changes {
         match self {
-            Self::Link(_) => Changes::ALL,
-            Self::EgressAddress(_) => Changes { links: true, ..Changes::default() },
+            Self::Link(_) | Self::EgressAddress(_) => Changes::default(),
             Self::ReturnRoute(_) => Changes { routes: true, ..Changes::default() },
             Self::NextHop(..) => Changes { neighbours: true, ..Changes::default() },
         }

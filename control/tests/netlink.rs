@@ -12,6 +12,7 @@ mod namespace;
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
+use std::sync::Mutex;
 
 use conntrack::{Epoch, Timeouts};
 use control::compile::{Constants, compile, host};
@@ -20,6 +21,7 @@ use control::daemon::program;
 use control::kubernetes::state::ClusterState;
 use control::netlink::Netlink;
 use control::netlink::facts::{Facts, Interfaces};
+use control::netlink::links::TenantLink;
 use control::netlink::monitor::{Changes, Monitor};
 use control::plan::{Needs, Plan};
 use control::registry::{Registry, Source};
@@ -212,19 +214,90 @@ fn changes_are_noticed_and_a_neighbours_mere_state_changes_no_snapshot() {
         let before = gateway.spec(&gateway.facts().await);
 
         ip("neigh change 192.168.99.40 lladdr 02:00:00:00:00:40 dev in0 nud stale");
-        let changes = monitor.changed().await.unwrap();
+        monitor.changed().await.unwrap();
+        let mut facts = gateway.facts().await;
+        let changes = facts.catch_up(&gateway.netlink, &mut monitor, Changes::default()).await.unwrap();
         assert!(changes.neighbours && !changes.routes, "{changes:?}");
-        assert_eq!(gateway.spec(&gateway.facts().await), before);
+        assert_eq!(gateway.spec(&facts), before);
 
         ip("route add 10.140.0.0/16 via 192.168.99.21");
-        let mut facts = gateway.facts().await;
-        assert!(monitor.changed().await.unwrap().routes);
+        monitor.changed().await.unwrap();
+        let changes = facts.catch_up(&gateway.netlink, &mut monitor, Changes::default()).await.unwrap();
+        assert!(changes.routes && !changes.links, "{changes:?}");
         assert_ne!(gateway.spec(&facts), before);
 
         ip("link set out0 mtu 1400");
-        assert_eq!(monitor.changed().await.unwrap(), Changes::ALL);
-        facts.refresh(&gateway.netlink, Changes::ALL).await.unwrap();
+        monitor.changed().await.unwrap();
+        let changes = facts.catch_up(&gateway.netlink, &mut monitor, Changes::default()).await.unwrap();
+        assert_eq!(changes, Changes::ALL);
         assert_eq!(gateway.spec(&facts).outside.mtu, 1400);
+    });
+}
+
+#[test]
+fn what_the_kernel_tells_makes_the_same_facts_as_reading_does() {
+    in_namespace(async |world| {
+        let gateway = Gateway::open(world).await;
+        let mut monitor = Monitor::subscribe().unwrap();
+        let mut facts = gateway.facts().await;
+        let steps = [
+            "link add spw-c0a8630e link in0 address 02:53:c0:a8:63:0e type macvlan mode bridge",
+            "address add 192.168.99.14/32 dev spw-c0a8630e",
+            "link set spw-c0a8630e alias ns-red up",
+            "address add 192.168.55.114/32 dev out0",
+            "address add 192.168.55.115/24 dev out0",
+            "address delete 192.168.55.12/24 dev out0",
+            "link set out0 mtu 1400",
+            "link set spw-c0a8630e address 02:53:c0:a8:63:0f",
+            "link add br0 type bridge",
+            "link set out0 master br0",
+            "link set out0 nomaster",
+            "address delete 192.168.55.114/32 dev out0",
+            "link set in0 down",
+            "link delete spw-c0a8630e",
+            "link set in0 up",
+            "link delete out0",
+        ];
+        for step in steps {
+            ip(step);
+            facts.catch_up(&gateway.netlink, &mut monitor, Changes::default()).await.unwrap();
+            let read = gateway.facts().await;
+            assert_eq!(sorted(&facts), sorted(&read), "after `ip {step}`");
+        }
+    });
+}
+
+#[test]
+fn links_and_addresses_are_not_read_for_each_tenant_that_comes_or_goes() {
+    in_namespace(async |world| {
+        let log = tempfile::NamedTempFile::new().unwrap();
+        let writer = Mutex::new(log.reopen().unwrap());
+        let subscriber =
+            tracing_subscriber::fmt().with_max_level(tracing::Level::DEBUG).with_writer(writer).finish();
+        let _guard = tracing::subscriber::set_default(subscriber);
+        let readings = || {
+            let text = std::fs::read_to_string(log.path()).unwrap();
+            text.matches("reading all links and addresses").count()
+        };
+        let gateway = Gateway::open(world).await;
+        let mut monitor = Monitor::subscribe().unwrap();
+        let mut facts = gateway.facts().await;
+        let before = readings();
+        assert!(before > 0);
+        // One after the other, then many at once, then none any more.
+        for tenants in [1, 2, 3, 4, 5, 6, 7, 8, 60, 0] {
+            let needs = tenants_needs(tenants);
+            let plan = Plan::compare(&needs, &facts, &gateway.constants.interfaces);
+            program::remove_all(&gateway.netlink, &plan.removals).await.unwrap();
+            let interfaces = &gateway.constants.interfaces;
+            let additions = &plan.additions;
+            let outcomes =
+                program::add_all(&gateway.netlink, &mut monitor, &mut facts, interfaces, additions).await;
+            assert!(outcomes.iter().all(|(_, outcome)| outcome.is_ok()), "{outcomes:?}");
+            facts.catch_up(&gateway.netlink, &mut monitor, Changes::default()).await.unwrap();
+            assert!(Plan::compare(&needs, &facts, interfaces).is_empty(), "{tenants} tenants");
+        }
+        assert_eq!(readings(), before);
     });
 }
 
@@ -294,9 +367,41 @@ impl Gateway {
         for removal in &plan.removals {
             program::remove(&self.netlink, removal).await.unwrap();
         }
-        let facts = self.facts().await;
-        for addition in &plan.additions {
-            program::add(&self.netlink, addition, &facts, &self.constants.interfaces).await.unwrap();
+        let mut monitor = Monitor::subscribe().unwrap();
+        let mut facts = self.facts().await;
+        let interfaces = &self.constants.interfaces;
+        let (netlink, additions) = (&self.netlink, &plan.additions);
+        for (_, added) in program::add_all(netlink, &mut monitor, &mut facts, interfaces, additions).await {
+            added.unwrap();
         }
+    }
+}
+
+/// Returns links, addresses and routes in an order of their own. Carriers follow a little later.
+fn sorted(facts: &Facts) -> (Vec<String>, Vec<String>, Vec<String>) {
+    fn lines<T: std::fmt::Debug>(all: impl Iterator<Item = T>) -> Vec<String> {
+        let mut lines: Vec<String> = all.map(|one| format!("{one:?}")).collect();
+        lines.sort();
+        lines
+    }
+    let links = facts.links.iter().cloned().map(|mut link| {
+        link.carrier = false;
+        link
+    });
+    (lines(links), lines(facts.addresses.iter()), lines(facts.routes.iter()))
+}
+
+/// Returns what so many tenants need.
+fn tenants_needs(count: u8) -> Needs {
+    let link = |number: u8| TenantLink {
+        name: format!("spw-c0a863{:02x}", 100 + number),
+        mac: [2, 0x53, 192, 168, 99, 100 + number].into(),
+        address: [192, 168, 99, 100 + number].into(),
+        tenant: format!("ns-{number}"),
+    };
+    Needs {
+        links: (0..count).map(link).collect(),
+        egress_addresses: (0..count).map(|number| [192, 168, 55, 100 + number].into()).collect(),
+        ..Needs::default()
     }
 }

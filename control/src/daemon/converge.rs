@@ -144,29 +144,27 @@ impl Gateway {
         refused
     }
 
-    async fn add_all(&self, additions: &[Addition]) -> Vec<Refused> {
-        let mut refused = Vec::new();
-        let mut is_table_full = false;
-        for addition in additions {
-            if is_table_full && matches!(addition, Addition::NextHop(..)) {
-                continue;
-            }
-            let interfaces = &self.constants.interfaces;
-            if let Err(error) = program::add(&self.netlink, addition, &self.facts, interfaces).await {
-                is_table_full |= error.is_out_of_room();
-                refused.push(Refused { subject: addition.into(), error: error.into() });
-            }
-        }
-        refused
+    async fn add_all(&mut self, additions: &[Addition]) -> Vec<Refused> {
+        let interfaces = &self.constants.interfaces;
+        let (netlink, monitor) = (&self.netlink, &mut self.monitor);
+        let outcomes = program::add_all(netlink, monitor, &mut self.facts, interfaces, additions).await;
+        let refused = outcomes.into_iter().filter_map(|(addition, outcome)| Some((addition, outcome.err()?)));
+        refused.map(|(addition, error)| Refused { subject: addition.into(), error: error.into() }).collect()
     }
 
-    /// Reads what the kernel made of the changes, if there were any, and tells the fast path.
+    /// Takes over what the kernel made of the changes, if there were any, and tells the fast path.
     async fn catch_up(&mut self, touched: impl Iterator<Item = Changes>) -> Result<(), Refused> {
         let mut changes = Changes::default();
         touched.for_each(|touched| changes.include(touched));
-        let read = self.facts.refresh(&self.netlink, changes).await;
-        read.map_err(anyhow::Error::from)
-            .and_then(|()| self.publish_changes())
+        let caught_up = self.facts.catch_up(&self.netlink, &mut self.monitor, changes).await;
+        match &caught_up {
+            // Others may have changed something too: what follows from that is for `follow` to do.
+            Ok(changed) => self.monitor.put_back(Changes { links: false, ..*changed }),
+            Err(_) => self.facts_are_old = true,
+        }
+        caught_up
+            .map_err(anyhow::Error::from)
+            .and_then(|_| self.publish_changes())
             .map_err(|error| Refused { subject: Subject::Gateway, error })
     }
 }

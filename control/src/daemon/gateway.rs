@@ -25,10 +25,10 @@ use super::shortage::Shortages;
 use crate::compile::{Constants, compile, host};
 use crate::config::ReturnRoute;
 use crate::kubernetes::state::ClusterState;
-use crate::netlink::Netlink;
 use crate::netlink::facts::Facts;
-use crate::netlink::monitor::Changes;
+use crate::netlink::monitor::{Changes, Monitor};
 use crate::netlink::neighbours::Resolution;
+use crate::netlink::{Netlink, NetlinkError};
 use crate::plan::{Addition, Needs, Plan};
 use crate::registry::{Registry, Source};
 use crate::state::StateDir;
@@ -37,6 +37,8 @@ use crate::state::StateDir;
 pub struct Setup {
     /// Connection to the kernel.
     pub netlink: Netlink,
+    /// What the kernel told since before it was first asked.
+    pub monitor: Monitor,
     /// What the kernel knew when it was last asked.
     pub facts: Facts,
     /// Tenants of the config file and the state file.
@@ -56,6 +58,7 @@ pub struct Setup {
 /// The running gateway.
 pub struct Gateway {
     pub(super) netlink: Netlink,
+    pub(super) monitor: Monitor,
     pub(super) facts: Facts,
     pub(super) registry: Registry,
     pub(super) state: StateDir,
@@ -69,7 +72,7 @@ pub struct Gateway {
     pub(super) shortages: Shortages,
     pub(super) attachments: [Attachment; 2],
     requested: HashSet<(Side, Ipv4Addr)>,
-    facts_are_old: bool,
+    pub(super) facts_are_old: bool,
     last_trouble: String,
 }
 
@@ -106,6 +109,7 @@ impl Gateway {
             .context("the fast path did not start")?;
         let mut gateway = Self {
             netlink: setup.netlink,
+            monitor: setup.monitor,
             facts: setup.facts,
             registry: setup.registry,
             state: setup.state,
@@ -150,16 +154,38 @@ impl Gateway {
         block_in_place(|| self.data_plane.stop());
     }
 
-    /// Reads what changed in the kernel and tells the fast path.
-    pub async fn follow(&mut self, changes: Changes) {
-        if let Err(error) = self.facts.refresh(&self.netlink, changes).await {
-            self.facts_are_old = true; // the next repair reads again
-            self.log_trouble(&error.into());
+    /// Waits until the kernel tells of changes that are not known yet; none when it does not tell any more.
+    pub async fn kernel_changed(&mut self) -> Option<()> {
+        self.monitor.changed().await
+    }
+
+    /// Has the kernel tell of changes again, after it ceased to.
+    ///
+    /// # Errors
+    /// When no socket can be opened.
+    pub fn subscribe_again(&mut self) -> Result<(), NetlinkError> {
+        self.monitor = Monitor::subscribe()?;
+        Ok(())
+    }
+
+    /// Takes over what changed in the kernel, and what is `wanted`, and tells the fast path.
+    pub async fn follow(&mut self, wanted: Changes) {
+        let changed = match self.facts.catch_up(&self.netlink, &mut self.monitor, wanted).await {
+            Ok(changed) => changed,
+            Err(error) => {
+                self.facts_are_old = true; // the next repair reads again
+                self.log_trouble(&error.into());
+                return;
+            }
+        };
+        if !changed.any() {
             return;
         }
-        let back = if changes.links { self.attend_interfaces() } else { Vec::new() };
-        self.ask_next_hops().await;
-        self.confirm_stale().await;
+        let back = self.attend_interfaces();
+        if changed.routes || changed.neighbours {
+            self.ask_next_hops().await;
+            self.confirm_stale().await;
+        }
         if let Err(error) = self.publish_changes() {
             self.log_trouble(&error);
         }
@@ -223,7 +249,7 @@ impl Gateway {
         let plan = self.plan();
         for addition in plan.additions.iter().filter(|addition| matches!(addition, Addition::NextHop(..))) {
             let interfaces = &self.constants.interfaces;
-            if let Err(error) = program::add(&self.netlink, addition, &self.facts, interfaces).await {
+            if let Err(error) = program::add_path(&self.netlink, addition, &self.facts, interfaces).await {
                 debug!(error = &error as &dyn std::error::Error, "next hop not asked for");
                 if error.is_out_of_room() {
                     return;

@@ -119,7 +119,6 @@ async fn restore(sysctls: &mut Sysctls, interfaces: &Interfaces) -> anyhow::Resu
 
 struct Daemon {
     gateway: Gateway,
-    monitor: Monitor,
     states: Option<watch::Receiver<Arc<ClusterState>>>,
     requests: mpsc::Receiver<Request>,
     neighbour_requests: NeighbourRequests,
@@ -137,7 +136,7 @@ impl Daemon {
     ) -> anyhow::Result<()> {
         let signals = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
         let monitor = Monitor::subscribe()?; // before the first read, so that nothing is missed
-        let setup = prepare(config, state).await?;
+        let setup = prepare(config, state, monitor).await?;
         for side in Side::BOTH {
             sysctls.isolate(setup.constants.interfaces.name(side))?;
         }
@@ -151,8 +150,7 @@ impl Daemon {
         let (sender, requests) = mpsc::channel(REQUESTS_IN_FLIGHT);
         let server = tokio::spawn(serve(socket.listener()?, router(sender), Bounds::default()));
         let states = gateway.cluster_states();
-        let mut daemon =
-            Self { gateway, monitor, states, requests, neighbour_requests, neighbours_readable, signals };
+        let mut daemon = Self { gateway, states, requests, neighbour_requests, neighbours_readable, signals };
         info!("ready");
         notify(NotifyState::Ready);
         let served = daemon.serve().await;
@@ -176,11 +174,11 @@ impl Daemon {
             tokio::select! {
                 _ = terminate.recv() => return Ok(()),
                 _ = interrupt.recv() => return Ok(()),
-                changes = self.monitor.changed() => match changes {
-                    Some(changes) => self.gateway.follow(changes).await,
+                changed = self.gateway.kernel_changed() => match changed {
+                    Some(()) => self.gateway.follow(Changes::default()).await,
                     None => {
                         warn!("the kernel's notifications ended; subscribing again");
-                        self.monitor = Monitor::subscribe()?;
+                        self.gateway.subscribe_again()?;
                         self.gateway.follow(Changes::ALL).await;
                     }
                 },
@@ -231,7 +229,7 @@ fn with_advice(error: anyhow::Error, pin_dir: &Path) -> anyhow::Error {
 }
 
 /// Checks everything that can be checked before anything is changed.
-async fn prepare(config: Config, state: StateDir) -> anyhow::Result<Setup> {
+async fn prepare(config: Config, state: StateDir, monitor: Monitor) -> anyhow::Result<Setup> {
     host::lift_memory_limit();
     let netlink = Netlink::connect()?;
     let facts = Facts::read(&netlink).await?;
@@ -262,6 +260,7 @@ async fn prepare(config: Config, state: StateDir) -> anyhow::Result<Setup> {
     let cluster = ClusterSide::new(follower);
     Ok(Setup {
         netlink,
+        monitor,
         facts,
         registry,
         state,

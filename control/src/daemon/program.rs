@@ -1,12 +1,15 @@
 //! Carries out a plan over netlink.
 
+use std::collections::HashMap;
 use std::net::Ipv4Addr;
 
 use fastpath::snapshot::Side;
-use tracing::info;
+use tracing::{debug, info};
 
 use super::guard::is_held;
 use crate::netlink::facts::{Facts, Interfaces};
+use crate::netlink::links::TenantLink;
+use crate::netlink::monitor::{Changes, Monitor};
 use crate::netlink::{Netlink, NetlinkError};
 use crate::plan::{Addition, Needs, Plan, Removal};
 
@@ -68,32 +71,111 @@ pub async fn remove(netlink: &Netlink, removal: &Removal) -> Result<(), NetlinkE
     }
 }
 
-/// Adds one thing.
+/// Adds several things, links and addresses many at once, and returns what became of each. Further next hops are
+/// not tried once the kernel has no room for neighbours.
+pub async fn add_all<'a>(
+    netlink: &Netlink,
+    monitor: &mut Monitor,
+    facts: &mut Facts,
+    interfaces: &Interfaces,
+    additions: &'a [Addition],
+) -> Vec<(&'a Addition, Result<(), NetlinkError>)> {
+    let (mut links, mut addresses, mut others) = (Vec::new(), Vec::new(), Vec::new());
+    for addition in additions {
+        match addition {
+            Addition::Link(link) => links.push((addition, link)),
+            Addition::EgressAddress(address) => addresses.push((addition, *address)),
+            Addition::ReturnRoute(_) | Addition::NextHop(..) => others.push(addition),
+        }
+    }
+    let mut outcomes = add_links(netlink, monitor, facts, interfaces, &links).await;
+    outcomes.extend(add_addresses(netlink, facts, interfaces, &addresses).await);
+    let mut is_table_full = false;
+    for addition in others {
+        if is_table_full && matches!(addition, Addition::NextHop(..)) {
+            continue;
+        }
+        let outcome = add_path(netlink, addition, facts, interfaces).await;
+        is_table_full |= outcome.as_ref().is_err_and(NetlinkError::is_out_of_room);
+        outcomes.push((addition, outcome));
+    }
+    outcomes
+}
+
+/// Makes links, learns their indices, and only then gives them what makes them answer.
+async fn add_links<'a>(
+    netlink: &Netlink,
+    monitor: &mut Monitor,
+    facts: &mut Facts,
+    interfaces: &Interfaces,
+    wanted: &[(&'a Addition, &'a TenantLink)],
+) -> Vec<(&'a Addition, Result<(), NetlinkError>)> {
+    if wanted.is_empty() {
+        return Vec::new();
+    }
+    let links: Vec<&TenantLink> = wanted.iter().map(|(_, link)| *link).collect();
+    for link in &links {
+        info!(link = link.name, tenant = link.tenant, address = %link.address, "adding tenant link");
+    }
+    let made = netlink.make_tenant_links(&links, index(facts, interfaces, Side::Inside)).await;
+    match facts.catch_up(netlink, monitor, Changes::default()).await {
+        Ok(changed) => monitor.put_back(Changes { links: false, ..changed }),
+        Err(error) => debug!(error = &error as &dyn std::error::Error, "new links are not known"),
+    }
+    let indices: HashMap<&str, u32> =
+        facts.links.iter().map(|link| (link.name.as_str(), link.index)).collect();
+    let mut outcomes = Vec::with_capacity(wanted.len());
+    let mut to_dress = Vec::new();
+    for ((addition, link), made) in wanted.iter().zip(made) {
+        match made.and_then(|()| indices.get(link.name.as_str()).ok_or_else(|| NetlinkError::missing(link))) {
+            Ok(index) => to_dress.push((*addition, (*link, *index))),
+            Err(error) => outcomes.push((*addition, Err(error))),
+        }
+    }
+    let (additions, links): (Vec<_>, Vec<_>) = to_dress.into_iter().unzip();
+    outcomes.extend(additions.into_iter().zip(netlink.dress_tenant_links(&links).await));
+    outcomes
+}
+
+async fn add_addresses<'a>(
+    netlink: &Netlink,
+    facts: &Facts,
+    interfaces: &Interfaces,
+    wanted: &[(&'a Addition, Ipv4Addr)],
+) -> Vec<(&'a Addition, Result<(), NetlinkError>)> {
+    let (additions, addresses): (Vec<_>, Vec<_>) = wanted.iter().copied().unzip();
+    for address in &addresses {
+        info!(%address, "adding egress address");
+    }
+    let outside = index(facts, interfaces, Side::Outside);
+    let outcomes = netlink.add_addresses(outside, &interfaces.outside, &addresses).await;
+    additions.into_iter().zip(outcomes).collect()
+}
+
+/// Adds a route or a next hop.
 ///
 /// # Errors
 /// When the kernel refuses.
-pub async fn add(
+pub async fn add_path(
     netlink: &Netlink,
     addition: &Addition,
     facts: &Facts,
     interfaces: &Interfaces,
 ) -> Result<(), NetlinkError> {
-    let index = |side| facts.link(interfaces.name(side)).map_or(0, |link| link.index);
     match addition {
-        Addition::Link(link) => {
-            info!(link = link.name, tenant = link.tenant, address = %link.address, "adding tenant link");
-            netlink.add_tenant_link(link, index(Side::Inside)).await
-        }
-        Addition::EgressAddress(address) => {
-            info!(%address, "adding egress address");
-            netlink.add_address(index(Side::Outside), &interfaces.outside, *address).await
-        }
         Addition::ReturnRoute(route) => {
             info!(pod_cidr = %route.pod_cidr, via = %route.via, "adding return route");
-            netlink.add_route(route.pod_cidr, route.via, index(Side::Inside)).await
+            netlink.add_route(route.pod_cidr, route.via, index(facts, interfaces, Side::Inside)).await
         }
-        Addition::NextHop(side, address) => netlink.keep_resolved(index(*side), *address).await,
+        Addition::NextHop(side, address) => {
+            netlink.keep_resolved(index(facts, interfaces, *side), *address).await
+        }
+        Addition::Link(_) | Addition::EgressAddress(_) => Ok(()),
     }
+}
+
+fn index(facts: &Facts, interfaces: &Interfaces, side: Side) -> u32 {
+    facts.link(interfaces.name(side)).map_or(0, |link| link.index)
 }
 
 /// Asks the kernel to resolve, or to confirm, a neighbour.

@@ -5,10 +5,11 @@ use std::net::Ipv4Addr;
 use fastpath::snapshot::Side;
 use ipnet::Ipv4Net;
 use thiserror::Error;
+use tracing::debug;
 
 use super::addresses::Address;
 use super::links::Link;
-use super::monitor::Changes;
+use super::monitor::{Changes, Monitor};
 use super::neighbours::Neighbour;
 use super::routes::Route;
 use super::{Netlink, NetlinkError};
@@ -116,6 +117,7 @@ impl Facts {
     /// When the kernel refuses; what was not read then stays as it was.
     pub async fn refresh(&mut self, netlink: &Netlink, changes: Changes) -> Result<(), NetlinkError> {
         if changes.links {
+            debug!("reading all links and addresses");
             self.links = netlink.read_links().await?;
             self.addresses = netlink.read_addresses().await?;
         }
@@ -126,6 +128,29 @@ impl Facts {
             self.neighbours = netlink.read_neighbours().await?;
         }
         Ok(())
+    }
+
+    /// Takes over what the kernel told until now, and reads again what it tells no details of and what is `wanted`.
+    /// Returns what changed or was read.
+    ///
+    /// # Errors
+    /// When the kernel refuses; everything has to be read again then.
+    pub async fn catch_up(
+        &mut self,
+        netlink: &Netlink,
+        monitor: &mut Monitor,
+        wanted: Changes,
+    ) -> Result<Changes, NetlinkError> {
+        let learned = self.learn(monitor.take().await?);
+        let mut unread = learned.unread;
+        unread.include(wanted);
+        self.refresh(netlink, unread).await?;
+        if unread.links {
+            // What was told while links were read is newer than some of what was read and older than the rest.
+            let meanwhile = self.learn(monitor.take().await?);
+            monitor.put_back(meanwhile.unread);
+        }
+        Ok(Changes { links: unread.links || learned.links_changed, ..unread })
     }
 
     /// Returns the link with this name.

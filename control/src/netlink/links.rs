@@ -4,9 +4,11 @@ use std::net::Ipv4Addr;
 
 use futures_util::TryStreamExt;
 use macaddr::MacAddr6;
+use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, MacVlanMode};
 use rtnetlink::{LinkMacVlan, LinkUnspec};
 
+use super::addresses::address_added;
 use super::{Netlink, NetlinkError, unless_gone};
 use crate::sysctl;
 use crate::tenant::LINK_PREFIX;
@@ -56,7 +58,7 @@ impl Link {
         named && self.macvlan_parent.is_some()
     }
 
-    fn from_message(message: LinkMessage) -> Self {
+    pub(super) fn from_message(message: LinkMessage) -> Self {
         let mut link = Self {
             index: message.header.index,
             name: String::new(),
@@ -97,22 +99,45 @@ impl Netlink {
         messages.try_collect().await.map_err(NetlinkError::refused("read links"))
     }
 
-    /// Makes a tenant's link above `parent`, isolates its ARP, gives it its address and sets it up.
-    ///
-    /// # Errors
-    /// When the kernel refuses a step; what was made until then is removed again.
-    pub async fn add_tenant_link(&self, link: &TenantLink, parent: u32) -> Result<(), NetlinkError> {
-        let message = LinkMacVlan::new(&link.name, parent, MacVlanMode::Bridge)
-            .address(link.mac.as_bytes().to_vec())
-            .build();
-        let refused = NetlinkError::refused(format!("make macvlan link {}", link.name));
-        self.handle.link().add(message).execute().await.map_err(refused)?;
-        let index = self.link_index(&link.name).await?;
-        let dressed = self.dress_tenant_link(link, index).await;
-        if dressed.is_err() {
-            self.remove_link(index, &link.name).await?;
+    /// Makes links of tenants above `parent`, down and without addresses, and returns what became of each.
+    pub async fn make_tenant_links(
+        &self,
+        links: &[&TenantLink],
+        parent: u32,
+    ) -> Vec<Result<(), NetlinkError>> {
+        let request = |link: &&TenantLink| {
+            let message = LinkMacVlan::new(&link.name, parent, MacVlanMode::Bridge);
+            RouteNetlinkMessage::NewLink(message.address(link.mac.as_bytes().to_vec()).build())
+        };
+        let outcomes = self.bulk.make(links.iter().map(request).collect()).await.into_iter().zip(links);
+        let refused = |link: &TenantLink| NetlinkError::refused(format!("make macvlan link {}", link.name));
+        outcomes.map(|(outcome, link)| outcome.map_err(refused(link))).collect()
+    }
+
+    /// Isolates the ARP of tenants' links, given with their indices, gives each its address and sets it up.
+    /// Returns what became of each; one that something is refused of is removed again.
+    pub async fn dress_tenant_links(&self, links: &[(&TenantLink, u32)]) -> Vec<Result<(), NetlinkError>> {
+        let isolated: Vec<_> = links.iter().map(|(link, _)| sysctl::isolate_new_link(&link.name)).collect();
+        let to_dress = links.iter().zip(&isolated).filter(|(_, isolated)| isolated.is_ok());
+        let requests = to_dress.flat_map(|((link, index), _)| {
+            let up = LinkUnspec::new_with_index(*index).alias(link.tenant.as_str()).up().build();
+            [Self::add_address_request(*index, link.address), RouteNetlinkMessage::SetLink(up)]
+        });
+        let mut answers = self.bulk.make(requests.collect()).await.into_iter();
+        let mut outcomes = Vec::with_capacity(links.len());
+        for ((link, index), isolated) in links.iter().zip(isolated) {
+            let dressed = isolated.map_err(NetlinkError::from).and_then(|()| {
+                let mut next = || answers.next().unwrap_or(Err(rtnetlink::Error::RequestFailed));
+                let (address, up) = (next(), next());
+                address_added(address, &link.name, link.address)?;
+                up.map_err(NetlinkError::refused(format!("set link {} up", link.name)))
+            });
+            outcomes.push(match dressed {
+                Ok(()) => Ok(()),
+                Err(error) => self.remove_link(*index, &link.name).await.and(Err(error)),
+            });
         }
-        dressed
+        outcomes
     }
 
     /// Removes a link; one that is gone already counts as removed.
@@ -122,21 +147,5 @@ impl Netlink {
     pub async fn remove_link(&self, index: u32, name: &str) -> Result<(), NetlinkError> {
         let refused = NetlinkError::refused(format!("remove link {name}"));
         unless_gone(self.handle.link().del(index).execute().await).map_err(refused)
-    }
-
-    async fn dress_tenant_link(&self, link: &TenantLink, index: u32) -> Result<(), NetlinkError> {
-        sysctl::isolate_new_link(&link.name)?;
-        self.add_address(index, &link.name, link.address).await?;
-        let message = LinkUnspec::new_with_index(index).alias(link.tenant.as_str()).up().build();
-        let refused = NetlinkError::refused(format!("set link {} up", link.name));
-        self.handle.link().set(message).execute().await.map_err(refused)
-    }
-
-    async fn link_index(&self, name: &str) -> Result<u32, NetlinkError> {
-        let mut found = self.handle.link().get().match_name(name).execute();
-        let message = found.try_next().await.map_err(NetlinkError::refused(format!("find link {name}")))?;
-        message.map(|message| message.header.index).ok_or_else(|| {
-            NetlinkError::refused(format!("find link {name}"))(rtnetlink::Error::RequestFailed)
-        })
     }
 }

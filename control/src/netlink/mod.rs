@@ -4,20 +4,27 @@
 //! routes, addresses and neighbours, and as name prefix and kind of links.
 //!
 //! - [`facts`]: everything read, at one moment
-//! - [`monitor`]: which of it changed
+//! - [`monitor`]: what the kernel tells of changes
+//! - [`notice`]: one such change, and what it means for the facts
+//! - `bulk`: many requests at once
 //! - [`links`], [`addresses`], [`routes`], [`neighbours`]: one kind of object each
 
 pub mod addresses;
+mod bulk;
 pub mod facts;
 pub mod links;
 pub mod monitor;
 pub mod neighbours;
+pub mod notice;
 pub mod routes;
 
 use std::io;
 
 use nix::errno::Errno;
 use thiserror::Error;
+
+use self::bulk::Bulk;
+use self::links::TenantLink;
 
 /// Protocol number on routes (`proto 83`), addresses and neighbours that Spillway made. No routing daemon
 /// known to iproute2 uses it.
@@ -49,6 +56,11 @@ impl NetlinkError {
         matches!(&**source, rtnetlink::Error::NetlinkError(answer) if answer.raw_code() == -(Errno::ENOBUFS as i32))
     }
 
+    /// Returns the error of a link that the kernel made and nobody finds.
+    pub(crate) fn missing(link: &TenantLink) -> Self {
+        Self::refused(format!("find link {}", link.name))(rtnetlink::Error::RequestFailed)
+    }
+
     fn refused(action: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> Self {
         let action = action.into();
         move |source| Self::Refused { action, source: Box::new(source) }
@@ -72,6 +84,7 @@ fn unless_gone(removed: Result<(), rtnetlink::Error>) -> Result<(), rtnetlink::E
 #[derive(Clone, Debug)]
 pub struct Netlink {
     handle: rtnetlink::Handle,
+    bulk: Bulk,
 }
 
 impl Netlink {
@@ -82,6 +95,6 @@ impl Netlink {
     pub fn connect() -> Result<Self, NetlinkError> {
         let (connection, handle, _) = rtnetlink::new_connection().map_err(NetlinkError::Connect)?;
         tokio::spawn(connection);
-        Ok(Self { handle })
+        Ok(Self { handle, bulk: Bulk::connect()? })
     }
 }

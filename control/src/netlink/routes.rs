@@ -48,15 +48,22 @@ impl Hop {
 }
 
 impl Route {
+    /// Tells whether a message is of a route of the main table.
+    pub(super) fn is_in_main(message: &RouteMessage) -> bool {
+        let number = message.attributes.iter().find_map(|attribute| match attribute {
+            RouteAttribute::Table(number) => Some(*number),
+            _ => None,
+        });
+        number.unwrap_or(message.header.table.into()) == u32::from(RouteHeader::RT_TABLE_MAIN)
+    }
+
     fn from_message(message: &RouteMessage) -> Vec<Self> {
         let header = &message.header;
-        let mut table = u32::from(header.table);
         let (mut destination, mut metric, mut hops) = (Ipv4Addr::UNSPECIFIED, 0, vec![Hop::default()]);
         let dead = RouteNextHopFlags::Dead.bits() | RouteNextHopFlags::Linkdown.bits();
         hops[0].unusable = header.flags.bits() & u32::from(dead) != 0;
         for attribute in &message.attributes {
             match attribute {
-                RouteAttribute::Table(number) => table = *number,
                 RouteAttribute::Destination(RouteAddress::Inet(address)) => destination = *address,
                 RouteAttribute::Priority(priority) => metric = *priority,
                 RouteAttribute::MultiPath(nexthops) => hops.extend(nexthops.iter().map(|nexthop| {
@@ -68,8 +75,7 @@ impl Route {
                 other => hops[0].read(other),
             }
         }
-        let main = table == u32::from(RouteHeader::RT_TABLE_MAIN);
-        if !main || header.kind != RouteType::Unicast || header.tos != 0 {
+        if !Self::is_in_main(message) || header.kind != RouteType::Unicast || header.tos != 0 {
             return Vec::new();
         }
         let Ok(prefix) = Ipv4Net::new(destination, header.destination_prefix_length) else {
