@@ -148,6 +148,14 @@ pub struct Report {
     pub frames: FramesReport,
 }
 
+impl Report {
+    /// Returns what was counted of a tenant, if it ever was in a snapshot.
+    pub fn tenant(&self, id: TenantId) -> Option<&TenantReport> {
+        let place = self.tenants.binary_search_by_key(&id, |(id, _)| *id).ok()?;
+        Some(&self.tenants[place].1)
+    }
+}
+
 /// One session, as it is now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SessionReport {

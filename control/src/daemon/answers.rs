@@ -174,8 +174,7 @@ impl Gateway {
     }
 
     fn tenant_view(&self, entry: &Entry, report: &Report) -> TenantView {
-        let counted = report.tenants.iter().find(|(id, _)| *id == entry.id);
-        let counted = counted.map(|(_, counted)| counted.clone()).unwrap_or_default();
+        let counted = report.tenant(entry.id).cloned().unwrap_or_default();
         let TenantReport {
             outbound_packets,
             outbound_bytes,

@@ -64,7 +64,7 @@ impl Gateway {
         self.tell_counts();
         let now = Instant::now();
         for entry in self.registry.entries() {
-            let Some((_, counted)) = report.tenants.iter().find(|(id, _)| *id == entry.id) else { continue };
+            let Some(counted) = report.tenant(entry.id) else { continue };
             for (reason, packets) in self.shortages.observe(entry.id, &counted.drops, now) {
                 let (tenant, meaning) = (&entry.tenant.name, reason.help());
                 warn!(tenant, reason = reason.name(), packets, "new sessions were refused: {meaning}");
