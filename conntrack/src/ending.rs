@@ -103,13 +103,13 @@ impl Conntrack {
         timeouts: &Timeouts,
         bound: usize,
     ) -> ([Ending; SIDE_BY_SIDE], usize) {
-        let timeout = timeouts.of(class);
+        let due = now.before(timeouts.of(class));
         let mut endings = [Ending::default(); SIDE_BY_SIDE];
         let mut count = 0;
         let mut next = self.expiry.oldest(class);
         while count < bound.min(SIDE_BY_SIDE)
             && let Some(id) = next
-            && now.reached(self.last_seen(id).after(timeout))
+            && due.reached(self.last_seen(id))
         {
             endings[count] = self.ending(id);
             count += 1;

@@ -24,13 +24,18 @@ impl Tick {
     /// Returns the moment `elapsed` after the start.
     #[expect(clippy::cast_possible_truncation, reason = "time wraps")]
     pub fn since_start(elapsed: Duration) -> Self {
-        let ticks = elapsed.as_millis() / u128::from(1000 / Self::PER_SECOND);
-        Self(ticks as u32)
+        let whole = elapsed.as_secs().wrapping_mul(u64::from(Self::PER_SECOND));
+        Self((whole as u32).wrapping_add(elapsed.subsec_millis() * Self::PER_SECOND / 1000))
     }
 
     /// Returns the moment `duration` later.
     pub fn after(self, duration: Duration) -> Self {
         Self(self.0.wrapping_add(Self::since_start(duration).0))
+    }
+
+    /// Returns the moment `duration` earlier.
+    pub fn before(self, duration: Duration) -> Self {
+        Self(self.0.wrapping_sub(Self::since_start(duration).0))
     }
 
     /// Tells whether this moment is at or after `other`, as long as they are less than 6 years apart.
@@ -224,6 +229,15 @@ mod tests {
         assert!(after.reached(before));
         assert!(!before.reached(after));
         assert_eq!(after.elapsed_since(before), Duration::from_secs(2));
+        assert_eq!(after.before(Duration::from_secs(2)), before);
+    }
+
+    #[test]
+    fn a_tick_is_a_tenth_of_a_second() {
+        for (milliseconds, tick) in [(0, 0), (99, 0), (100, 1), (1999, 19), (2000, 20), (429_496_729_700, 1)]
+        {
+            assert_eq!(Tick::since_start(Duration::from_millis(milliseconds)), Tick(tick));
+        }
     }
 
     #[test]

@@ -1,8 +1,10 @@
-//! The express lane: the packets that are nearly all, TCP and UDP of sessions that exist, some at a time.
+//! The express lane: the packets that are nearly all, TCP and UDP of sessions that exist, some at a time. UDP sessions of
+//! pods begin here too, and what another worker owns is found out.
 //!
 //! ```text
 //!   look ahead   each frame: glance → tenant → key      each key: index      each find: entry
-//!   forward      each frame, in order: session still valid? → touch → rewrite      else: the whole pipeline
+//!   forward      each frame, in order: session still valid? → touch → rewrite
+//!                else: make its session and try again, hand it over, or the whole pipeline
 //! ```
 //!
 //! A table of a million sessions is in no cache: one packet waits for memory twice, for the index and for the

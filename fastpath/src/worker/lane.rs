@@ -58,10 +58,10 @@ impl<I: FrameIo> Worker<I> {
                     self.send_passed(sent..lane, arrival);
                     break;
                 }
-                let has_tried_again = tries_again && passed == 0;
-                let continuation = match has_tried_again {
-                    false => self.lanes.go_on(lane, arrival.side, &mut self.parts.engine, errand, now),
-                    true => Continuation::WholeWay,
+                let continuation = if tries_again && passed == 0 {
+                    Continuation::WholeWay
+                } else {
+                    self.lanes.go_on(lane, arrival.side, &mut self.parts.engine, errand, now)
                 };
                 tries_again = continuation == Continuation::Pass;
                 if tries_again {
