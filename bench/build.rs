@@ -1,4 +1,4 @@
-//! Compiles the XDP programs: at the ends of what is measured, and the raw forwarder's.
+//! Compiles the BPF programs: at the ends of what is measured, and the raw forwarder's.
 
 use std::env;
 use std::path::{Path, PathBuf};

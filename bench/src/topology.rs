@@ -121,8 +121,8 @@ impl Topology {
 
     /// Lets the far end take frames at its own pace, before everything else on its core.
     ///
-    /// Must be called once the sink's XDP program is attached. Woken for single frames it would cost the gateway an
-    /// interrupt to another core each time, which no NIC asks of it.
+    /// Must be called last: an XDP program that is attached later begins with another NAPI. Woken for single frames it
+    /// would cost the gateway an interrupt to another core each time, which no NIC asks of it.
     pub(crate) fn poll_sink(&self) -> Result<()> {
         let device = self.sink_device();
         napi::receive_on(&self.sink, &device, self.cores.sink, Priority::First)?;

@@ -13,9 +13,10 @@
 //! tested with a fake clock.
 //!
 //! One table for each worker:
-//! - [`table`]: the sessions: find, touch, remove, expire
+//! - [`table`]: the sessions: find, touch
 //! - [`ahead`]: looks keys up side by side
 //! - [`admit`]: makes sessions: pairing, quota, mapping, port
+//! - `ending`: ends them: single ones, and those whose time is over
 //! - `mapping`: endpoint-independent mappings
 //! - `choose`: the outside port of a new session
 //! - [`lending`]: ports that workers lend to each other

@@ -30,6 +30,7 @@
 //! - [`listing`]: lists sessions, a piece each turn
 //! - [`counters`]: what a worker counts
 //! - [`runner`]: the thread that a worker runs on: clock, sleep, panics
+//! - [`placement`]: on which core that thread runs, and before whom
 //! - [`steer`]: the XDP program: loads, attaches, pins it and keeps its maps in step
 //! - `layout`: which worker serves which queues on which core, and who sends for whom
 //! - `launch`: binds the sockets and starts the threads

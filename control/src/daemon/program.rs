@@ -152,7 +152,7 @@ async fn add_addresses<'a>(
     additions.into_iter().zip(outcomes).collect()
 }
 
-/// Adds a route or a next hop.
+/// Adds a route or a next hop, nothing else.
 ///
 /// # Errors
 /// When the kernel refuses.
@@ -170,7 +170,7 @@ pub async fn add_path(
         Addition::NextHop(side, address) => {
             netlink.keep_resolved(index(facts, interfaces, *side), *address).await
         }
-        Addition::Link(_) | Addition::EgressAddress(_) => Ok(()),
+        Addition::Link(_) | Addition::EgressAddress(_) => unreachable!("they are added many at once"),
     }
 }
 
