@@ -7,6 +7,7 @@ use crate::blocks::EgressPorts;
 use crate::checksum::ChecksumDelta;
 use crate::flow::{Direction, FiveTuple, Key, Portless, Protocol, TenantId};
 use crate::lending::{Loan, LoanRequest};
+use crate::mapping::rests;
 use crate::pairing::pair_egress;
 use crate::policy::{Filtering, Mapping, Policy, Quota};
 use crate::session::{PortHolder, Session, SessionId};
@@ -38,19 +39,19 @@ pub struct Admission<'a> {
 
 /// What an admission has found of its pod and mapping.
 #[derive(Clone, Copy, Debug)]
-struct Ground {
-    pod: Option<u32>,
-    outside: Ipv4Addr,
-    mapping: Option<u32>,
+pub(crate) struct Ground {
+    pub(crate) pod: Option<u32>,
+    pub(crate) outside: Ipv4Addr,
+    pub(crate) mapping: Option<u32>,
     /// Ports that the pod gets by the session: one, if its mapping has none yet.
-    new_ports: u32,
+    pub(crate) new_ports: u32,
 }
 
 /// The port of a session that shall be made, and the worker that lends it, if one does.
 #[derive(Clone, Copy, Debug)]
-struct FoundPort {
-    port: u16,
-    lender: Option<u16>,
+pub(crate) struct FoundPort {
+    pub(crate) port: u16,
+    pub(crate) lender: Option<u16>,
 }
 
 impl Conntrack {
@@ -198,7 +199,7 @@ impl Conntrack {
         }
     }
 
-    fn begin(
+    pub(crate) fn begin(
         &mut self,
         admission: &Admission<'_>,
         ground: Ground,
@@ -229,6 +230,7 @@ impl Conntrack {
         self.expiry.append(self.slab.entries_mut(), id, class);
         self.live += 1;
         self.is_changing = false;
+        self.replicate(SessionId(id), rests(admission));
         SessionId(id)
     }
 

@@ -159,6 +159,9 @@ impl Conntrack {
             self.index.remove(hash, Place { entry: id, direction });
         }
         self.slab.remove(id);
+        if let Some(replica) = &mut self.replica {
+            replica.remove(id);
+        }
         self.live -= 1;
         let own_ports = match session.port {
             PortHolder::Session => {

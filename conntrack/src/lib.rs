@@ -20,6 +20,8 @@
 //! - `mapping`: endpoint-independent mappings
 //! - `choose`: the outside port of a new session
 //! - [`lending`]: ports that workers lend to each other
+//! - [`replication`]: what a session is outside its table
+//! - [`mod@restore`]: takes sessions up from there
 //! - `slab`, `anchor`: the table's entries: sessions, and what several of them have in common
 //! - [`index`]: open-addressing index from keys to entries
 //! - [`expiry`]: intrusive lists, one per timeout class, oldest first
@@ -58,6 +60,8 @@ mod mapping;
 pub mod pairing;
 pub mod policy;
 pub mod ports;
+pub mod replication;
+pub mod restore;
 pub mod session;
 pub mod shared;
 mod slab;
@@ -73,6 +77,8 @@ pub use flow::{Direction, FiveTuple, Key, Portless, Protocol, TenantId, Wire};
 pub use lending::{Loan, LoanRequest, Party, Return};
 pub use pairing::{owner_of_inside, pair_egress};
 pub use policy::{Filtering, Mapping, Policy, Quota};
+pub use replication::{Record, Replica};
+pub use restore::{NotRestored, Resumption, restore};
 pub use session::{Rewrite, Session, SessionId};
 pub use shared::{Shared, SharedBook};
 pub use table::{Conntrack, Found, Refusal, Revision, WorkerSlot};

@@ -105,6 +105,6 @@ impl Conntrack {
 
 /// Tells whether the port rests when it is freed (RFC 6888 REQ-8): not where TCP's state tells that the connection is
 /// over, nor where filtering keeps out what was sent to the port's last holder (its exceptions A and C).
-fn rests(admission: &Admission<'_>) -> bool {
+pub(crate) fn rests(admission: &Admission<'_>) -> bool {
     admission.policy.filtering == Filtering::EndpointIndependent && admission.tuple.protocol != Protocol::Tcp
 }

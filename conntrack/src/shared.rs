@@ -79,14 +79,15 @@ impl Default for SharedBook {
 }
 
 impl SharedBook {
-    /// Returns what workers share under snapshot `next`, in which `tenants` have `egress_addresses`; `applied` is the
+    /// Returns what workers share under snapshot `next`, in which `tenants`, with their gateway addresses,
+    /// have `egress_addresses`; `applied` is the
     /// newest snapshot that every worker has adopted.
     ///
     /// An address that is gone is forgotten when no worker can hand out its ports any more and none is in use.
     pub fn next(
         &mut self,
         egress_addresses: impl Iterator<Item = Ipv4Addr>,
-        tenants: impl Iterator<Item = TenantId>,
+        tenants: impl Iterator<Item = (TenantId, Ipv4Addr)>,
         next: Epoch,
         applied: Epoch,
     ) -> Shared {
@@ -98,8 +99,8 @@ impl SharedBook {
             self.egress.entry(address).or_insert_with(|| Known { ports: Arc::default(), gone: None }).gone =
                 None;
         }
-        for tenant in tenants {
-            self.tenants.known.make(tenant);
+        for (tenant, gateway) in tenants {
+            self.tenants.known.make(tenant).gateway.store(gateway.to_bits(), Ordering::Relaxed);
         }
         let egress = self.egress.iter().map(|(address, known)| (*address, Arc::clone(&known.ports)));
         let (tenants, lives) = (Arc::clone(&self.tenants), Arc::clone(&self.lives));
@@ -107,9 +108,10 @@ impl SharedBook {
     }
 }
 
-/// How much of its quota a tenant uses, at all workers.
+/// How much of its quota a tenant uses, at all workers, and what it is called outside the process.
 #[derive(Debug, Default)]
 pub struct TenantUse {
+    gateway: AtomicU32,
     sessions: AtomicU32,
     ports: AtomicU32,
     /// A second of the gateway's clock above the number of sessions begun in it.
@@ -117,6 +119,11 @@ pub struct TenantUse {
 }
 
 impl TenantUse {
+    /// Returns the tenant's gateway address.
+    pub fn gateway(&self) -> Ipv4Addr {
+        Ipv4Addr::from_bits(self.gateway.load(Ordering::Relaxed))
+    }
+
     /// Returns the number of sessions.
     pub fn sessions(&self) -> u32 {
         self.sessions.load(Ordering::Relaxed)

@@ -17,11 +17,13 @@ use crate::expiry::ExpiryLists;
 use crate::flow::{Direction, Key};
 use crate::index::{Index, Place};
 use crate::lending::{LoanRequest, Return};
+use crate::policy::Filtering;
+use crate::replication::{Record, Replica};
 use crate::session::{PortHolder, Session, SessionId};
 use crate::shared::Shared;
 use crate::slab::{Kind, Slab};
-use crate::tcp::{TcpFlags, TcpSegment};
-use crate::time::{Tick, Timeouts};
+use crate::tcp::{TcpFlags, TcpSegment, TcpState};
+use crate::time::{Tick, TimeoutClass, Timeouts};
 
 /// One worker out of those that share the egress addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,6 +108,7 @@ pub struct Conntrack {
     pub(crate) hasher: RandomState,
     pub(crate) rng: StdRng,
     pub(crate) is_changing: bool,
+    pub(crate) replica: Option<Box<dyn Replica>>,
 }
 
 impl Conntrack {
@@ -127,7 +130,13 @@ impl Conntrack {
             hasher,
             rng,
             is_changing: false,
+            replica: None,
         }
+    }
+
+    /// Has every session taken down from now on, outside the table.
+    pub fn replicate_to(&mut self, replica: Box<dyn Replica>) {
+        self.replica = Some(replica);
     }
 
     /// Takes what workers share under a new snapshot.
@@ -144,9 +153,13 @@ impl Conntrack {
     /// ([`Conntrack::forget_worker`]).
     pub fn forget_all(&mut self) {
         self.shared.begin_life(self.slot.worker);
-        for (_, entry) in self.slab.range(0, self.capacity()) {
+        let mut replica = self.replica.take();
+        for (id, entry) in self.slab.range(0, self.capacity()) {
             match &entry.kind {
                 Kind::Session(session) => {
+                    if let Some(replica) = &mut replica {
+                        replica.remove(id);
+                    }
                     let own_ports = u32::from(session.port != PortHolder::Mapping);
                     self.shared.tenant(session.tenant).end(own_ports);
                 }
@@ -162,6 +175,7 @@ impl Conntrack {
         }
         self.shared.give_back_all(self.slot.worker);
         *self = Self::new(self.capacity(), self.slot, Arc::clone(&self.shared), self.rng.random());
+        self.replica = replica;
     }
 
     /// Returns the worker whose table it is.
@@ -244,12 +258,13 @@ impl Conntrack {
         timeouts: &Timeouts,
     ) {
         let session = self.slab.session_mut(id);
-        let mut class = session.class;
+        let (mut class, mut has_moved_on) = (session.class, false);
         match session.protocol {
             crate::Protocol::Tcp => {
                 let next = session.tcp.advance(&mut session.expected, direction, segment);
                 if next != session.tcp {
                     session.tcp = next;
+                    has_moved_on = true;
                     class = timeouts.class_of(session.protocol, next, session.remote_port);
                 } else if !next.is_refreshed() || segment.flags.has(TcpFlags::RST) {
                     // RFC 7857 section 7: nor does a RST that changes nothing give new time.
@@ -261,14 +276,41 @@ impl Conntrack {
         }
         let is_in_order = session.class == class && session.last_seen.is_in_same_span(now);
         session.last_seen = now;
-        if is_in_order {
-            return;
+        if !is_in_order {
+            self.classify(id, class);
         }
-        let before = std::mem::replace(&mut session.class, class);
+        if has_moved_on {
+            self.replicate(id, false);
+        }
+    }
+
+    /// Puts a session at the end of the list of its timeout class.
+    pub(crate) fn classify(&mut self, id: SessionId, class: TimeoutClass) {
+        let before = std::mem::replace(&mut self.slab.session_mut(id).class, class);
         self.is_changing = true;
         self.expiry.unlink(self.slab.entries_mut(), id.0, before);
         self.expiry.append(self.slab.entries_mut(), id.0, class);
         self.is_changing = false;
+    }
+
+    /// Has a session taken down. `rests` tells whether the port of its mapping rests when it is freed.
+    pub(crate) fn replicate(&mut self, id: SessionId, rests: bool) {
+        let Some(replica) = &mut self.replica else { return };
+        let session = self.slab.session(id);
+        let mapping = match session.port {
+            PortHolder::Session | PortHolder::Lender(_) => None,
+            PortHolder::Mapping if session.has_peer => Some(Filtering::AddressDependent),
+            PortHolder::Mapping if rests => Some(Filtering::EndpointIndependent),
+            PortHolder::Mapping => Some(Filtering::AddressAndPortDependent),
+        };
+        let record = Record {
+            gateway: self.shared.tenant(session.tenant).gateway(),
+            inside_tuple: session.inside_tuple(),
+            outside: (session.outside, session.outside_port),
+            tcp: session.tcp_state().unwrap_or(TcpState::Opening),
+            mapping,
+        };
+        replica.put(id.0, &record);
     }
 
     /// Notes that a session was checked under a snapshot.

@@ -74,6 +74,22 @@ pub enum TcpState {
 }
 
 impl TcpState {
+    /// All states; the place of each is its number.
+    pub const ALL: [Self; 7] = [
+        Self::Opening,
+        Self::OutsideOpening,
+        Self::Established,
+        Self::InsideFin,
+        Self::OutsideFin,
+        Self::Closed,
+        Self::Reset,
+    ];
+
+    /// Returns the state with a number.
+    pub fn from_number(number: u8) -> Option<Self> {
+        Self::ALL.get(usize::from(number)).copied()
+    }
+
     /// Returns the state of a connection whose first SYN goes in `direction`.
     pub fn opened_by(direction: Direction) -> Self {
         match direction {

@@ -282,7 +282,7 @@ impl Snapshot {
     #[must_use]
     pub fn with_shared(mut self, book: &mut SharedBook, applied: Epoch) -> Self {
         let egress_addresses = self.by_egress.keys().copied();
-        let tenants = self.spec.tenants.iter().map(|tenant| tenant.id);
+        let tenants = self.spec.tenants.iter().map(|tenant| (tenant.id, tenant.gateway_address));
         self.shared = Some(Arc::new(book.next(egress_addresses, tenants, self.spec.epoch, applied)));
         self
     }

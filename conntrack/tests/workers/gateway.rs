@@ -36,7 +36,7 @@ pub(crate) struct Ask<'a> {
 
 impl Workers {
     pub(crate) fn new(workers: u16, capacity: u32, pool: &[Ipv4Addr], seed: u8) -> Self {
-        let tenants = (0..16).map(TenantId);
+        let tenants = (0..16).map(|tenant| (TenantId(tenant), gateway_of(TenantId(tenant))));
         let shared = Arc::new(SharedBook::default().next(pool.iter().copied(), tenants, Epoch(1), Epoch(0)));
         let table = |worker| {
             Conntrack::new(
@@ -158,6 +158,11 @@ impl Workers {
             assert_eq!((used.sessions(), used.ports()), (0, 0), "nothing is counted for {tenant:?}");
         }
     }
+}
+
+/// Returns the gateway address of a tenant.
+pub(crate) fn gateway_of(tenant: TenantId) -> Ipv4Addr {
+    Ipv4Addr::from_bits(0xc0a8_6300 + u32::from(tenant.0))
 }
 
 /// Returns a UDP flow from a pod to port 53 of one server.

@@ -7,6 +7,7 @@
 //! - `oracle`: the naive model
 //! - `pairing`: which egress address a pod gets
 //! - `ports`: to the last outside port, at any number of workers
+//! - `restore`: sessions go on in the tables of another process
 //! - `table`: one table's memory, room and bounds
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -17,4 +18,5 @@ mod model;
 mod oracle;
 mod pairing;
 mod ports;
+mod restore;
 mod table;
