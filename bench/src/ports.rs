@@ -118,8 +118,12 @@ impl Findings for Results {
 }
 
 fn run(workers: u16, round: u32) -> Result<Round> {
-    let shared =
-        Arc::new(SharedBook::default().next([EGRESS].into_iter(), [(TENANT, POD)].into_iter(), Epoch(1), Epoch(0)));
+    let shared = Arc::new(SharedBook::default().next(
+        [EGRESS].into_iter(),
+        [(TENANT, POD)].into_iter(),
+        Epoch(1),
+        Epoch(0),
+    ));
     let worker = owner_of_inside(TENANT, POD, workers);
     let slot = WorkerSlot { worker, workers };
     let mut table = Conntrack::new(2 * (PORTS + OTHERS), slot, shared, [round.to_le_bytes()[0]; 32]);

@@ -29,6 +29,7 @@ pub use crate::report::{
 };
 use crate::snapshot::{Side, Snapshot};
 use crate::steer::{SteerError, Steering, remove_all_pins};
+use crate::succession::{Inheritance, SessionFile, SessionFileError};
 use crate::verdict::DropReason;
 use crate::worker::PortChange;
 
@@ -67,6 +68,8 @@ pub struct DataPlaneOptions {
     pub scheduler_policy: SchedulerPolicy,
     /// Sessions that each worker can hold; memory for them is taken at start.
     pub session_capacity: u32,
+    /// File in memory that sessions are taken down in, so that they outlive the process; none: they end with it.
+    pub session_file: Option<PathBuf>,
 }
 
 /// Why the data plane could not start, or could not be kept in step.
@@ -123,6 +126,9 @@ pub enum DataPlaneError {
         #[source]
         source: XskError,
     },
+    /// Sessions cannot outlive the process.
+    #[error(transparent)]
+    SessionFile(#[from] SessionFileError),
     /// Memory, descriptors or threads are short.
     #[error("{what} cannot be made")]
     Resources {
@@ -200,6 +206,8 @@ pub struct DataPlane {
     requests: Arc<RequestQueue>,
     applied: Epoch,
     book: SharedBook,
+    session_file: Option<SessionFile>,
+    inheritance: Option<Inheritance>,
 }
 
 /// What the control side keeps of a worker.
@@ -247,6 +255,8 @@ impl DataPlane {
             applied: first.epoch(),
             newest: first,
             book,
+            session_file: started.session_file,
+            inheritance: started.inheritance,
         })
     }
 
@@ -319,6 +329,18 @@ impl DataPlane {
         answers.flatten().take(limit).collect()
     }
 
+    /// Returns what became of the sessions of the process before; none when they do not outlive it.
+    pub fn inheritance(&self) -> Option<&Inheritance> {
+        self.inheritance.as_ref()
+    }
+
+    /// Notes that the sessions are alive now: the next process will know for how long they were not served.
+    pub fn note_alive(&self) {
+        if let Some(file) = &self.session_file {
+            file.note_alive();
+        }
+    }
+
     /// Stops the workers. The XDP programs stay, and drop all tenant traffic, until [`detach`].
     pub fn stop(self) {
         for worker in &self.workers {
@@ -327,6 +349,9 @@ impl DataPlane {
         for worker in self.workers {
             // A worker catches its own panics; what it left behind is gone either way.
             let _ = worker.thread.join();
+        }
+        if let Some(file) = self.session_file {
+            file.note_alive();
         }
     }
 

@@ -20,10 +20,11 @@ use crate::io::{Frame, FrameArea, FramePool};
 use crate::layout::Layout;
 use crate::mailbox::{Mailbox, RequestQueue};
 use crate::pipeline::Engine;
-use crate::placement::Placement;
+use crate::placement::{Placement, SchedulerPolicy};
 use crate::report::QueueReport;
 use crate::runner::{Sleeper, run};
 use crate::snapshot::{Side, Snapshot};
+use crate::succession::{Inheritance, SessionFile, succeed};
 use crate::worker::{Port, PortChange, Worker, WorkerParts};
 
 /// Changes of ports that may wait for one worker: one for each side, and one more for each that it has not seen.
@@ -37,6 +38,8 @@ pub(crate) struct StartedWorkers {
     pub(crate) requests: Arc<RequestQueue>,
     pub(crate) area: FrameArea,
     pub(crate) commons: Arc<ArrayQueue<Frame>>,
+    pub(crate) session_file: Option<SessionFile>,
+    pub(crate) inheritance: Option<Inheritance>,
 }
 
 impl StartedWorkers {
@@ -60,19 +63,46 @@ impl StartedWorkers {
             retire,
         };
         // Everything that can fail for a reason of the host comes before the first thread.
+        let (mut tables, counters) = make_tables(layout, options, first)?;
+        let succeeded = options.session_file.as_deref();
+        let succeeded = succeeded.map(|path| succeed(path, &mut tables, &counters, first)).transpose()?;
+        let (session_file, inheritance) = succeeded.unzip();
         let mut ready = Vec::new();
-        for number in 0..layout.workers() {
+        for (number, (table, counters)) in tables.into_iter().zip(counters).enumerate() {
             let mut pool = FramePool::with_capacity(total_frames);
             for _ in 0..layout.home_frames(number) {
                 pool.put(frames.take().expect("there are frames for every worker"));
             }
-            ready.push(ReadyWorker::prepare(layout, number, options, first, &area, pool, &shared)?);
+            let engine = Engine::new(Arc::clone(first), table, Limits::WORKER, counters, Tick::default());
+            let policy = options.scheduler_policy;
+            ready.push(ReadyWorker::prepare(layout, number, policy, engine, &area, pool, &shared)?);
         }
         // One clock for all: tenants' new sessions are counted by its seconds.
         let started = Instant::now();
         let workers = ready.into_iter().map(|worker| worker.spawn(started)).collect::<Result<_, _>>()?;
-        Ok(Self { workers, retired, requests: shared.requests, area, commons: shared.commons })
+        let (requests, commons) = (shared.requests, shared.commons);
+        Ok(Self { workers, retired, requests, area, commons, session_file, inheritance })
     }
+}
+
+/// Makes the session tables of all workers, and their counters.
+fn make_tables(
+    layout: &Layout,
+    options: &DataPlaneOptions,
+    first: &Snapshot,
+) -> Result<(Vec<Conntrack>, Vec<Arc<WorkerCounters>>), DataPlaneError> {
+    let narrow = |number: usize| u16::try_from(number).expect("there are at most MAX_WORKERS workers");
+    let shared = first.shared().expect("the data plane gives every snapshot what workers share");
+    let (mut tables, mut counters) = (Vec::new(), Vec::new());
+    for number in 0..layout.workers() {
+        let slot = WorkerSlot { worker: narrow(number), workers: narrow(layout.workers()) };
+        let seed = draw_seed().map_err(lacking("a random seed"))?;
+        tables.push(Conntrack::new(options.session_capacity, slot, Arc::clone(shared), seed));
+        let counts = WorkerCounters::default();
+        counts.adopt(first);
+        counters.push(Arc::new(counts));
+    }
+    Ok((tables, counters))
 }
 
 /// What all workers hold an end of.
@@ -124,8 +154,8 @@ impl ReadyWorker {
     fn prepare(
         layout: &Layout,
         number: usize,
-        options: &DataPlaneOptions,
-        first: &Arc<Snapshot>,
+        policy: SchedulerPolicy,
+        engine: Engine,
         area: &FrameArea,
         pool: FramePool,
         shared: &Shared,
@@ -138,14 +168,8 @@ impl ReadyWorker {
         }
         let senders = layout.senders_of(number);
         let (port_changes, changes) = bounded(PORT_CHANGES);
-        let narrow = |number: usize| u16::try_from(number).expect("there are at most MAX_WORKERS workers");
-        let slot = WorkerSlot { worker: narrow(number), workers: narrow(layout.workers()) };
-        let seed = draw_seed().map_err(lacking("a random seed"))?;
-        let lent = first.shared().expect("the data plane gives every snapshot what workers share");
-        let conntrack = Conntrack::new(options.session_capacity, slot, Arc::clone(lent), seed);
-        let counters = Arc::new(WorkerCounters::default());
         let worker = Worker::new(WorkerParts {
-            engine: Engine::new(Arc::clone(first), conntrack, Limits::WORKER, counters, Tick::default()),
+            engine,
             ports,
             senders,
             port_changes: changes,
@@ -155,7 +179,7 @@ impl ReadyWorker {
             requests: Arc::clone(&shared.requests),
             retired: shared.retire.clone(),
         });
-        let placement = layout.placement_of(number, options.scheduler_policy);
+        let placement = layout.placement_of(number, policy);
         let sleeper = Sleeper::new(&worker).map_err(lacking("a worker's epoll descriptor"))?;
         Ok(Self { worker, sleeper, placement, queues, senders, port_changes })
     }

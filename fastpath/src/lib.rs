@@ -67,6 +67,7 @@ pub mod snapshot;
 pub mod split;
 pub mod steer;
 pub mod stray;
+pub mod succession;
 #[cfg(any(test, feature = "fuzzing"))]
 #[expect(clippy::unwrap_used, reason = "a panic is how a test or a fuzz target fails")]
 #[cfg_attr(not(test), expect(dead_code, reason = "fuzz targets need less than the scenarios"))]

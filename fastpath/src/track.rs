@@ -16,7 +16,7 @@ use crate::stray::refuse_stray;
 use crate::verdict::{DropReason, Errand, Lending, Verdict};
 
 /// Next hop of a session whose neighbour is not resolved.
-const UNRESOLVED: u32 = u32::MAX;
+pub(crate) const UNRESOLVED: u32 = u32::MAX;
 /// Next hop of a session that has no route.
 const NO_ROUTE: u32 = u32::MAX - 1;
 /// Next hop of a session towards an egress address of this gateway.

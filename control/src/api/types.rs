@@ -29,6 +29,8 @@ pub struct Status {
     pub frames: FramesStatus,
     /// Sessions of all workers.
     pub sessions: u64,
+    /// What became of the sessions of the process before; null when sessions end with the process.
+    pub succession: Option<SuccessionStatus>,
     /// Packets dropped by workers, by reason; every reason is there.
     pub drops: BTreeMap<String, u64>,
     /// Tenants.
@@ -91,6 +93,26 @@ pub struct NoticeView {
     pub reason: String,
     /// What is wrong, and what would be right.
     pub message: String,
+}
+
+/// What became of the sessions of the process before.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SuccessionStatus {
+    /// Milliseconds for which nobody served them.
+    pub away_milliseconds: u64,
+    /// Sessions that go on.
+    pub restored: u64,
+    /// Sessions whose time would have been over.
+    pub over: u64,
+    /// Sessions of tenants or egress addresses that are there no more.
+    pub disowned: u64,
+    /// Sessions that did not fit: a table is full, or two have the same port.
+    pub unfit: u64,
+    /// Records that were not written to the end when the process was killed.
+    pub torn: u64,
+    /// Why the file that was found could not be used, and where it was moved; null when it could.
+    pub set_aside: Option<String>,
 }
 
 /// Numbers of configuration snapshots.

@@ -8,7 +8,7 @@ use clap::Args;
 use super::load_config;
 use crate::config::{Config, DEFAULT_PIN_DIR};
 use crate::daemon::guard::{DirectoryGuard, InterfaceGuard};
-use crate::daemon::withdraw;
+use crate::daemon::{socket_path, withdraw};
 use crate::netlink::Netlink;
 use crate::netlink::facts::Facts;
 use crate::output;
@@ -32,7 +32,10 @@ impl Arguments {
         if let Some(config) = self.config.as_deref().map(load_config).transpose()? {
             let _inside = InterfaceGuard::take(&config.inside)?;
             let _outside = InterfaceGuard::take(&config.outside)?;
-            return detach(&config.pin_dir, Some(&config)).await;
+            detach(&config.pin_dir, Some(&config)).await?;
+            let socket = socket_path(None, config.socket);
+            let sessions = config.session_file.path(&socket);
+            return Ok(sessions.as_deref().map_or(Ok(()), fastpath::succession::forget)?);
         }
         let pin_dir = self.pin_dir.unwrap_or_else(|| DEFAULT_PIN_DIR.into());
         detach(&pin_dir, None).await

@@ -11,7 +11,7 @@ use fastpath::snapshot::{MidStream, TcpPolicy, UnsolicitedSyn};
 use ipnet::Ipv4Net;
 
 use super::file;
-use super::{Config, ConfigError, DEFAULT_PIN_DIR, Kubernetes, ReturnRoute};
+use super::{Config, ConfigError, DEFAULT_PIN_DIR, Kubernetes, ReturnRoute, SessionFile};
 use crate::policy::Limits;
 use crate::refusal::Refusal;
 use crate::tenant::{Sources, Tenant, check_network};
@@ -46,6 +46,7 @@ pub(super) fn check(file: file::File, usable_cores: &[usize]) -> Result<Config, 
             file::Scheduling::Other => SchedulerPolicy::Other,
         },
         session_capacity: check_capacity(file.sessions.capacity)?,
+        session_file: check_session_file(file.sessions.file)?,
         timeouts: check_timeouts(&file.timeouts)?,
         tcp: tcp_policy(&file.tcp),
         pod_cidrs: file.cluster.pod_cidrs,
@@ -133,6 +134,14 @@ fn check_capacity(capacity: Option<u32>) -> Result<u32, ConfigError> {
         return Ok(capacity);
     }
     Err(ConfigError::value("sessions.capacity", format!("{capacity} is not between 1 and {MAX_CAPACITY}")))
+}
+
+fn check_session_file(path: Option<PathBuf>) -> Result<SessionFile, ConfigError> {
+    Ok(match path {
+        None => SessionFile::BesideSocket,
+        Some(path) if path.as_os_str().is_empty() => SessionFile::Off,
+        Some(path) => SessionFile::At(absolute("sessions.file", path)?),
+    })
 }
 
 fn check_timeouts(file: &file::Timeouts) -> Result<Timeouts, ConfigError> {

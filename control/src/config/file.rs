@@ -80,6 +80,7 @@ pub(super) enum Scheduling {
 #[serde(deny_unknown_fields)]
 pub(super) struct Sessions {
     pub(super) capacity: Option<u32>,
+    pub(super) file: Option<PathBuf>,
 }
 
 #[derive(Default, Deserialize)]

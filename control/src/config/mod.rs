@@ -41,6 +41,8 @@ pub struct Config {
     pub scheduler_policy: SchedulerPolicy,
     /// Sessions that each worker can hold.
     pub session_capacity: u32,
+    /// Where sessions are taken down, so that they outlive the process.
+    pub session_file: SessionFile,
     /// Session timeouts.
     pub timeouts: Timeouts,
     /// What becomes of TCP segments that belong to no session.
@@ -57,6 +59,29 @@ pub struct Config {
     pub kubernetes: Option<Kubernetes>,
     /// Tenants.
     pub tenants: Vec<Tenant>,
+}
+
+/// Where sessions are taken down.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum SessionFile {
+    /// In a file beside the control socket, whose name ends in `.sessions`.
+    #[default]
+    BesideSocket,
+    /// In this file.
+    At(PathBuf),
+    /// Nowhere: they end with the process.
+    Off,
+}
+
+impl SessionFile {
+    /// Returns the path of the file of a gateway with this control socket.
+    pub fn path(self, socket: &Path) -> Option<PathBuf> {
+        match self {
+            Self::BesideSocket => Some(socket.with_extension("sessions")),
+            Self::At(path) => Some(path),
+            Self::Off => None,
+        }
+    }
 }
 
 /// Which node a pod network is reached through.

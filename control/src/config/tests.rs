@@ -1,12 +1,13 @@
 //! What a config file may say, and how refusals read.
 
+use std::path::Path;
 use std::time::Duration;
 
 use conntrack::{Filtering, Mapping, Policy, PortTimeout, Protocol, Quota, Timeouts};
 use fastpath::placement::SchedulerPolicy;
 use fastpath::snapshot::{MidStream, TcpPolicy, UnsolicitedSyn};
 
-use super::super::Config;
+use super::super::{Config, DEFAULT_SOCKET};
 
 const FULL: &str = r#"
     [inside]
@@ -129,6 +130,8 @@ fn two_interfaces_are_all_that_is_needed() {
     assert_eq!(config.pin_dir.to_str(), Some("/sys/fs/bpf/spillway"));
     assert_eq!(config.session_capacity, 1_048_576);
     assert!(config.tenants.is_empty());
+    let socket = Path::new(DEFAULT_SOCKET);
+    assert_eq!(config.session_file.path(socket).unwrap().to_str(), Some("/run/spillway/spillway.sessions"));
 }
 
 #[test]
@@ -144,6 +147,8 @@ fn the_examples_commented_keys_are_the_defaults() {
     let left_out = Config::parse(example, &[2, 3]).unwrap();
     assert_eq!(Timeouts { ports: left_out.timeouts.ports, ..spelt.timeouts }, left_out.timeouts);
     assert_eq!((spelt.tcp, spelt.session_capacity), (left_out.tcp, left_out.session_capacity));
+    let file_of = |config: &Config| config.session_file.clone().path(Path::new(DEFAULT_SOCKET));
+    assert_eq!(file_of(&spelt), file_of(&left_out));
     assert_eq!((spelt.attach, spelt.pin_dir), (left_out.attach, left_out.pin_dir));
     assert_eq!((spelt.tenants[0].policy(), spelt.tenants[0].mss_clamp), (Policy::default(), 0));
     assert!(left_out.tenants.is_empty());

@@ -1,6 +1,7 @@
 //! The running gateway in the words of the API.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use conntrack::TenantId;
@@ -8,6 +9,7 @@ use fastpath::dataplane::{
     AttachMode, FramesReport, Report, SessionReport, SteerReport, TenantReport, WorkerReport,
 };
 use fastpath::snapshot::{RouteSpec, Side};
+use fastpath::succession::Inheritance;
 use fastpath::verdict::DropReason;
 use tokio::task::block_in_place;
 
@@ -15,7 +17,8 @@ use super::changes::Change;
 use super::gateway::Gateway;
 use crate::api::types::{
     EpochStatus, FramesStatus, InterfaceStatus, KindStatus, KubernetesStatus, NoticeView, QueueStatus,
-    RefusedTenantView, RouteView, SessionView, Status, TenantStatus, TenantView, WorkerStatus,
+    RefusedTenantView, RouteView, SessionView, Status, SuccessionStatus, TenantStatus, TenantView,
+    WorkerStatus,
 };
 use crate::api::{Reply, Request};
 use crate::compile::sources;
@@ -86,6 +89,7 @@ impl Gateway {
             },
             interfaces: Side::BOTH.into_iter().map(|side| self.interface(side, &report)).collect(),
             sessions: report.workers.iter().map(|worker| worker.sessions).sum(),
+            succession: self.data_plane.inheritance().map(succession_status),
             drops: report.drops.iter().map(|(reason, count)| (reason.name().to_owned(), *count)).collect(),
             tenants: self.registry.entries().map(|entry| self.tenant_view(entry, &report)).collect(),
             frames: frames_status(report.frames),
@@ -257,6 +261,20 @@ fn notice_view(notice: &Notice) -> NoticeView {
 fn by_name(drops: &[(DropReason, u64)]) -> BTreeMap<String, u64> {
     let met = drops.iter().filter(|(_, packets)| *packets != 0);
     met.map(|(reason, packets)| (reason.name().to_owned(), *packets)).collect()
+}
+
+fn succession_status(inheritance: &Inheritance) -> SuccessionStatus {
+    let Inheritance { age, restored, over, disowned, unfit, torn, ref set_aside } = *inheritance;
+    let describe = |(path, why): &(PathBuf, String)| format!("{why}; set aside as {}", path.display());
+    SuccessionStatus {
+        away_milliseconds: u64::try_from(age.as_millis()).unwrap_or(u64::MAX),
+        restored,
+        over,
+        disowned,
+        unfit,
+        torn,
+        set_aside: set_aside.as_ref().map(describe),
+    }
 }
 
 fn frames_status(report: FramesReport) -> FramesStatus {

@@ -12,9 +12,10 @@ use anyhow::Context;
 use conntrack::Epoch;
 use fastpath::dataplane::{DataPlane, DataPlaneOptions, NeighbourRequest, NeighbourRequests};
 use fastpath::snapshot::{Side, Snapshot};
+use fastpath::succession::Inheritance;
 use tokio::sync::watch;
 use tokio::task::block_in_place;
-use tracing::{debug, error, warn};
+use tracing::{debug, error, info, warn};
 
 use super::attachment::Attachment;
 use super::cluster::ClusterSide;
@@ -107,6 +108,7 @@ impl Gateway {
         let first = Snapshot::compile(published.clone());
         let data_plane = block_in_place(|| DataPlane::start(&setup.options, first))
             .context("the fast path did not start")?;
+        tell_inheritance(data_plane.inheritance());
         let mut gateway = Self {
             netlink: setup.netlink,
             monitor: setup.monitor,
@@ -196,6 +198,7 @@ impl Gateway {
 
     /// Makes good what somebody else undid, and what was refused before. Trouble is logged once.
     pub async fn repair(&mut self) {
+        self.data_plane.note_alive();
         if std::mem::take(&mut self.facts_are_old) {
             self.follow(Changes::ALL).await;
         }
@@ -318,5 +321,16 @@ impl Gateway {
             warn!("{trouble}; will try again");
             self.last_trouble = trouble;
         }
+    }
+}
+
+/// Logs what became of the sessions of the process before.
+fn tell_inheritance(inheritance: Option<&Inheritance>) {
+    let Some(inheritance) = inheritance else { return };
+    let Inheritance { age, restored, over, disowned, unfit, torn, set_aside } = inheritance;
+    if let Some((path, why)) = set_aside {
+        error!("{why}; it is set aside as {}, and the gateway starts without sessions", path.display());
+    } else if restored + over + disowned + unfit + torn > 0 {
+        info!(restored, over, disowned, unfit, torn, ?age, "sessions of the process before go on");
     }
 }

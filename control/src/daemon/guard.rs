@@ -117,6 +117,11 @@ pub struct ControlSocket {
 }
 
 impl ControlSocket {
+    /// Returns where the socket is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Makes the socket and its directory. A file that a dead daemon left is replaced.
     ///
     /// # Errors

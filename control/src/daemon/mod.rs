@@ -136,7 +136,8 @@ impl Daemon {
     ) -> anyhow::Result<()> {
         let signals = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
         let monitor = Monitor::subscribe()?; // before the first read, so that nothing is missed
-        let setup = prepare(config, state, monitor).await?;
+        let session_file = config.session_file.clone().path(socket.path());
+        let setup = prepare(config, session_file, state, monitor).await?;
         for side in Side::BOTH {
             sysctls.isolate(setup.constants.interfaces.name(side))?;
         }
@@ -229,7 +230,12 @@ fn with_advice(error: anyhow::Error, pin_dir: &Path) -> anyhow::Error {
 }
 
 /// Checks everything that can be checked before anything is changed.
-async fn prepare(config: Config, state: StateDir, monitor: Monitor) -> anyhow::Result<Setup> {
+async fn prepare(
+    config: Config,
+    session_file: Option<PathBuf>,
+    state: StateDir,
+    monitor: Monitor,
+) -> anyhow::Result<Setup> {
     host::lift_memory_limit();
     let netlink = Netlink::connect()?;
     let facts = Facts::read(&netlink).await?;
@@ -252,6 +258,7 @@ async fn prepare(config: Config, state: StateDir, monitor: Monitor) -> anyhow::R
         cores: config.cores,
         scheduler_policy: config.scheduler_policy,
         session_capacity: config.session_capacity,
+        session_file,
     };
     let follower = config
         .kubernetes
