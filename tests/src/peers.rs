@@ -149,18 +149,18 @@ fn answer_datagrams(socket: &UdpSocket, stop: &AtomicBool) {
 }
 
 fn greet_clients(listener: &TcpListener, stop: &AtomicBool) {
-    while !stop.load(Ordering::Relaxed) {
-        match listener.accept() {
-            Ok((client, _)) => {
+    std::thread::scope(|scope| {
+        while !stop.load(Ordering::Relaxed) {
+            match listener.accept() {
                 // The client's own checks tell what went wrong.
-                let _ = echo(client, stop);
+                Ok((client, _)) => drop(scope.spawn(move || echo(client, stop))),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                Err(_) => return,
             }
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                std::thread::sleep(Duration::from_millis(5));
-            }
-            Err(_) => return,
         }
-    }
+    });
 }
 
 fn echo(mut client: TcpStream, stop: &AtomicBool) -> std::io::Result<()> {
