@@ -14,7 +14,7 @@ use crate::system::Setup;
 use crate::topology::Cores;
 use crate::{
     connections, control_plane, engine, first_frame, idle, latency, memory, namespace, nodes, ports, raw,
-    system, tcp, wire,
+    restart, system, tcp, wire,
 };
 
 /// What `short` measures, one after the other.
@@ -87,6 +87,7 @@ enum Measurement {
     Latency(latency::Options),
     Control(control_plane::Options),
     Memory(memory::Options),
+    Restart(restart::Options),
     /// Forwards frames as the peer raw-afxdp of other measurements
     #[command(hide = true)]
     ForwardRaw(raw::Options),
@@ -147,6 +148,7 @@ impl Cli {
             Measurement::Connections(options) => options.needs_spillway(),
             Measurement::Latency(options) => options.needs_spillway(),
             Measurement::Control(_) | Measurement::Memory(_) | Measurement::Short => true,
+            Measurement::Restart(_) => true,
             Measurement::Engine(_) | Measurement::Ports(_) | Measurement::ForwardRaw(_) => false,
         }
     }
@@ -171,6 +173,7 @@ impl Measurement {
             Self::Latency(options) => Part::of("latency", &latency::measure(options, cores, setup)?),
             Self::Control(options) => Part::of("control", &control_plane::measure(options, cores, setup)?),
             Self::Memory(options) => Part::of("memory", &memory::measure(options, cores, setup)?),
+            Self::Restart(options) => Part::of("restart", &restart::measure(options, cores, setup)?),
             Self::ForwardRaw(_) | Self::Short => unreachable!("they are no measurements of their own"),
         }
     }

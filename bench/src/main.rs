@@ -50,6 +50,8 @@ mod ports;
 mod raw;
 /// Results on the terminal, in a file and on a page.
 mod report;
+/// Measures what a restart costs.
+mod restart;
 /// How many sessions a gateway holds, and what the kernel takes for its own.
 mod sessions;
 /// Counts what arrives at the far end.

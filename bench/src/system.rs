@@ -18,7 +18,7 @@ mod spillway;
 use kernel::ConntrackLimits;
 use raw::RawForwarder;
 pub(crate) use spillway::remove_stale;
-pub(crate) use spillway::{Daemon, Wishes};
+pub(crate) use spillway::{Daemon, End, Wishes};
 
 /// A gateway that can be measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]

@@ -27,6 +27,20 @@ pub(crate) struct Wishes {
     pub(crate) ready_within: Option<Duration>,
 }
 
+/// How the daemon is ended before it is started again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum End {
+    /// By SIGTERM, as `systemctl restart` does.
+    Restart,
+    /// By SIGKILL.
+    Kill,
+}
+
+impl End {
+    pub(crate) const ALL: [Self; 2] = [Self::Restart, Self::Kill];
+}
+
 /// The daemon, with one worker on the gateway's core; dropped, it is stopped and leaves nothing behind.
 #[derive(Debug)]
 pub(crate) struct Daemon {
@@ -78,12 +92,25 @@ impl Daemon {
             fs::write(content.control.state_dir.join("tenants.json"), saved.to_string())?;
         }
         fs::write(&config, toml::to_string(&content)?)?;
-        // `ip netns exec` would hide bpffs, and the pins with it.
-        let mut command = Command::new("nsenter");
-        command.arg(format!("--net={}", topology.gateway.path())).arg("--").arg(&setup.spillway);
-        command.arg("run").arg("--config").arg(&config);
-        let process = Process::start(&mut command, &directory.path().join("log"))?;
+        let process = spawn(topology, setup, directory.path(), false)?;
         Ok(Self { process, directory, pins })
+    }
+
+    /// Ends the daemon and starts it again at once with the same files, as a service manager would.
+    pub(crate) fn restart(&mut self, topology: &Topology, setup: &Setup, end: End) -> Result<()> {
+        match end {
+            End::Restart => self.process.stop()?,
+            End::Kill => self.process.kill()?,
+        };
+        self.process = spawn(topology, setup, self.directory.path(), true)?;
+        self.wait_until_ready(&setup.spillway, READY_WITHIN)
+    }
+
+    /// Returns the daemon's status.
+    pub(crate) fn status(&self, setup: &Setup) -> Result<Value> {
+        let (spillway, socket) = (setup.spillway.display().to_string(), self.socket().display().to_string());
+        let printed = output(&[&spillway, "status", "--socket", &socket, "--json"])?;
+        Ok(serde_json::from_slice(&printed.stdout)?)
     }
 
     /// Returns all that the daemon has logged.
@@ -112,6 +139,15 @@ impl Daemon {
         }
         Ok(())
     }
+}
+
+/// Starts the daemon of a directory, as its service does.
+fn spawn(topology: &Topology, setup: &Setup, directory: &Path, is_again: bool) -> Result<Process> {
+    // `ip netns exec` would hide bpffs, and the pins with it.
+    let mut command = Command::new("nsenter");
+    command.arg(format!("--net={}", topology.gateway.path())).arg("--").arg(&setup.spillway);
+    command.arg("run").arg("--keep").arg("--config").arg(directory.join("spillway.toml"));
+    Process::start(&mut command, &directory.join(if is_again { "log-again" } else { "log" }))
 }
 
 impl Drop for Daemon {

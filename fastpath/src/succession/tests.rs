@@ -166,7 +166,8 @@ fn a_file_that_cannot_be_trusted_is_set_aside_as_a_whole() {
         let sum = crc32fast::hash(&bytes[..24]);
         bytes[24..28].copy_from_slice(&sum.to_be_bytes());
     }
-    let damages: [(&str, fn(&mut Vec<u8>)); 7] = [
+    type Damage = fn(&mut Vec<u8>);
+    let damages: [(&str, Damage); 7] = [
         ("has 0 bytes", Vec::clear),
         ("is no file of sessions", |bytes| bytes[0] = b'S'),
         ("has a damaged header", |bytes| bytes[14] ^= 1),
