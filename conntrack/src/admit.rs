@@ -66,7 +66,7 @@ impl Conntrack {
     #[cold]
     pub fn admit(&mut self, admission: &Admission<'_>, now: Tick) -> Result<SessionId, Refusal> {
         let ground = self.survey(admission)?;
-        self.check_room(admission, ground)?;
+        self.check_share(admission.tenant, needed(admission, ground))?;
         self.check_pod_quota(admission, ground, now)?;
         let quota = &admission.policy.tenant_quota;
         let second = self.shared.tenant(admission.tenant).begin(quota, ground.new_ports, second(now))?;
@@ -150,15 +150,6 @@ impl Conntrack {
 
     fn pods_of(&self, egress: Ipv4Addr) -> u32 {
         self.shared.ports(egress).map_or(0, EgressPorts::pods)
-    }
-
-    fn check_room(&self, admission: &Admission<'_>, ground: Ground) -> Result<(), Refusal> {
-        let makes_mapping = is_mapped(admission) && ground.mapping.is_none();
-        let needed = 1
-            + u32::from(ground.pod.is_none())
-            + u32::from(makes_mapping)
-            + u32::from(admission.policy.filtering == Filtering::AddressDependent);
-        if self.slab.room() < needed { Err(Refusal::SessionsFull) } else { Ok(()) }
     }
 
     fn check_pod_quota(&self, admission: &Admission<'_>, ground: Ground, now: Tick) -> Result<(), Refusal> {
@@ -268,6 +259,14 @@ impl Conntrack {
         });
         self.slab.anchor_mut(id).sessions += 1;
     }
+}
+
+/// Returns how many entries a session takes, at most.
+fn needed(admission: &Admission<'_>, ground: Ground) -> u32 {
+    let makes_mapping = is_mapped(admission) && ground.mapping.is_none();
+    1 + u32::from(ground.pod.is_none())
+        + u32::from(makes_mapping)
+        + u32::from(admission.policy.filtering == Filtering::AddressDependent)
 }
 
 /// Tells whether a session has an endpoint-independent mapping. What has no ports has none to map.

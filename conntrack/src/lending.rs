@@ -100,13 +100,13 @@ impl Return {
 }
 
 impl Conntrack {
-    /// Lends a port to another worker; none when this one has none either, or no room.
+    /// Lends a port to another worker; none when this one has none either, or no room for the tenant.
     ///
     /// A borrower cannot see which destinations a port serves here. While sessions from before the tenant's mapping
     /// changed share the port's block, it is not lent as a mapping, whose later sessions could meet them (RFC 4787 REQ-3).
     pub fn lend(&mut self, request: &LoanRequest) -> Option<Loan> {
         let LoanRequest { borrower, tenant, is_mapping, .. } = *request;
-        if self.slab.room() == 0 || !self.is_alive(borrower) {
+        if self.check_share(tenant, 1).is_err() || !self.is_alive(borrower) {
             return None;
         }
         let wanted = Wanted::new(request);

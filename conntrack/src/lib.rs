@@ -22,6 +22,7 @@
 //! - [`lending`]: ports that workers lend to each other
 //! - [`replication`]: what a session is outside its table
 //! - [`mod@restore`]: takes sessions up from there
+//! - `share`: how many entries one tenant may hold
 //! - `slab`, `anchor`: the table's entries: sessions, and what several of them have in common
 //! - [`index`]: open-addressing index from keys to entries
 //! - [`expiry`]: intrusive lists, one per timeout class, oldest first
@@ -63,6 +64,7 @@ pub mod ports;
 pub mod replication;
 pub mod restore;
 pub mod session;
+mod share;
 pub mod shared;
 mod slab;
 pub mod table;

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::anchor::Anchor;
-use crate::flow::{Direction, Key};
+use crate::flow::{Direction, Key, TenantId};
 use crate::session::{Session, SessionId};
 
 /// No entry.
@@ -35,6 +35,14 @@ impl Entry {
         (self.next != NIL).then_some(self.next)
     }
 
+    fn tenant(&self) -> Option<TenantId> {
+        match &self.kind {
+            Kind::Free => None,
+            Kind::Session(session) => Some(session.tenant),
+            Kind::Anchor(anchor) => Some(anchor.tenant),
+        }
+    }
+
     /// Returns one of the keys that the entry is found by.
     pub(crate) fn key(&self, direction: Direction) -> Option<Key> {
         match &self.kind {
@@ -51,6 +59,8 @@ pub(crate) struct Slab {
     entries: Vec<Entry>,
     first_free: u32,
     used: u32,
+    /// Entries of each tenant.
+    held: Box<[u32]>,
 }
 
 impl Slab {
@@ -58,13 +68,19 @@ impl Slab {
         let next = |id: u32| if id + 1 < capacity { id + 1 } else { NIL };
         let entries =
             (0..capacity).map(|id| Entry { previous: NIL, next: next(id), kind: Kind::Free }).collect();
-        Self { entries, first_free: 0, used: 0 }
+        let held = vec![0; usize::from(u16::MAX) + 1].into();
+        Self { entries, first_free: 0, used: 0, held }
     }
 
     /// Returns where they lie.
     pub(crate) fn memory(&self) -> Range<*const u8> {
         let Range { start, end } = self.entries.as_ptr_range();
         start.cast()..end.cast()
+    }
+
+    /// Returns the memory taken, in bytes.
+    pub(crate) fn memory_bytes(&self) -> usize {
+        size_of_val(&*self.entries) + size_of_val(&*self.held)
     }
 
     pub(crate) fn capacity(&self) -> u32 {
@@ -77,6 +93,11 @@ impl Slab {
         self.capacity() - self.used
     }
 
+    /// Returns how many entries a tenant has.
+    pub(crate) fn held_by(&self, tenant: TenantId) -> u32 {
+        self.held[usize::from(tenant.0)]
+    }
+
     /// Puts something into a free entry.
     ///
     /// # Panics
@@ -87,12 +108,19 @@ impl Slab {
         self.first_free = entry.next;
         self.used += 1;
         *entry = Entry { previous: NIL, next: NIL, kind };
+        if let Some(TenantId(tenant)) = entry.tenant() {
+            self.held[usize::from(tenant)] += 1;
+        }
         id
     }
 
     /// Frees an entry.
     pub(crate) fn remove(&mut self, id: u32) {
-        self.entries[id as usize] = Entry { previous: NIL, next: self.first_free, kind: Kind::Free };
+        let entry = &mut self.entries[id as usize];
+        if let Some(TenantId(tenant)) = entry.tenant() {
+            self.held[usize::from(tenant)] -= 1;
+        }
+        *entry = Entry { previous: NIL, next: self.first_free, kind: Kind::Free };
         self.first_free = id;
         self.used -= 1;
     }

@@ -49,6 +49,9 @@ pub enum Refusal {
     /// The table is full; live sessions are never removed to make room (RFC 6888 REQ-11).
     #[error("the session table is full")]
     SessionsFull,
+    /// The tenant holds so much of the table that the rest is kept for others (see `share`).
+    #[error("the tenant has its share of the session table, and the rest is kept for others")]
+    TenantShare,
     /// Every port of the egress address is taken towards this destination.
     #[error("every outside port is taken towards this destination")]
     NoPort,
@@ -205,8 +208,7 @@ impl Conntrack {
 
     /// Returns the memory taken for entries, their index and port bitmaps, in bytes.
     pub fn memory_bytes(&self) -> usize {
-        let entries = self.slab.capacity() as usize * size_of::<crate::slab::Entry>();
-        entries + self.index.memory_bytes() + self.crowds.memory_bytes()
+        self.slab.memory_bytes() + self.index.memory_bytes() + self.crowds.memory_bytes()
     }
 
     /// Returns where entries and index lie, for whoever cares for how memory is mapped.

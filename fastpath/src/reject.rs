@@ -122,6 +122,7 @@ fn icmp_error(reason: DropReason, mtu: u16) -> Option<IcmpError> {
         | DropReason::NoPort
         | DropReason::AmbiguousProtocol
         | DropReason::SessionsFull
+        | DropReason::TenantShare
         | DropReason::TenantSessionLimit
         | DropReason::TenantPortLimit
         | DropReason::TenantRateLimit

@@ -276,6 +276,7 @@ impl Tracker<'_> {
             }
             Refusal::PortElsewhere { .. } | Refusal::NoPort => no_port,
             Refusal::SessionsFull => DropReason::SessionsFull,
+            Refusal::TenantShare => DropReason::TenantShare,
             Refusal::TenantSessions => DropReason::TenantSessionLimit,
             Refusal::TenantPorts => DropReason::TenantPortLimit,
             Refusal::TenantRate => DropReason::TenantRateLimit,

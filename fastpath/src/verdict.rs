@@ -188,6 +188,8 @@ drop_reasons! {
     NoPort = "no_port",
     /// The session table is full.
     SessionsFull = "sessions_full",
+    /// The tenant has its share of the session table; what is free is kept for others.
+    TenantShare = "tenant_share",
     /// The tenant has as many sessions as it may.
     TenantSessionLimit = "tenant_session_limit",
     /// The tenant has as many outside ports as it may.
@@ -219,10 +221,11 @@ drop_reasons! {
 impl DropReason {
     /// Reasons to refuse a session for lack of room, or by a limit: the pod and the operator are told (RFC 5508 REQ-8, RFC
     /// 6888 REQ-11).
-    pub const SHORTAGES: [Self; 9] = [
+    pub const SHORTAGES: [Self; 10] = [
         Self::NoPort,
         Self::AmbiguousProtocol,
         Self::SessionsFull,
+        Self::TenantShare,
         Self::TenantSessionLimit,
         Self::TenantPortLimit,
         Self::TenantRateLimit,

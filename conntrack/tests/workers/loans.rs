@@ -94,6 +94,22 @@ fn endpoint_independent(filtering: Filtering) -> Policy {
 }
 
 #[test]
+fn a_tenant_cannot_fill_the_table_of_a_lender() {
+    let mut test = Exhausted::new(2, Policy::default(), 0);
+    let (lender, pod) = (test.lender, test.pod_of(test.borrower, 0));
+    let lent = (1000..).take_while(|remote_port| test.admit(pod, *remote_port).is_ok()).count();
+    // Of 4,000 entries two for each session of the lender were taken; 15 are the reserve, and 30 a 128th of the rest.
+    assert_eq!((lent, test.gateway.tables[lender].room()), (4000 - 2 * 1023 - 45, 45));
+    let policy = test.policy;
+    let visitor = (0..)
+        .map(|pod| Ipv4Addr::from_bits(0x0a84_0000 + pod))
+        .find(|pod| test.gateway.owner(TenantId(1), *pod) == lender)
+        .unwrap();
+    let ask = Ask { tenant: TenantId(1), pool: &POOL[1..], ..ask(visitor, 53, &policy) };
+    test.gateway.admit(&ask, tick(0)).unwrap();
+}
+
+#[test]
 fn a_second_loan_for_the_same_inside_port_goes_back() {
     let mut test = Exhausted::new(2, endpoint_independent(Filtering::default()), 2);
     let pod = test.pod_of(test.borrower, 0);

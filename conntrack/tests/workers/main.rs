@@ -8,6 +8,7 @@
 //! - `pairing`: which egress address a pod gets
 //! - `ports`: to the last outside port, at any number of workers
 //! - `restore`: sessions go on in the tables of another process
+//! - `share`: room for whoever comes later, whatever others take
 //! - `table`: one table's memory, room and bounds
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -19,4 +20,5 @@ mod oracle;
 mod pairing;
 mod ports;
 mod restore;
+mod share;
 mod table;

@@ -133,6 +133,7 @@ mod tests {
             "tenant_port_limit",
             "tenant_rate_limit",
             "tenant_session_limit",
+            "tenant_share",
         ];
         assert_eq!(reasons, expected);
     }

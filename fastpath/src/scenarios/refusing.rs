@@ -105,15 +105,15 @@ fn a_flood_of_refused_packets_gets_a_bounded_number_of_answers() {
 }
 
 #[test]
-fn a_full_table_refuses_new_sessions_and_keeps_the_old() {
+fn a_tenant_with_its_share_of_the_table_gets_no_new_sessions_and_keeps_the_old() {
     let mut rig = Rig::new(gateway().spec());
     let frame = |port: u32| udp_frame(&format!("10.132.0.5:{}", 2000 + port), "192.168.55.13:53", b"x");
-    // One of the 256 entries is the pod's.
-    for port in 0..255 {
+    // One of the 256 entries is the pod's, and 2 are kept for others.
+    for port in 0..253 {
         leave(&mut rig, &frame(port));
     }
-    assert_eq!(rig.send(Inside, &frame(255), Inside).len(), 1);
-    assert_eq!(rig.drops(DropReason::SessionsFull), 1);
+    assert_eq!(rig.send(Inside, &frame(253), Inside).len(), 1);
+    assert_eq!(rig.drops(DropReason::TenantShare), 1);
     leave(&mut rig, &frame(0));
 }
 
