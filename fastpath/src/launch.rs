@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
-use conntrack::{Conntrack, Tick, WorkerSlot};
+use conntrack::{Conntrack, WorkerSlot};
 use crossbeam::channel::{Receiver, Sender, bounded};
 use crossbeam::queue::ArrayQueue;
 use rand::TryRng;
@@ -73,7 +73,7 @@ impl StartedWorkers {
             for _ in 0..layout.home_frames(number) {
                 pool.put(frames.take().expect("there are frames for every worker"));
             }
-            let engine = Engine::new(Arc::clone(first), table, Limits::WORKER, counters, Tick::default());
+            let engine = Engine::new(Arc::clone(first), table, Limits::WORKER, counters);
             let policy = options.scheduler_policy;
             ready.push(ReadyWorker::prepare(layout, number, policy, engine, &area, pool, &shared)?);
         }

@@ -24,6 +24,7 @@
 //! - [`snapshot`]: the immutable configuration that workers read
 //! - `routes`: where packets go next
 //! - `addresses`: sets of addresses that are asked about for every packet
+//! - `share`: how many of the places that tenants share one of them may take
 //! - [`waiting`]: frames that wait for something, their next hop for one
 //! - [`announce`]: gratuitous ARP
 //! - [`mailbox`]: what reaches a worker from outside
@@ -63,6 +64,7 @@ mod routes;
 pub mod runner;
 #[cfg(test)]
 mod scenarios;
+mod share;
 pub mod snapshot;
 pub mod split;
 pub mod steer;

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU64, Ordering, fence};
 
 use conntrack::{Return, TenantId};
 use crossbeam::channel::Sender;
@@ -12,11 +12,15 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::dataplane::{NeighbourRequest, SessionReport};
 use crate::io::Frame;
+use crate::share::may_take;
 use crate::snapshot::{Side, Snapshot};
 use crate::verdict::Errand;
 
 /// Frames that may wait to be taken over by one worker.
 const HANDED_FRAMES: usize = 1024;
+
+/// The place of frames that are no tenant's, behind those of tenants.
+const NOBODY: usize = u16::MAX as usize + 1;
 
 /// Ports that may wait to be taken back by one worker.
 pub const RETURNS: usize = 1024;
@@ -28,6 +32,8 @@ pub struct HandedFrame {
     pub side: Side,
     /// The frame.
     pub frame: Frame,
+    /// Tenant that it belongs to.
+    pub tenant: Option<TenantId>,
     /// What is to be done with it.
     pub task: Task,
 }
@@ -77,6 +83,8 @@ pub struct ListSessions {
 pub struct Mailbox {
     snapshot: ArrayQueue<Arc<Snapshot>>,
     handed: ArrayQueue<HandedFrame>,
+    /// Frames of each tenant that wait to be taken over, and of nobody.
+    held: Box<[AtomicU16]>,
     questions: ArrayQueue<ListSessions>,
     returns: ArrayQueue<Return>,
     /// Workers that forgot all their sessions, a bit each.
@@ -97,6 +105,7 @@ impl Mailbox {
         Ok(Self {
             snapshot: ArrayQueue::new(1),
             handed: ArrayQueue::new(HANDED_FRAMES),
+            held: (0..=NOBODY).map(|_| AtomicU16::new(0)).collect(),
             questions: ArrayQueue::new(4),
             returns: ArrayQueue::new(RETURNS),
             forgetful: AtomicU64::new(0),
@@ -116,9 +125,16 @@ impl Mailbox {
     /// Hands a frame over to the worker.
     ///
     /// # Errors
-    /// Gives the frame back when too many wait already.
+    /// Gives the frame back when too many wait already, in all or of its tenant.
     pub fn hand_over(&self, handed: HandedFrame) -> Result<(), HandedFrame> {
-        self.handed.push(handed)?;
+        let held = self.held_by(handed.tenant);
+        if !may_take(held.load(Ordering::Relaxed).into(), self.places(), HANDED_FRAMES) {
+            return Err(handed);
+        }
+        held.fetch_add(1, Ordering::Relaxed);
+        self.handed.push(handed).inspect_err(|handed| {
+            self.held_by(handed.tenant).fetch_sub(1, Ordering::Relaxed);
+        })?;
         self.wake_up();
         Ok(())
     }
@@ -145,10 +161,11 @@ impl Mailbox {
         self.wake_up();
     }
 
-    /// Tells whether half of the room is free: the other half is kept for whole packets of sessions that need nothing
-    /// else (RFC 4787 REQ-14a).
-    pub fn has_room_to_spare(&self) -> bool {
-        self.handed.len() < HANDED_FRAMES / 2
+    /// Tells whether a tenant may hand over a frame that leaves room for its whole packets of sessions that need nothing
+    /// else (RFC 4787 REQ-14a): half of what it may have.
+    pub fn has_room_to_spare(&self, tenant: Option<TenantId>) -> bool {
+        let held = self.held_by(tenant).load(Ordering::Relaxed);
+        may_take(2 * usize::from(held), self.places(), HANDED_FRAMES)
     }
 
     /// Asks the worker; tells whether there was room for the question.
@@ -171,7 +188,9 @@ impl Mailbox {
 
     /// Takes a frame that was handed over.
     pub fn take_frame(&self) -> Option<HandedFrame> {
-        self.handed.pop()
+        let handed = self.handed.pop()?;
+        self.held_by(handed.tenant).fetch_sub(1, Ordering::Relaxed);
+        Some(handed)
     }
 
     /// Takes a port that comes back.
@@ -240,6 +259,14 @@ impl Mailbox {
     /// Notes that the worker woke.
     pub fn wake(&self) {
         self.is_asleep.store(false, Ordering::Relaxed);
+    }
+
+    fn places(&self) -> usize {
+        HANDED_FRAMES.saturating_sub(self.handed.len())
+    }
+
+    fn held_by(&self, tenant: Option<TenantId>) -> &AtomicU16 {
+        &self.held[tenant.map_or(NOBODY, |tenant| usize::from(tenant.0))]
     }
 
     fn wake_up(&self) {

@@ -83,11 +83,10 @@ impl Engine {
         conntrack: Conntrack,
         limits: Limits,
         counters: Arc<WorkerCounters>,
-        now: Tick,
     ) -> Self {
         let fragments = Fragments::new(conntrack.slot(), limits);
         conntrack.memory().into_iter().for_each(take_huge_pages);
-        Self { snapshot, conntrack, fragments, counters, answers: AnswerLimit::new(now) }
+        Self { snapshot, conntrack, fragments, counters, answers: AnswerLimit::new() }
     }
 
     /// Decides about a frame that came in on `side`, and writes what is to be sent into it.
@@ -325,7 +324,7 @@ impl Engine {
         let direction = side.direction();
         let answer = answer_to(packet, reason, mtu_ahead(direction, packet, &self.snapshot));
         match answer.filter(|_| is_addressed) {
-            Some(answer) if self.answers.take(now) => {
+            Some(answer) if self.answers.take(tenant, now) => {
                 write_answer(frame, packet, answer, speaker);
                 Verdict::Reject(reason)
             }

@@ -5,7 +5,7 @@
 use std::net::Ipv4Addr;
 
 use conntrack::checksum::{checksum, sum};
-use conntrack::{TcpFlags, Tick};
+use conntrack::{TcpFlags, TenantId, Tick};
 
 use crate::classify::is_martian;
 use crate::io::Frame;
@@ -19,33 +19,48 @@ const IP_BYTES: usize = 20;
 /// An ICMP error is not longer than this, so that it fits everywhere (RFC 1812 section 4.3.2.3).
 const ERROR_BYTES: usize = 576;
 
-/// Answers per second that one worker sends, and how many of them at once.
+/// Answers per second that one worker sends to one tenant, and how many of them at once.
 const ANSWERS_PER_SECOND: u32 = 1000;
 
-/// A token bucket for answers (RFC 1812 section 4.3.2.8).
+/// Token buckets for answers (RFC 1812 section 4.3.2.8): one for each tenant, so that none takes the answers of others,
+/// and one for packets that are no tenant's. All memory is taken by [`AnswerLimit::new`].
 #[derive(Debug)]
 pub struct AnswerLimit {
-    tokens: u32,
-    filled: Tick,
+    /// By tenant, and nobody's last: a second of the gateway's clock in tenths, above the tokens that were spent by then
+    /// and have not been earned again.
+    spent: Box<[u64]>,
 }
 
 impl AnswerLimit {
-    /// Makes a full bucket.
-    pub fn new(now: Tick) -> Self {
-        Self { tokens: ANSWERS_PER_SECOND, filled: now }
+    /// Makes full buckets.
+    pub fn new() -> Self {
+        Self { spent: vec![0; usize::from(u16::MAX) + 2].into() }
     }
 
-    /// Takes a token; tells whether there was one.
-    pub fn take(&mut self, now: Tick) -> bool {
-        let elapsed = now.elapsed_since(self.filled).as_millis().min(1000);
-        if elapsed > 0 {
-            let earned = u32::try_from(elapsed).unwrap_or(1000) * ANSWERS_PER_SECOND / 1000;
-            self.tokens = (self.tokens + earned).min(ANSWERS_PER_SECOND);
-            self.filled = now;
-        }
-        let has_token = self.tokens > 0;
-        self.tokens = self.tokens.saturating_sub(1);
+    /// Fills all buckets.
+    pub fn fill(&mut self) {
+        self.spent.fill(0);
+    }
+
+    /// Takes a token of a tenant, or of nobody; tells whether there was one.
+    pub fn take(&mut self, tenant: Option<TenantId>, now: Tick) -> bool {
+        let nobody = self.spent.len() - 1;
+        let bucket = &mut self.spent[tenant.map_or(nobody, |tenant| usize::from(tenant.0))];
+        let tenths = now.elapsed_since(Tick::default()).as_millis() / 100;
+        // A tick is a tenth of a second in 32 bits.
+        let tenths = u32::try_from(tenths).unwrap_or(u32::MAX);
+        let [before, spent] = [*bucket >> 32, *bucket & u64::from(u32::MAX)];
+        let earned = u64::from(tenths).saturating_sub(before) * u64::from(ANSWERS_PER_SECOND / 10);
+        let spent = spent.saturating_sub(earned);
+        let has_token = spent < u64::from(ANSWERS_PER_SECOND);
+        *bucket = before.max(u64::from(tenths)) << 32 | (spent + u64::from(has_token));
         has_token
+    }
+}
+
+impl Default for AnswerLimit {
+    fn default() -> Self {
+        Self::new()
     }
 }
 
@@ -224,6 +239,8 @@ fn write_ip(bytes: &mut [u8], total: usize, protocol: u8, source: Ipv4Addr, dest
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::parse::parse;
     use crate::testing::{tcp_frame, udp_frame};
@@ -241,5 +258,18 @@ mod tests {
                 assert_eq!(answer, Some(Answer::Error(prohibited)), "{}", reason.name());
             }
         }
+    }
+
+    #[test]
+    fn every_tenant_gets_as_many_answers_as_may_be_exactly_whatever_others_get() {
+        let (mut limit, start) = (AnswerLimit::new(), Tick::default());
+        let mut taken = |tenant, now| (0..5000).filter(|_| limit.take(tenant, now)).count();
+        let tenants = [Some(TenantId(0)), Some(TenantId(1)), Some(TenantId(u16::MAX)), None];
+        assert_eq!(tenants.map(|tenant| taken(tenant, start)), [1000; 4]);
+        let later = |tenths: u64| start.after(Duration::from_millis(100 * tenths));
+        assert_eq!(taken(None, later(1)), 100);
+        assert_eq!(taken(None, later(0)), 0, "time that goes back earns nothing");
+        assert_eq!(taken(None, later(8)), 800 - 100);
+        assert_eq!(taken(Some(TenantId(0)), later(600)), 1000);
     }
 }

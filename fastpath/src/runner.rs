@@ -116,7 +116,7 @@ pub fn run<I: FrameIo>(mut worker: Worker<I>, sleeper: &Sleeper, started: Instan
                     let (worker, panic) = (worker.number(), describe(&*panic));
                     tracing::error!(worker, panic, "worker panicked; its batch is dropped and it goes on");
                 }
-                worker.recover(Tick::since_start(started.elapsed()));
+                worker.recover();
             }
         }
     }

@@ -69,7 +69,7 @@ pub fn release_syn(
         && engine.snapshot.tenant_by_egress(egress) == tenant
         && engine.snapshot.tenant_by_egress(packet.ip.source).is_none();
     match answer_unasked(&packet).filter(|_| is_answered && is_ours) {
-        Some(answer) if engine.answers.take(now) => {
+        Some(answer) if engine.answers.take(tenant, now) => {
             write_answer(frame, &packet, answer, egress);
             Outcome {
                 verdict: Verdict::Reject(DropReason::NoSession),

@@ -6,6 +6,7 @@ use std::time::Duration;
 use conntrack::{TenantId, Tick};
 
 use crate::io::Frame;
+use crate::share::may_take;
 use crate::snapshot::Side;
 use crate::verdict::Errand;
 
@@ -14,7 +15,7 @@ use crate::verdict::Errand;
 pub struct WaitingRules {
     /// Frames in all.
     pub in_all: usize,
-    /// Frames of one tenant, so that none takes all places.
+    /// Frames of one tenant, as far as [`may_take`] gives it so many.
     pub of_tenant: usize,
     /// Frames that wait for the same.
     pub for_same: usize,
@@ -50,13 +51,16 @@ pub struct WaitingFrame<T> {
 #[derive(Debug)]
 pub struct WaitingRoom<T> {
     frames: VecDeque<WaitingFrame<T>>,
+    /// Frames of each tenant, and of nobody.
+    held: Box<[u16]>,
     rules: WaitingRules,
 }
 
 impl<T: PartialEq> WaitingRoom<T> {
     /// Makes an empty room with a place for every frame that may wait.
     pub fn new(rules: WaitingRules) -> Self {
-        Self { frames: VecDeque::with_capacity(rules.in_all), rules }
+        let held = vec![0; NOBODY + 1].into();
+        Self { frames: VecDeque::with_capacity(rules.in_all), held, rules }
     }
 
     /// Keeps a frame until what it waits for happens; returns it if that must be asked for, because nobody has
@@ -72,19 +76,22 @@ impl<T: PartialEq> WaitingRoom<T> {
         tenant: Option<TenantId>,
         now: Tick,
     ) -> Result<Option<&mut WaitingFrame<T>>, Frame> {
-        let (mut for_same, mut of_tenant, mut is_asked) = (0, 0, false);
-        for other in &self.frames {
-            of_tenant += usize::from(other.tenant == tenant);
-            if other.awaited == awaited {
-                for_same += 1;
-                is_asked |= other.has_asked;
-            }
-        }
         let rules = self.rules;
-        if for_same >= rules.for_same || of_tenant >= rules.of_tenant || self.frames.len() >= rules.in_all {
+        let (held, free) = (usize::from(self.held[place_of(tenant)]), rules.in_all - self.frames.len());
+        // A flood is refused before anything is looked through.
+        if held >= rules.of_tenant || !may_take(held, free, rules.in_all) {
+            return Err(frame);
+        }
+        let (mut for_same, mut is_asked) = (0, false);
+        for other in self.frames.iter().filter(|other| other.awaited == awaited) {
+            for_same += 1;
+            is_asked |= other.has_asked;
+        }
+        if for_same >= rules.for_same {
             return Err(frame);
         }
         let deadline = now.after(rules.patience);
+        self.held[place_of(tenant)] += 1;
         self.frames.push_back(WaitingFrame {
             frame,
             arrival,
@@ -100,16 +107,19 @@ impl<T: PartialEq> WaitingRoom<T> {
     /// Takes the oldest frame if its time is over.
     pub fn take_overdue(&mut self, now: Tick) -> Option<WaitingFrame<T>> {
         let is_overdue = self.frames.front().is_some_and(|first| now.reached(first.deadline));
-        is_overdue.then(|| self.frames.pop_front()).flatten()
+        is_overdue.then(|| self.take_oldest()).flatten()
     }
 
     /// Takes the oldest frame.
     pub fn take_oldest(&mut self) -> Option<WaitingFrame<T>> {
-        self.frames.pop_front()
+        let oldest = self.frames.pop_front()?;
+        self.held[place_of(oldest.tenant)] -= 1;
+        Some(oldest)
     }
 
     /// Lets a frame wait on, with the deadline that it had, behind all others.
     pub fn put_back(&mut self, waiting: WaitingFrame<T>) {
+        self.held[place_of(waiting.tenant)] += 1;
         self.frames.push_back(waiting);
     }
 
@@ -122,4 +132,11 @@ impl<T: PartialEq> WaitingRoom<T> {
     pub fn is_empty(&self) -> bool {
         self.frames.is_empty()
     }
+}
+
+/// The place of frames that are no tenant's, behind those of tenants.
+const NOBODY: usize = u16::MAX as usize + 1;
+
+fn place_of(tenant: Option<TenantId>) -> usize {
+    tenant.map_or(NOBODY, |tenant| usize::from(tenant.0))
 }

@@ -275,7 +275,7 @@ impl<I: FrameIo> Worker<I> {
         let mut gathered = None;
         while processed < BATCH_FRAMES
             && sent < SENT_FOR_OTHERS_PER_TURN
-            && let Some(HandedFrame { side, frame, task }) = self.mailbox().take_frame()
+            && let Some(HandedFrame { side, frame, task, .. }) = self.mailbox().take_frame()
         {
             match task {
                 Task::Transmit(tenant) => {
@@ -375,7 +375,7 @@ impl<I: FrameIo> Worker<I> {
                 }
             }
             Verdict::Hairpin => unreachable!("the pipeline lets it come in again itself"),
-            Verdict::HandOver(worker, errand) if !self.may_hand_over(worker, errand) => {
+            Verdict::HandOver(worker, errand) if !self.may_hand_over(worker, tenant, errand) => {
                 self.parts.engine.withdraw(errand);
                 let reason = match errand.datagram {
                     DatagramErrand::Unknown => DropReason::HandOverFull,
@@ -384,7 +384,7 @@ impl<I: FrameIo> Worker<I> {
                 self.drop_frame(frame, outcome, reason);
             }
             Verdict::HandOver(worker, errand) => {
-                let handed = HandedFrame { side: from, frame, task: Task::Process(errand) };
+                let handed = HandedFrame { side: from, frame, tenant, task: Task::Process(errand) };
                 match self.parts.mailboxes[usize::from(worker)].hand_over(handed) {
                     Ok(()) => self.parts.engine.counters.handed_over.add(1),
                     Err(HandedFrame { frame, .. }) => {

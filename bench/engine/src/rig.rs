@@ -86,7 +86,7 @@ impl Rig {
             let counters = Arc::new(WorkerCounters::default());
             let first = Arc::clone(&snapshot);
             Worker::new(WorkerParts {
-                engine: Engine::new(first, conntrack, Limits::WORKER, counters, Tick::default()),
+                engine: Engine::new(first, conntrack, Limits::WORKER, counters),
                 ports: ports.into(),
                 senders: [None; 2],
                 port_changes: crossbeam::channel::never(),

@@ -50,7 +50,7 @@ impl Stages {
         let conntrack = Conntrack::new(entries, WorkerSlot { worker: 0, workers: 1 }, shared, [7; 32]);
         let counters = Arc::new(WorkerCounters::default());
         counters.adopt(&snapshot);
-        let mut engine = Engine::new(snapshot, conntrack, Limits::WORKER, counters, Tick::default());
+        let mut engine = Engine::new(snapshot, conntrack, Limits::WORKER, counters);
         let (_area, mut pool) = FrameArea::allocate(LANES)?;
         let mut batch: Vec<Frame> = std::iter::from_fn(|| pool.take()).collect();
         let frames = Frames::default();

@@ -34,6 +34,7 @@ use conntrack::{
 
 use crate::io::Frame;
 use crate::parse::{Flow, IpHeader, Segment};
+use crate::share::may_take;
 use crate::snapshot::Side;
 use crate::verdict::{DropReason, Verdict};
 use datagram::{DatagramKey, Part, Seen};
@@ -254,7 +255,9 @@ impl Fragments {
 
     fn begin(&mut self, key: DatagramKey, now: Tick) -> Option<DatagramId> {
         let usage = &mut self.usage[usize::from(key.tenant.0)];
-        if usage.datagrams == self.limits.datagrams_per_tenant {
+        let free = self.limits.datagrams - self.datagrams.len();
+        let may_begin = may_take(usage.datagrams as usize, free as usize, self.limits.datagrams as usize);
+        if usage.datagrams == self.limits.datagrams_per_tenant || !may_begin {
             return None;
         }
         let id = self.datagrams.begin(key, now.after(LIFETIME))?;
@@ -264,8 +267,9 @@ impl Fragments {
 
     fn may_hold(&self, tenant: TenantId, datagram: Option<DatagramId>) -> bool {
         let of_datagram = datagram.map_or(0, |id| self.datagrams.get(id).held.len());
-        self.held.len() < self.limits.frames as usize
-            && self.usage[usize::from(tenant.0)].frames < self.limits.frames_per_tenant
+        let (capacity, of_tenant) = (self.limits.frames as usize, self.usage[usize::from(tenant.0)].frames);
+        may_take(of_tenant as usize, capacity - self.held.len(), capacity)
+            && of_tenant < self.limits.frames_per_tenant
             && of_datagram < self.limits.frames_per_datagram
     }
 

@@ -20,6 +20,7 @@ pub struct Datagrams {
     first_free: u32,
     oldest: u32,
     newest: u32,
+    len: u32,
     hasher: RandomState,
 }
 
@@ -45,6 +46,7 @@ impl Datagrams {
             first_free: if capacity > 0 { 0 } else { NIL },
             oldest: NIL,
             newest: NIL,
+            len: 0,
             hasher: RandomState::default(),
         }
     }
@@ -78,7 +80,18 @@ impl Datagrams {
             NIL => self.oldest = id,
             older => self.slots[older as usize].newer = id,
         }
+        self.len += 1;
         Some(DatagramId(id))
+    }
+
+    /// Returns the number of datagrams.
+    pub fn len(&self) -> u32 {
+        self.len
+    }
+
+    /// Tells whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
     }
 
     /// Returns a datagram.
@@ -120,6 +133,7 @@ impl Datagrams {
         }
         let next = std::mem::replace(&mut self.first_free, id);
         self.slots[id as usize] = Slot { datagram: None, next, older: NIL, newer: NIL };
+        self.len -= 1;
     }
 
     /// Takes a datagram out of its bucket.

@@ -131,12 +131,17 @@ impl Model {
         let (of_tenant, frames_of_tenant) = self.count(|other| other.number % 2 == number % 2);
         let (_, frames_of_datagram) = self.count(|other| other.number == number);
         let waits = part.start > 0 && known.is_none_or(|at| !self.datagrams[at].has_head);
-        if waits && (frames >= 6 || frames_of_tenant >= 5 || frames_of_datagram >= 4) {
+        // No tenant takes more who has twice what is free.
+        let is_greedy = |held: usize, free: usize| free == 0 || (held > 0 && held >= 2 * free);
+        let may_not_wait = is_greedy(frames_of_tenant, 6 - frames);
+        if waits && (may_not_wait || frames_of_tenant >= 5 || frames_of_datagram >= 4) {
             return Fate::IsDropped(DropReason::FragmentLimit);
         }
         let at = match known {
             Some(at) => at,
-            None if datagrams >= 4 || of_tenant >= 3 => return Fate::IsDropped(DropReason::FragmentLimit),
+            None if is_greedy(of_tenant, 4 - datagrams) || of_tenant >= 3 => {
+                return Fate::IsDropped(DropReason::FragmentLimit);
+            }
             None => {
                 self.datagrams.push(ModelDatagram {
                     number,

@@ -327,7 +327,7 @@ fn fragments_that_wait_are_not_lost_in_a_panic() {
     rig.workers[0].fail_at_next_frame();
     let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| rig.workers[0].turn(now)));
     assert!(panic.is_err());
-    rig.workers[0].recover(now);
+    rig.workers[0].recover();
     rig.run();
     assert_eq!((rig.drops(DropReason::WorkerPanic), rig.all_drops()), (3, 3));
     check_sent(Outside, &reassemble(&cross(&mut rig, Inside, &pieces)), &[EGRESS]);

@@ -5,12 +5,13 @@ use std::time::Duration;
 use conntrack::Protocol::Udp;
 
 use super::{EGRESS, leave};
+use crate::io::sim::Faults;
 use crate::snapshot::Side::{Inside, Outside};
 use crate::snapshot::SnapshotSpec;
 use crate::testing::fragments::{
     fragment, fragments, identification, packet, payload_at, place, reassemble, with_header,
 };
-use crate::testing::rig::{Rig, check_sent};
+use crate::testing::rig::{Rig, Size, check_sent};
 use crate::testing::{BLUE_MAC, RED_MAC, gateway, udp_frame};
 use crate::verdict::DropReason;
 
@@ -161,8 +162,9 @@ fn fragments_that_find_no_room_are_counted() {
 
 #[test]
 fn fragments_that_find_no_free_frame_are_counted() {
-    let mut rig = Rig::new(gateway().spec());
-    // As many frames as may wait for neighbours, and the fill rings hold the rest.
+    // As many frames as two tenants may have wait for neighbours, 256 and 128, and what the fill rings hold.
+    let size = Size { frames: 256 + 128 + 2 * Size::USUAL.ring, ..Size::USUAL };
+    let mut rig = Rig::of_size(gateway().spec(), size, Faults::default(), 1);
     for (mac, hosts) in [(BLUE_MAC, 20..23), (RED_MAC, 30..33)] {
         for (host, port) in hosts.flat_map(|host| (2000..2100).map(move |port| (host, port))) {
             let (pod, dark) = (format!("10.132.0.5:{port}"), format!("192.168.55.{host}:53"));

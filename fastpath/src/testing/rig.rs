@@ -171,13 +171,7 @@ impl Rig {
             let conntrack = Conntrack::new(size.sessions, slot, shared, [7; 32]);
             let counters = Arc::new(WorkerCounters::default());
             Worker::new(WorkerParts {
-                engine: Engine::new(
-                    Arc::clone(&snapshot),
-                    conntrack,
-                    size.fragments,
-                    counters,
-                    Tick::default(),
-                ),
+                engine: Engine::new(Arc::clone(&snapshot), conntrack, size.fragments, counters),
                 ports: ports.collect(),
                 senders: Side::BOTH.map(|side| sender_on(side, number, queues)),
                 port_changes: changed,
@@ -287,7 +281,7 @@ impl Rig {
         worker.fail_at_next_frame();
         let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| worker.turn(now)));
         assert!(panic.is_err(), "the worker was asked to panic");
-        worker.recover(now);
+        worker.recover();
     }
 
     /// Takes what left on a side, at any worker.

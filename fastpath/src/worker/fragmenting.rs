@@ -58,10 +58,10 @@ impl<I: FrameIo> Worker<I> {
 
     /// Tells whether a frame may be handed over to a worker. Fragments, and frames whose session needs a port of
     /// another worker, leave room for the rest.
-    pub(super) fn may_hand_over(&self, worker: u16, errand: Errand) -> bool {
+    pub(super) fn may_hand_over(&self, worker: u16, tenant: Option<TenantId>, errand: Errand) -> bool {
         let is_whole = errand.datagram == DatagramErrand::Unknown;
         let asks = matches!(errand.lending, Lending::Asked(_));
-        is_whole && !asks || self.parts.mailboxes[usize::from(worker)].has_room_to_spare()
+        is_whole && !asks || self.parts.mailboxes[usize::from(worker)].has_room_to_spare(tenant)
     }
 
     /// Sends a rewritten packet in fragments, in order (RFC 4787 REQ-13a). Each that cannot be sent is a

@@ -104,7 +104,7 @@ impl<I: FrameIo> Worker<I> {
         let Some(sender) = self.parts.senders[side.index()] else {
             return Err(Unsent { frame, reason: DropReason::InterfaceAway });
         };
-        let handed = HandedFrame { side, frame, task: Task::Transmit(tenant) };
+        let handed = HandedFrame { side, frame, tenant, task: Task::Transmit(tenant) };
         self.parts.mailboxes[usize::from(sender)]
             .hand_over(handed)
             .map_err(|HandedFrame { frame, .. }| Unsent { frame, reason: DropReason::HandOverFull })?;

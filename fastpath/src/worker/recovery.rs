@@ -2,17 +2,14 @@
 
 use std::sync::Arc;
 
-use conntrack::Tick;
-
 use super::Worker;
 use crate::io::FrameIo;
-use crate::reject::AnswerLimit;
 use crate::verdict::{DropReason, Errand, Lending};
 
 impl<I: FrameIo> Worker<I> {
     /// Makes the worker usable after a panic in a turn: the batch that it had in hand is dropped, and sessions
     /// are forgotten only if the panic came in the middle of changing them.
-    pub fn recover(&mut self, now: Tick) {
+    pub fn recover(&mut self) {
         let counters = Arc::clone(&self.parts.engine.counters);
         counters.panics.add(1);
         while let Some(frame) = self.batch.pop_front() {
@@ -26,7 +23,7 @@ impl<I: FrameIo> Worker<I> {
         if let Some(Errand { lending: Lending::Lent(loan), .. }) = self.errand.take() {
             self.parts.engine.conntrack.settle_loan(&loan);
         }
-        self.parts.engine.answers = AnswerLimit::new(now);
+        self.parts.engine.answers.fill();
         self.listing = None;
     }
 }
