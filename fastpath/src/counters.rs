@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use conntrack::{ByTenant, TenantId};
 
 use crate::dataplane::TenantReport;
+use crate::pulse::Life;
 use crate::snapshot::{Side, Snapshot};
 use crate::verdict::DropReason;
 
@@ -124,6 +125,8 @@ pub struct WorkerCounters {
     tenants: ByTenant<TenantCounters>,
     /// Stands in for tenants that came in no snapshot; nobody reads it.
     unknown: TenantCounters,
+    /// Signs of life.
+    pub life: Life,
     /// Sessions in the table.
     pub sessions: Counter,
     /// Epoch of the snapshot in use.

@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread::JoinHandle;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use conntrack::{Epoch, SharedBook, TenantId};
@@ -22,6 +22,7 @@ use crate::layout::Layout;
 use crate::mailbox::{ListSessions, Mailbox, RequestQueue};
 use crate::parse::ETHERNET_BYTES;
 use crate::placement::SchedulerPolicy;
+use crate::pulse::Pulse;
 use crate::renewal::Renewal;
 pub use crate::renewal::SideState;
 pub use crate::report::{
@@ -35,6 +36,9 @@ use crate::worker::PortChange;
 
 /// How long the control side waits for an answer of the workers.
 pub(crate) const ANSWER_WITHIN: Duration = Duration::from_secs(1);
+
+/// How long it waits for the workers' threads to end.
+const ENDS_WITHIN: Duration = Duration::from_secs(3);
 
 /// How the XDP program may be attached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -295,6 +299,16 @@ impl DataPlane {
         NeighbourRequests { queue: Arc::clone(&self.requests) }
     }
 
+    /// Returns the signs of life of every worker.
+    pub fn pulses(&self) -> Vec<Pulse> {
+        let pulse = |(worker, handle): (usize, &WorkerHandle)| Pulse {
+            worker,
+            core: handle.core,
+            counters: Arc::clone(&handle.counters),
+        };
+        self.workers.iter().enumerate().map(pulse).collect()
+    }
+
     /// Returns everything that is counted.
     ///
     /// # Errors
@@ -341,18 +355,31 @@ impl DataPlane {
         }
     }
 
-    /// Stops the workers. The XDP programs stay, and drop all tenant traffic, until [`detach`].
-    pub fn stop(self) {
+    /// Stops the workers, which send on what they have received by then. The XDP programs stay, and drop all tenant
+    /// traffic, until [`detach`].
+    ///
+    /// Returns the workers that have not ended within a few seconds; their threads end with the process.
+    pub fn stop(self) -> Vec<usize> {
         for worker in &self.workers {
             worker.mailbox.stop();
         }
-        for worker in self.workers {
-            // A worker catches its own panics; what it left behind is gone either way.
-            let _ = worker.thread.join();
+        let deadline = Instant::now() + ENDS_WITHIN;
+        let mut stuck = Vec::new();
+        for (number, worker) in self.workers.into_iter().enumerate() {
+            while !worker.thread.is_finished() && Instant::now() < deadline {
+                thread::sleep(Duration::from_millis(1));
+            }
+            if worker.thread.is_finished() {
+                // A worker catches its own panics; what it left behind is gone either way.
+                let _ = worker.thread.join();
+            } else {
+                stuck.push(number);
+            }
         }
         if let Some(file) = self.session_file {
             file.note_alive();
         }
+        stuck
     }
 
     /// Waits until every worker has adopted an epoch, and frees the snapshots that they send back.

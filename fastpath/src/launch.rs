@@ -185,14 +185,14 @@ impl ReadyWorker {
     }
 
     fn spawn(self, started: Instant) -> Result<WorkerHandle, DataPlaneError> {
-        let Self { worker, sleeper, placement, queues, senders, port_changes } = self;
+        let Self { mut worker, sleeper, placement, queues, senders, port_changes } = self;
         let number = worker.number();
         let (mailbox, counters) = (Arc::clone(worker.mailbox()), Arc::clone(worker.counters()));
         let thread = thread::Builder::new()
             .name(format!("worker-{number}"))
             .spawn(move || {
                 placement.take(number);
-                run(worker, &sleeper, started);
+                run(&mut worker, &sleeper, started);
             })
             .map_err(lacking("a worker's thread"))?;
         let core = placement.core.map(|core| core.id);

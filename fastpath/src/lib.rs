@@ -30,6 +30,7 @@
 //! - [`mailbox`]: what reaches a worker from outside
 //! - [`listing`]: lists sessions, a piece each turn
 //! - [`counters`]: what a worker counts
+//! - [`pulse`]: signs of life of the workers
 //! - [`runner`]: the thread that a worker runs on: clock, sleep, panics
 //! - [`placement`]: on which core that thread runs, and before whom
 //! - [`steer`]: the XDP program: loads, attaches, pins it and keeps its maps in step
@@ -56,6 +57,7 @@ pub mod mss;
 pub mod parse;
 pub mod pipeline;
 pub mod placement;
+pub mod pulse;
 pub mod reject;
 mod renewal;
 pub mod report;

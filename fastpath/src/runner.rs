@@ -26,6 +26,12 @@ const SLEEP_WHILE_TRANSMITTING: Duration = Duration::from_millis(1);
 /// A worker that panics again and again is logged once in this time; the count of its panics is exact.
 const LOGGED_EVERY: Duration = Duration::from_secs(60);
 
+/// Longest time in which a worker that is told to stop sends on what it has: frames may come without end.
+const FINISH: Duration = Duration::from_millis(100);
+
+/// Time without a frame after which it has none left, and other workers hand it none over.
+const QUIET: Duration = Duration::from_millis(5);
+
 /// How many turns to go on without a frame before a sleep: more where frames came meanwhile, fewer where none did, as
 /// none does while whoever receives waits for this core.
 #[derive(Clone, Copy, Debug)]
@@ -97,19 +103,22 @@ impl Sleeper {
         let limit = if worker.is_transmitting() { SLEEP_WHILE_TRANSMITTING } else { SLEEP };
         if worker.mailbox().fall_asleep() {
             let timeout = EpollTimeout::try_from(limit).expect("the limit is far below 2^31 ms");
+            worker.counters().life.fell_asleep();
             // An interrupted or failed wait is a short one.
             let _ = self.epoll.wait(&mut [EpollEvent::empty(); 1], timeout);
+            worker.counters().life.woke();
         }
         worker.mailbox().wake();
     }
 }
 
 /// Runs a worker until its mailbox says stop.
-pub fn run<I: FrameIo>(mut worker: Worker<I>, sleeper: &Sleeper, started: Instant) {
+pub fn run<I: FrameIo>(worker: &mut Worker<I>, sleeper: &Sleeper, started: Instant) {
+    worker.counters().life.begin();
     let mut last_logged: Option<Instant> = None;
     loop {
-        match catch_unwind(AssertUnwindSafe(|| turn_until_stopped(&mut worker, sleeper, started))) {
-            Ok(()) => return,
+        match catch_unwind(AssertUnwindSafe(|| turn_until_stopped(worker, sleeper, started))) {
+            Ok(()) => break,
             Err(panic) => {
                 if last_logged.is_none_or(|last| last.elapsed() > LOGGED_EVERY) {
                     last_logged = Some(Instant::now());
@@ -120,12 +129,16 @@ pub fn run<I: FrameIo>(mut worker: Worker<I>, sleeper: &Sleeper, started: Instan
             }
         }
     }
+    // After a panic here nothing is left to save.
+    let _ = catch_unwind(AssertUnwindSafe(|| finish(worker, started)));
 }
 
 fn turn_until_stopped<I: FrameIo>(worker: &mut Worker<I>, sleeper: &Sleeper, started: Instant) {
     let mut patience = Patience::default();
     while !worker.mailbox().is_stopping() {
-        if worker.turn(Tick::since_start(started.elapsed())) > 0 || worker.is_busy() {
+        let found = worker.turn(Tick::since_start(started.elapsed()));
+        worker.counters().life.turned();
+        if found > 0 || worker.is_busy() {
             patience.reward();
         } else if patience.is_over() {
             if worker.take_port_exchange()
@@ -135,6 +148,19 @@ fn turn_until_stopped<I: FrameIo>(worker: &mut Worker<I>, sleeper: &Sleeper, sta
                 tracing::error!(error, "a worker does not wake for its new ports, and polls them");
             }
             sleeper.sleep(worker);
+        }
+    }
+}
+
+/// Sends on what was received or handed over before the stop.
+fn finish<I: FrameIo>(worker: &mut Worker<I>, started: Instant) {
+    let begun = Instant::now();
+    let mut last_active = begun;
+    while begun.elapsed() < FINISH && last_active.elapsed() < QUIET {
+        let found = worker.turn(Tick::since_start(started.elapsed()));
+        worker.counters().life.turned();
+        if found > 0 || worker.is_busy() || worker.is_transmitting() {
+            last_active = Instant::now();
         }
     }
 }
@@ -150,6 +176,28 @@ fn describe(panic: &(dyn Any + Send)) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::snapshot::Side;
+    use crate::testing::rig::Rig;
+    use crate::testing::{gateway, udp_frame};
+
+    #[test]
+    fn a_worker_that_stops_sends_on_what_it_has_received() {
+        const FRAMES: u16 = 250;
+        let mut rig = Rig::new(gateway().spec());
+        for port in 0..FRAMES {
+            let source = format!("10.132.0.5:{}", 40_000 + port);
+            rig.inject(0, Side::Inside, &udp_frame(&source, "192.168.55.13:53", b"query"));
+        }
+        rig.mailboxes[0].stop();
+        let worker = &mut rig.workers[0];
+        let sleeper = Sleeper::new(worker).unwrap();
+        let counters = std::sync::Arc::clone(worker.counters());
+        run(worker, &sleeper, Instant::now());
+        assert_eq!(rig.take(Side::Outside).len(), usize::from(FRAMES));
+        let pulse = crate::pulse::Pulse { worker: 0, core: None, counters };
+        assert!(pulse.turns() > 1 && !pulse.is_asleep());
+        assert_eq!(i32::try_from(pulse.thread()), Ok(nix::unistd::gettid().as_raw()));
+    }
 
     fn turns_before_sleep(patience: &mut Patience) -> u32 {
         let mut turns = 0;
