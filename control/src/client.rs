@@ -17,6 +17,7 @@ use tokio::runtime::Runtime;
 use tokio::time::timeout;
 
 use crate::api::types::ErrorBody;
+use crate::vitals::Fitness;
 
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 
@@ -85,6 +86,19 @@ impl Client {
         Ok(serde_json::from_slice(&self.send(Method::GET, path, Bytes::new()).await?)?)
     }
 
+    /// Asks whether something is as it should be.
+    ///
+    /// # Errors
+    /// When the daemon does not answer, or with something else.
+    pub async fn ask_fitness(&self, path: &str) -> Result<Fitness, ClientError> {
+        let (status, body) = self.in_time(self.converse(Method::GET, path, Bytes::new())).await?;
+        match serde_json::from_slice(&body) {
+            Ok(fitness) => Ok(fitness),
+            Err(_) if !status.is_success() => Err(refusal(status, &body)),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Puts JSON to a path and returns the answer's.
     ///
     /// # Errors
@@ -107,12 +121,25 @@ impl Client {
     }
 
     async fn send(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes, ClientError> {
-        let answer = timeout(self.within, self.converse(method, path, body)).await;
+        let (status, bytes) = self.in_time(self.converse(method, path, body)).await?;
+        if status.is_success() { Ok(bytes) } else { Err(refusal(status, &bytes)) }
+    }
+
+    async fn in_time<T>(
+        &self,
+        answer: impl Future<Output = Result<T, ClientError>>,
+    ) -> Result<T, ClientError> {
+        let answer = timeout(self.within, answer).await;
         answer
             .unwrap_or_else(|_| Err(ClientError::NoAnswer { path: self.socket.clone(), within: self.within }))
     }
 
-    async fn converse(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes, ClientError> {
+    async fn converse(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<(StatusCode, Bytes), ClientError> {
         let stream = UnixStream::connect(&self.socket).await.map_err(|source| self.unreachable(source))?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
         let driver = tokio::spawn(connection);
@@ -125,7 +152,7 @@ impl Client {
         let status = response.status();
         let bytes = response.into_body().collect().await?.to_bytes();
         driver.abort();
-        if status.is_success() { Ok(bytes) } else { Err(refusal(status, &bytes)) }
+        Ok((status, bytes))
     }
 
     fn unreachable(&self, source: io::Error) -> ClientError {

@@ -18,6 +18,7 @@
 //! - [`plan`]: what differs between what the tenants need and what the kernel has
 //! - [`compile`]: registry, facts and config into a snapshot for the fast path
 //! - [`sysctl`]: ARP isolation, set and restored
+//! - [`vitals`]: whether the gateway lives and is ready
 //! - [`daemon`]: the process that keeps all of it in step
 //! - [`kubernetes`]: what the cluster asks for, and what it is told
 //! - [`doctor`]: what is wrong with a gateway, and how to put it right
@@ -48,3 +49,4 @@ pub mod registry;
 pub mod state;
 pub mod sysctl;
 pub mod tenant;
+pub mod vitals;

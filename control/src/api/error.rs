@@ -4,6 +4,7 @@ use axum::Json;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 
+use super::handlers::MAX_BODY_BYTES;
 use super::types::{ErrorBody, ErrorDetail};
 use crate::refusal::Refusal;
 
@@ -17,6 +18,11 @@ pub(super) struct ApiError {
 impl ApiError {
     pub(super) fn new(status: StatusCode, message: impl Into<String>) -> Self {
         Self { status, detail: ErrorDetail { field: None, message: message.into() } }
+    }
+
+    pub(super) fn body_too_large() -> Self {
+        let message = format!("the body is over {MAX_BODY_BYTES} bytes");
+        Self::of_field(StatusCode::PAYLOAD_TOO_LARGE, "body", message)
     }
 
     pub(super) fn of_field(status: StatusCode, field: &str, message: impl Into<String>) -> Self {

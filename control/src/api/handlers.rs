@@ -1,20 +1,26 @@
 //! Paths of the API, and what each asks of the daemon.
 
+use std::sync::Arc;
+
 use axum::body::Bytes;
 use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, FromRequestParts, Path, Query, State};
 use axum::http::request::Parts;
 use axum::http::{StatusCode, Uri};
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use serde::Deserialize;
 use tokio::sync::{mpsc, oneshot};
+use tracing::warn;
 
+use super::caller::Caller;
 use super::error::ApiError;
 use super::types::{RouteView, SessionView, Status, TenantView};
 use super::{Reply, Request};
 use crate::refusal::Refusal;
 use crate::tenant::Tenant;
+use crate::vitals::{Fitness, Vitals};
 
 /// Largest body that is read.
 pub const MAX_BODY_BYTES: usize = 64 * 1024;
@@ -23,10 +29,16 @@ const DEFAULT_SESSIONS: usize = 100;
 const MAX_SESSIONS: usize = 10_000;
 
 type Daemon = State<mpsc::Sender<Request>>;
+type Signs = State<Arc<Vitals>>;
 type Answer<T> = Result<Json<T>, ApiError>;
 
-/// Returns the API, asking the daemon through `daemon`.
-pub fn router(daemon: mpsc::Sender<Request>) -> Router {
+/// Returns the API, asking the daemon through `daemon`, and `vitals` for what does not wait for it.
+pub fn router(daemon: mpsc::Sender<Request>, vitals: Arc<Vitals>) -> Router {
+    let fitness = Router::new()
+        .route("/v1/health", get(health))
+        .route("/v1/ready", get(readiness))
+        .method_not_allowed_fallback(unknown_method)
+        .with_state(vitals);
     Router::new()
         .route("/v1/status", get(status))
         .route("/v1/tenants", get(tenants))
@@ -37,6 +49,25 @@ pub fn router(daemon: mpsc::Sender<Request>) -> Router {
         .method_not_allowed_fallback(unknown_method)
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .with_state(daemon)
+        .merge(fitness)
+}
+
+/// Returns what is told over plain HTTP: health and readiness, nothing else.
+pub fn health_router(vitals: Arc<Vitals>) -> Router {
+    Router::new().route("/healthz", get(health)).route("/readyz", get(readiness)).with_state(vitals)
+}
+
+async fn health(vitals: Signs) -> Response {
+    by_fitness(vitals.health())
+}
+
+async fn readiness(vitals: Signs) -> Response {
+    by_fitness(vitals.readiness())
+}
+
+fn by_fitness(fitness: Fitness) -> Response {
+    let status = if fitness.ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Json(fitness)).into_response()
 }
 
 async fn status(daemon: Daemon) -> Answer<Status> {
@@ -54,21 +85,23 @@ async fn tenant(daemon: Daemon, TenantName(name): TenantName) -> Answer<TenantVi
 async fn put_tenant(
     daemon: Daemon,
     TenantName(name): TenantName,
+    Changer(caller): Changer,
     body: Result<Bytes, BytesRejection>,
 ) -> Answer<TenantView> {
-    let body = body.map_err(|rejection| {
-        let message = match rejection.status() {
-            StatusCode::PAYLOAD_TOO_LARGE => format!("the body is over {MAX_BODY_BYTES} bytes"),
-            _ => rejection.body_text(),
-        };
-        ApiError::of_field(rejection.status(), "body", message)
+    let body = body.map_err(|rejection| match rejection.status() {
+        StatusCode::PAYLOAD_TOO_LARGE => ApiError::body_too_large(),
+        status => ApiError::of_field(status, "body", rejection.body_text()),
     })?;
     let tenant = read_tenant(name, &body)?;
-    ask(&daemon, |reply| Request::PutTenant(tenant, reply)).await.map(Json)
+    ask(&daemon, |reply| Request::PutTenant(tenant, caller, reply)).await.map(Json)
 }
 
-async fn remove_tenant(daemon: Daemon, TenantName(name): TenantName) -> Result<StatusCode, ApiError> {
-    ask(&daemon, |reply| Request::RemoveTenant(name, reply)).await?;
+async fn remove_tenant(
+    daemon: Daemon,
+    TenantName(name): TenantName,
+    Changer(caller): Changer,
+) -> Result<StatusCode, ApiError> {
+    ask(&daemon, |reply| Request::RemoveTenant(name, caller, reply)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -88,6 +121,27 @@ impl<S: Send + Sync> FromRequestParts<S> for TenantName {
                 ApiError::of_field(rejection.status(), "name", rejection.body_text())
             })?;
         Ok(Self(name))
+    }
+}
+
+/// Whoever asks for a change and may have it.
+struct Changer(Caller);
+
+impl<S: Send + Sync> FromRequestParts<S> for Changer {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
+        let caller = parts.extensions.get::<Caller>().copied().unwrap_or_default();
+        if caller.may_change {
+            return Ok(Self(caller));
+        }
+        let Caller { uid, pid, .. } = caller;
+        warn!(uid, pid, method = %parts.method, path = parts.uri.path(), "refused a change to who may only look");
+        let message = format!(
+            "user {uid} may look but change nothing; ask as root, as the daemon's user, or with the socket's group as \
+             primary group, or let nobody else in (chmod o-w)"
+        );
+        Err(ApiError::new(StatusCode::FORBIDDEN, message))
     }
 }
 
@@ -116,7 +170,8 @@ fn read_limit(text: &str) -> Result<usize, Refusal> {
 }
 
 async fn unknown_path(uri: Uri) -> ApiError {
-    let known = "/v1/status, /v1/tenants, /v1/tenants/NAME, /v1/routes and /v1/sessions";
+    let known =
+        "/v1/status, /v1/health, /v1/ready, /v1/tenants, /v1/tenants/NAME, /v1/routes and /v1/sessions";
     ApiError::new(StatusCode::NOT_FOUND, format!("{} does not exist; there are {known}", uri.path()))
 }
 

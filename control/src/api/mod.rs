@@ -3,6 +3,7 @@
 //! | request                                | answer                                                           |
 //! |----------------------------------------|------------------------------------------------------------------|
 //! | `GET /v1/status`                       | [`types::Status`]                                                |
+//! | `GET /v1/health`, `GET /v1/ready`      | [`Fitness`], 503 unless it is well                               |
 //! | `GET /v1/tenants`                      | list of [`types::TenantView`]                                    |
 //! | `GET /v1/tenants/NAME`                 | [`types::TenantView`]                                            |
 //! | `PUT /v1/tenants/NAME`                 | takes [`Tenant`], returns [`types::TenantView`]; idempotent      |
@@ -10,15 +11,21 @@
 //! | `GET /v1/routes`                       | list of [`types::RouteView`]                                     |
 //! | `GET /v1/sessions?tenant=NAME&limit=N` | list of [`types::SessionView`]; at most 100 unless told          |
 //!
+//! Over plain HTTP, if the config file has an address for it: `/healthz` and `/readyz`, as `/v1/health` and `/v1/ready`.
+//!
+//! [`Fitness`]: crate::vitals::Fitness
+//!
 //! A refusal is a 4xx or 5xx with [`types::ErrorBody`]: `{"error":{"field":"gatewayIP","message":"…"}}`.
 
+mod caller;
 mod error;
 mod handlers;
 mod server;
 pub mod types;
 
-pub use handlers::{MAX_BODY_BYTES, router};
-pub use server::{Bounds, serve};
+pub use caller::Caller;
+pub use handlers::{MAX_BODY_BYTES, health_router, router};
+pub use server::{Bounds, Listener, serve};
 
 use tokio::sync::oneshot;
 
@@ -38,9 +45,9 @@ pub enum Request {
     /// One tenant, by name.
     Tenant(String, Reply<types::TenantView>),
     /// Add or change a tenant.
-    PutTenant(Tenant, Reply<types::TenantView>),
+    PutTenant(Tenant, Caller, Reply<types::TenantView>),
     /// Remove a tenant, by name.
-    RemoveTenant(String, Reply<()>),
+    RemoveTenant(String, Caller, Reply<()>),
     /// Routes that the fast path uses.
     Routes(Reply<Vec<types::RouteView>>),
     /// Sessions of one tenant or of all, at most so many.

@@ -1,99 +1,176 @@
-//! Connections to the control socket, bounded in number and time so that no client starves another.
+//! Connections to the control socket and to the address for health, bounded in number, size and time so that no client
+//! starves another.
 
 use std::convert::Infallible;
-use std::sync::Arc;
+use std::io;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::Body;
+use axum::http::{Request, StatusCode};
+use axum::response::IntoResponse;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::body::{Bytes, Incoming};
 use hyper::server::conn::http1;
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
+use tower::ServiceExt;
 use tracing::{debug, warn};
+
+use super::caller::Caller;
+use super::error::ApiError;
+use super::handlers::MAX_BODY_BYTES;
 
 /// Wait after a connection could not be accepted: open files may have run out.
 const PAUSE: Duration = Duration::from_secs(1);
+/// Most that a client may say before its body, in bytes.
+const MAX_HEADER_BYTES: usize = 16 * 1024;
 
-/// How many connections are served at the same time, and for how long.
+/// How many connections there are at the same time, and for how long.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
-    /// Connections at the same time; others wait.
+    /// Connections at the same time; others wait until the kernel's queue is full, and are refused then.
     pub connections: usize,
-    /// Time in which a client has to say what it wants.
-    pub header: Duration,
+    /// Requests that are answered at the same time; others wait.
+    pub requests: usize,
+    /// Time in which a client has to say what it wants, and again for its body.
+    pub speak: Duration,
     /// Time that a connection may take, its only request and answer included.
     pub connection: Duration,
 }
 
+impl Bounds {
+    /// Bounds of the address for health, whose answers are short.
+    pub const HEALTH: Self = Self {
+        connections: 64,
+        requests: 16,
+        speak: Duration::from_secs(2),
+        connection: Duration::from_secs(5),
+    };
+}
+
 impl Default for Bounds {
     fn default() -> Self {
-        Self { connections: 64, header: Duration::from_secs(5), connection: Duration::from_secs(60) }
+        Self {
+            connections: 512,
+            requests: 64,
+            speak: Duration::from_secs(5),
+            connection: Duration::from_secs(60),
+        }
+    }
+}
+
+/// A socket that clients connect to.
+pub trait Listener {
+    /// A connection.
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+
+    /// Waits for a client; tells who it is, where the kernel knows.
+    fn accept(&self) -> impl Future<Output = io::Result<(Self::Stream, Option<Caller>)>> + Send;
+}
+
+impl Listener for UnixListener {
+    type Stream = UnixStream;
+
+    async fn accept(&self) -> io::Result<(UnixStream, Option<Caller>)> {
+        let (stream, _) = Self::accept(self).await?;
+        let caller = Caller::of(&stream).ok();
+        Ok((stream, caller))
+    }
+}
+
+impl Listener for TcpListener {
+    type Stream = TcpStream;
+
+    async fn accept(&self) -> io::Result<(TcpStream, Option<Caller>)> {
+        Ok((Self::accept(self).await?.0, None))
     }
 }
 
 /// Serves the API to every client that connects, for ever.
-pub async fn serve(listener: UnixListener, router: Router, bounds: Bounds) -> Infallible {
-    let permits = Arc::new(Semaphore::new(bounds.connections));
+pub async fn serve(listener: impl Listener, router: Router, bounds: Bounds) -> Infallible {
+    let connections = Arc::new(Semaphore::new(bounds.connections));
+    let requests = Arc::new(Semaphore::new(bounds.requests));
     loop {
-        let permit = Arc::clone(&permits).acquire_owned().await.expect("the semaphore is never closed");
+        let permit = Arc::clone(&connections).acquire_owned().await.expect("the semaphore is never closed");
         match listener.accept().await {
-            Ok((stream, _)) => {
-                let router = router.clone();
+            Ok((stream, caller)) => {
+                let conversation =
+                    Conversation { router: router.clone(), caller, bounds, requests: Arc::clone(&requests) };
                 tokio::spawn(async move {
-                    serve_one(stream, router, bounds).await;
+                    conversation.hold(stream).await;
                     drop(permit);
                 });
             }
             Err(error) => {
-                warn!("cannot accept a connection to the control socket: {error}");
+                warn!("cannot accept a connection: {error}");
                 sleep(PAUSE).await;
             }
         }
     }
 }
 
-async fn serve_one(stream: UnixStream, router: Router, bounds: Bounds) {
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(bounds.header)
-        .keep_alive(false)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
-    match timeout(bounds.connection, connection).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => debug!("a client of the control socket broke off: {error}"),
-        Err(_) => debug!("a client of the control socket took too long"),
+/// One connection: a request and its answer.
+struct Conversation {
+    router: Router,
+    caller: Option<Caller>,
+    bounds: Bounds,
+    requests: Arc<Semaphore>,
+}
+
+impl Conversation {
+    async fn hold(self, stream: impl AsyncRead + AsyncWrite + Unpin) {
+        // Held until the answer is written, not only made.
+        let permit = OnceLock::new();
+        let service = service_fn(async |request| {
+            let request = match self.read(request).await {
+                Ok(request) => request,
+                Err(refusal) => return Ok::<_, Infallible>(refusal.into_response()),
+            };
+            let asked = Arc::clone(&self.requests).acquire_owned().await;
+            let _ = permit.set(asked.expect("the semaphore is never closed"));
+            self.router.clone().oneshot(request).await
+        });
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(self.bounds.speak)
+            .max_buf_size(MAX_HEADER_BYTES)
+            .keep_alive(false)
+            .serve_connection(TokioIo::new(stream), service);
+        match timeout(self.bounds.connection, connection).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => debug!("a client broke off: {error}"),
+            Err(_) => debug!("a client took too long"),
+        }
+    }
+
+    /// Reads all that a client has to say, and notes who it is.
+    async fn read(&self, request: Request<Incoming>) -> Result<Request<Body>, ApiError> {
+        let (mut parts, body) = request.into_parts();
+        if let Some(caller) = self.caller {
+            parts.extensions.insert(caller);
+        }
+        let body = timeout(self.bounds.speak, Limited::new(body, MAX_BODY_BYTES).collect()).await;
+        let bytes: Bytes = match body {
+            Ok(Ok(body)) => body.to_bytes(),
+            Ok(Err(error)) if error.is::<LengthLimitError>() => return Err(ApiError::body_too_large()),
+            Ok(Err(error)) => {
+                return Err(ApiError::of_field(StatusCode::BAD_REQUEST, "body", error.to_string()));
+            }
+            Err(_) => {
+                let message = format!("the body did not come within {:?}", self.bounds.speak);
+                return Err(ApiError::of_field(StatusCode::REQUEST_TIMEOUT, "body", message));
+            }
+        };
+        Ok(Request::from_parts(parts, Body::from(bytes)))
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use axum::routing::get;
-    use tokio::io::AsyncWriteExt;
-
-    use super::*;
-    use crate::client::Client;
-
-    #[tokio::test]
-    async fn clients_that_say_nothing_or_do_not_finish_starve_no_other() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("socket");
-        let listener = UnixListener::bind(&path).unwrap();
-        let bounds = Bounds {
-            connections: 2,
-            header: Duration::from_millis(100),
-            connection: Duration::from_millis(200),
-        };
-        let answer = async |_body: axum::body::Bytes| axum::Json(7);
-        let router = Router::new().route("/", get(async || axum::Json(7)).put(answer));
-        let server = tokio::spawn(serve(listener, router, bounds));
-        let _silent = UnixStream::connect(&path).await.unwrap();
-        let mut slow = UnixStream::connect(&path).await.unwrap();
-        slow.write_all(b"PUT / HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n").await.unwrap();
-        let client = Client::new(&path);
-        let answer = timeout(Duration::from_secs(5), client.get::<u32>("/")).await;
-        assert_eq!(answer.expect("served within 5 s").unwrap(), 7);
-        server.abort();
-    }
-}
+#[path = "server_tests.rs"]
+mod tests;

@@ -1,6 +1,7 @@
 //! Requests and refusals of the API, against a registry alone.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use axum::body::Body;
 use axum::http::{Method, Request as HttpRequest, StatusCode};
@@ -9,11 +10,12 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tower::ServiceExt;
 
-use super::router;
-use crate::api::Request;
+use super::{health_router, router};
 use crate::api::types::{TenantStatus, TenantView};
+use crate::api::{Caller, Request};
 use crate::registry::{Entry, Host, Registry, Source};
 use crate::tenant::mac_to_text;
+use crate::vitals::Vitals;
 
 #[tokio::test]
 async fn a_tenant_is_put_shown_and_removed() {
@@ -92,20 +94,57 @@ async fn refusals_have_a_status_a_field_and_a_message() {
 }
 
 #[tokio::test]
+async fn who_may_only_look_changes_nothing() {
+    let api = Api { caller: Caller { uid: 1000, pid: 7, may_change: false }, ..start() };
+    let blue = json!({ "gatewayIP": "192.168.99.13", "egressIPs": ["192.168.55.113"] }).to_string();
+    for (method, path) in [(Method::PUT, "/v1/tenants/ns-blue"), (Method::DELETE, "/v1/tenants/ns-red")] {
+        let (status, answer) = api.ask(method, path, blue.clone()).await;
+        assert_eq!(status, StatusCode::FORBIDDEN);
+        assert!(answer["error"]["message"].as_str().unwrap().contains("user 1000 may look"), "{answer}");
+    }
+    let (status, tenants) = api.ask(Method::GET, "/v1/tenants", "").await;
+    assert_eq!((status, tenants.as_array().unwrap().len()), (StatusCode::OK, 1));
+}
+
+#[tokio::test]
+async fn health_and_readiness_are_told_with_reasons_on_both_ways_in() {
+    let vitals = Arc::new(Vitals::default());
+    let (sender, _requests) = mpsc::channel(1); // nobody answers, and nobody is asked
+    let socket = Api { router: router(sender, Arc::clone(&vitals)), caller: Caller::default() };
+    let http = Api { router: health_router(Arc::clone(&vitals)), caller: Caller::default() };
+    vitals.set_obstacles(vec!["the inside interface is away".to_owned()]);
+    let away = json!({ "ok": false, "reasons": ["the inside interface is away"] });
+    let well = json!({ "ok": true, "reasons": [] });
+    for (api, health, ready) in [(&socket, "/v1/health", "/v1/ready"), (&http, "/healthz", "/readyz")] {
+        let unavailable = StatusCode::SERVICE_UNAVAILABLE;
+        assert_eq!(api.ask(Method::GET, health, "").await, (StatusCode::OK, well.clone()));
+        assert_eq!(api.ask(Method::GET, ready, "").await, (unavailable, away.clone()));
+        assert_eq!(api.ask(Method::PUT, ready, "").await.0, StatusCode::METHOD_NOT_ALLOWED);
+    }
+    assert_eq!(http.ask(Method::GET, "/v1/status", "").await.0, StatusCode::NOT_FOUND);
+    assert_eq!(http.ask(Method::DELETE, "/v1/tenants/ns-red", "").await.0, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
 async fn a_daemon_that_stops_is_told_apart() {
     let (sender, receiver) = mpsc::channel(1);
     drop(receiver);
-    let api = Api { router: router(sender) };
+    let api = Api { router: router(sender, Arc::default()), caller: ROOT };
     assert_eq!(api.ask(Method::GET, "/v1/status", "").await.0, StatusCode::SERVICE_UNAVAILABLE);
 }
 
+/// Who asks, unless a test says otherwise.
+const ROOT: Caller = Caller { uid: 0, pid: 1, may_change: true };
+
 struct Api {
     router: axum::Router,
+    caller: Caller,
 }
 
 impl Api {
     async fn ask(&self, method: Method, path: &str, body: impl Into<Body>) -> (StatusCode, Value) {
-        let request = HttpRequest::builder().method(method).uri(path).body(body.into()).unwrap();
+        let request = HttpRequest::builder().method(method).uri(path).extension(self.caller);
+        let request = request.body(body.into()).unwrap();
         let response = self.router.clone().oneshot(request).await.unwrap();
         let status = response.status();
         let bytes = response.into_body().collect().await.unwrap().to_bytes();
@@ -124,19 +163,19 @@ fn start() -> Api {
             answer(&mut registry, request);
         }
     });
-    Api { router: router(sender) }
+    Api { router: router(sender, Arc::default()), caller: ROOT }
 }
 
 fn answer(registry: &mut Registry, request: Request) {
     match request {
         Request::Tenants(reply) => drop(reply.send(Ok(registry.entries().map(view).collect()))),
         Request::Tenant(name, reply) => drop(reply.send(registry.get(&name).map(view))),
-        Request::PutTenant(tenant, reply) => {
+        Request::PutTenant(tenant, _, reply) => {
             let name = tenant.name.clone();
             let put = registry.put(tenant, Source::ControlSocket, &host());
             drop(reply.send(put.and_then(|_| registry.get(&name).map(view))));
         }
-        Request::RemoveTenant(name, reply) => {
+        Request::RemoveTenant(name, _, reply) => {
             drop(reply.send(registry.remove(&name, Source::ControlSocket, std::time::Instant::now())));
         }
         Request::Status(_) | Request::Routes(_) | Request::Sessions(..) => {}

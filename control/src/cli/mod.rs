@@ -6,6 +6,7 @@
 //! - `policy`: what a tenant's sessions may do
 //! - `legacy`: `add-tenant` and `remove-tenant` with the flags of the tool before
 //! - `status`, `routes`, `sessions`: what the gateway does
+//! - `health`: whether the gateway lives and is ready
 //! - `doctor`: what is wrong, and how to put it right
 //! - `crd`: the custom resource definition
 //! - `detach`: removes what outlives the daemon
@@ -14,6 +15,7 @@ mod crd;
 mod demo;
 mod detach;
 mod doctor;
+mod health;
 mod legacy;
 mod policy;
 mod routes;
@@ -55,6 +57,8 @@ enum Command {
     Tenant(tenant::Command),
     /// Show the gateway's state and counters
     Status(status::Arguments),
+    /// Tell whether the gateway lives and is ready, by exit code
+    Health(health::Arguments),
     /// Show the routes that the fast path uses
     Routes(routes::Arguments),
     /// Show translated sessions
@@ -95,8 +99,9 @@ impl Arguments {
         };
         let socket = self.socket.unwrap_or_else(|| DEFAULT_SOCKET.into());
         let client = Client::new(&socket);
-        let done = runtime()?.block_on(async {
-            match command {
+        runtime()?.block_on(async {
+            let done = match command {
+                Command::Health(health) => return health.execute(&client).await,
                 Command::Run(_) | Command::Demo(_) | Command::Crd(_) | Command::Doctor(_) => Ok(()), // executed above
                 Command::Tenant(tenant) => tenant.execute(&client).await,
                 Command::Status(status) => status.execute(&client).await,
@@ -105,9 +110,9 @@ impl Arguments {
                 Command::Detach(detach) => detach.execute().await,
                 Command::AddTenant(add) => add.execute(&client).await,
                 Command::RemoveTenant(remove) => remove.execute(&client).await,
-            }
-        });
-        done.map(|()| ExitCode::SUCCESS)
+            };
+            done.map(|()| ExitCode::SUCCESS)
+        })
     }
 }
 

@@ -1,5 +1,6 @@
 //! What a config file may say: bounds, and keys that must agree with each other.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -52,6 +53,7 @@ pub(super) fn check(file: file::File, usable_cores: &[usize]) -> Result<Config, 
         pod_cidrs: file.cluster.pod_cidrs,
         routes,
         socket: file.control.socket.map(|path| absolute("control.socket", path)).transpose()?,
+        health: file.control.health.as_deref().map(check_health).transpose()?,
         state_dir: absolute(
             "control.state_dir",
             file.control.state_dir.unwrap_or_else(|| DEFAULT_STATE_DIR.into()),
@@ -112,6 +114,14 @@ fn check_not_available(control: &file::Control) -> Result<(), ConfigError> {
         return Err(ConfigError::value("control.metrics", message));
     }
     Ok(())
+}
+
+fn check_health(text: &str) -> Result<SocketAddr, ConfigError> {
+    let address = text.parse().ok().filter(|address: &SocketAddr| address.port() != 0);
+    address.ok_or_else(|| {
+        let message = format!("{text:?} is no address and port; give some like \"127.0.0.1:9478\"");
+        ConfigError::value("control.health", message)
+    })
 }
 
 fn check_kubernetes(file: file::Kubernetes) -> Result<Option<Kubernetes>, ConfigError> {

@@ -3,7 +3,7 @@
 mod check;
 mod file;
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use conntrack::Timeouts;
@@ -53,6 +53,8 @@ pub struct Config {
     pub routes: Vec<ReturnRoute>,
     /// Path of the control socket; none: the default.
     pub socket: Option<PathBuf>,
+    /// Where health and readiness are told over plain HTTP; none: nowhere.
+    pub health: Option<SocketAddr>,
     /// Directory in which state is kept.
     pub state_dir: PathBuf,
     /// The Kubernetes API; none: it is not asked.

@@ -53,6 +53,18 @@ fn a_full_file_is_read() {
 }
 
 #[test]
+fn an_address_for_health_is_read() {
+    let control = |line: &str| FULL.replacen("[control]", &format!("[control]\n{line}"), 1);
+    assert_eq!(Config::parse(FULL, &[0, 1]).unwrap().health, None);
+    let health = Config::parse(&control("health = '[::1]:9478'"), &[0, 1]).unwrap().health;
+    assert_eq!(health, Some("[::1]:9478".parse().unwrap()));
+    for wrong in ["9478", "localhost:9478", "127.0.0.1:0", ""] {
+        let error = Config::parse(&control(&format!("health = '{wrong}'")), &[0, 1]).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("control.health: {wrong:?} is no address and port")), "{error}");
+    }
+}
+
+#[test]
 fn a_tenants_policy_is_read_by_the_command_lines_words() {
     let policy = r#"mapping = "endpoint-independent"
         filtering = "address"

@@ -47,13 +47,13 @@ impl Gateway {
                 Request::Tenant(name, reply) => drop(reply.send(self.tenant(&name))),
                 Request::Routes(reply) => drop(reply.send(Ok(self.routes()))),
                 Request::Sessions(tenant, limit, reply) => drop(reply.send(self.sessions(tenant, limit))),
-                Request::PutTenant(tenant, reply) => {
+                Request::PutTenant(tenant, by, reply) => {
                     askers.push(Asker::Put(tenant.name.clone(), reply));
-                    changes.push(Change::Put(Box::new(tenant)));
+                    changes.push(Change::Put(Box::new(tenant), by));
                 }
-                Request::RemoveTenant(name, reply) => {
+                Request::RemoveTenant(name, by, reply) => {
                     askers.push(Asker::Remove(reply));
-                    changes.push(Change::Remove(name));
+                    changes.push(Change::Remove(name, by));
                 }
             }
         }

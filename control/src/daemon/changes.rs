@@ -7,6 +7,7 @@ use tracing::{error, info};
 
 use super::converge::Stakes;
 use super::gateway::Gateway;
+use crate::api::Caller;
 use crate::compile::host;
 use crate::refusal::Refusal;
 use crate::registry::{Host, Registry, Source};
@@ -16,16 +17,16 @@ use crate::tenant::Tenant;
 #[derive(Clone, Debug)]
 pub(super) enum Change {
     /// Add it, or replace what it was.
-    Put(Box<Tenant>),
+    Put(Box<Tenant>, Caller),
     /// Remove it, by name.
-    Remove(String),
+    Remove(String, Caller),
 }
 
 impl Change {
     fn name(&self) -> &str {
         match self {
-            Self::Put(tenant) => &tenant.name,
-            Self::Remove(name) => name,
+            Self::Put(tenant, _) => &tenant.name,
+            Self::Remove(name, _) => name,
         }
     }
 }
@@ -65,16 +66,16 @@ impl Gateway {
     /// Makes a change in the registry alone, and tells whether it is one.
     fn register(&mut self, change: &Change, host: &Host) -> Result<bool, Refusal> {
         match change {
-            Change::Put(tenant) => {
+            Change::Put(tenant, by) => {
                 let is_new = self.registry.put(Tenant::clone(tenant), Source::ControlSocket, host)?;
                 if is_new {
-                    info!(tenant = tenant.name, "tenant put");
+                    info!(tenant = tenant.name, uid = by.uid, pid = by.pid, "tenant put");
                 }
                 Ok(is_new)
             }
-            Change::Remove(name) => {
+            Change::Remove(name, by) => {
                 self.registry.remove(name, Source::ControlSocket, Instant::now())?;
-                info!(tenant = name, "tenant removed");
+                info!(tenant = name, uid = by.uid, pid = by.pid, "tenant removed");
                 Ok(true)
             }
         }

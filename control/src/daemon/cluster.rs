@@ -64,6 +64,13 @@ impl ClusterSide {
         self.follower.as_ref().map(|follower| follower.health().borrow().clone())
     }
 
+    /// Tells whether it is known what the cluster asks for: from the API, or from an earlier daemon's state file.
+    pub(super) fn is_known(&self) -> bool {
+        let state = &*self.state;
+        (state.are_nodes_listed && state.are_tenants_listed)
+            || !(state.routes.is_empty() && state.tenants.is_empty())
+    }
+
     /// Returns the cluster's tenants that are refused.
     pub(super) fn refused(&self) -> &BTreeMap<String, RefusedTenant> {
         &self.refused

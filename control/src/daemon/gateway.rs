@@ -11,6 +11,7 @@ use std::time::Instant;
 use anyhow::Context;
 use conntrack::Epoch;
 use fastpath::dataplane::{DataPlane, DataPlaneOptions, NeighbourRequest, NeighbourRequests};
+use fastpath::pulse::Pulse;
 use fastpath::snapshot::{Side, Snapshot};
 use fastpath::succession::Inheritance;
 use tokio::sync::watch;
@@ -146,14 +147,24 @@ impl Gateway {
         Stakes::of(people.map(|entry| &entry.tenant)).concern(subject)
     }
 
-    /// Removes everything that was made, unless told to keep it, and stops the workers. The XDP programs stay,
-    /// and drop tenant traffic.
+    /// Removes everything that was made, unless told to keep it, and stops the workers, which forward until then: what
+    /// is on its way arrives while nothing new is asked for. The XDP programs stay, and drop tenant traffic.
     pub async fn stop(mut self, keep: bool) {
         self.cluster.stop().await;
-        if !keep && let Err(error) = self.withdraw().await {
+        if keep {
+            info!("links, addresses and routes stay");
+        } else if let Err(error) = self.withdraw().await {
             error!("not everything was removed: {error:#}");
         }
-        block_in_place(|| self.data_plane.stop());
+        info!("stopping the workers");
+        for worker in block_in_place(|| self.data_plane.stop()) {
+            error!(worker, "worker {worker} does not stop; it ends with the process");
+        }
+    }
+
+    /// Returns the workers' signs of life.
+    pub fn pulses(&self) -> Vec<Pulse> {
+        self.data_plane.pulses()
     }
 
     /// Waits until the kernel tells of changes that are not known yet; none when it does not tell any more.

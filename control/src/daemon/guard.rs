@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
+use nix::sys::socket::{Backlog, listen};
 use thiserror::Error;
 
 /// Why this daemon may not run.
@@ -144,6 +145,8 @@ impl ControlSocket {
         let socket = Self { listener, path: path.to_owned() };
         std::fs::set_permissions(path, Permissions::from_mode(0o660)).map_err(failed)?;
         socket.listener.set_nonblocking(true).map_err(failed)?;
+        // The standard library has room for 128 that wait.
+        listen(&socket.listener, Backlog::MAXCONN).map_err(|errno| failed(errno.into()))?;
         Ok(socket)
     }
 

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use anyhow::Context;
 use nix::mount::{MsFlags, mount};
-use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
+use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
+use nix::sys::stat::{Mode, umask};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use tracing::{debug, info};
 
@@ -22,6 +23,20 @@ pub fn mount_bpffs(pin_dir: &Path) -> anyhow::Result<()> {
     info!("mounting a bpffs at {BPFFS}");
     mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), None::<&str>)
         .with_context(|| format!("cannot mount a bpffs at {BPFFS}; xdp.pin_dir needs one"))
+}
+
+/// Keeps every file that the daemon makes from users other than its own and its group.
+pub fn keep_files_to_own_group() {
+    umask(Mode::S_IWGRP | Mode::S_IRWXO);
+}
+
+/// Lets the process open as many files as it may: clients of the control socket take one each.
+pub fn lift_file_limit() {
+    let lifted = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
+    if let Err(error) = lifted {
+        debug!("cannot lift the limit on open files: {error}");
+    }
 }
 
 /// Lifts the limit on locked memory, which kernels count frame memory against, and old ones maps too.

@@ -8,6 +8,8 @@
 //! - `changes`: what people ask of tenants, carried out
 //! - [`program`]: a plan, carried out over netlink
 //! - [`publication`]: which snapshot the fast path has
+//! - `readiness`: whether the gateway serves as it should
+//! - [`supervisor`]: watches over the workers and the control loop
 //! - [`shortage`]: new sessions that were refused for lack of room
 
 mod answers;
@@ -20,8 +22,11 @@ pub mod guard;
 pub mod host;
 pub mod program;
 pub mod publication;
+mod readiness;
 pub mod shortage;
+pub mod supervisor;
 
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -33,15 +38,18 @@ use fastpath::snapshot::Side;
 use sd_notify::NotifyState;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{error, info, warn};
 
 use self::cluster::ClusterSide;
 use self::gateway::{Gateway, Setup};
 use self::guard::{ControlSocket, DirectoryGuard, InterfaceGuard};
-use crate::api::{Bounds, Request, router, serve};
+use self::supervisor::Supervisor;
+use crate::api::{Bounds, Request, health_router, router, serve};
 use crate::compile::{Constants, host as host_of};
 use crate::config::Config;
 use crate::kubernetes::follow;
@@ -53,6 +61,7 @@ use crate::netlink::monitor::{Changes, Monitor};
 use crate::registry::{Host, Registry, Source};
 use crate::state::StateDir;
 use crate::sysctl::Sysctls;
+use crate::vitals::Vitals;
 
 const REPAIR_INTERVAL: Duration = Duration::from_secs(1);
 /// The kernel tells of links that come and go, but not of queues, nor of sockets that died.
@@ -72,6 +81,8 @@ pub fn run(config: Config, socket: &Path, keep: bool) -> anyhow::Result<()> {
 }
 
 async fn run_in_runtime(config: Config, socket: &Path, keep: bool) -> anyhow::Result<()> {
+    host::keep_files_to_own_group();
+    host::lift_file_limit();
     let _inside = InterfaceGuard::take(&config.inside)?;
     let _outside = InterfaceGuard::take(&config.outside)?;
     let socket = ControlSocket::listen(socket)?;
@@ -124,6 +135,7 @@ struct Daemon {
     neighbour_requests: NeighbourRequests,
     neighbours_readable: AsyncFd<OwnedFd>,
     signals: [Signal; 2],
+    vitals: Arc<Vitals>,
 }
 
 impl Daemon {
@@ -135,6 +147,7 @@ impl Daemon {
         keep: bool,
     ) -> anyhow::Result<()> {
         let signals = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
+        let health = config.health.map(listen_for_health).transpose()?;
         let monitor = Monitor::subscribe()?; // before the first read, so that nothing is missed
         let session_file = config.session_file.clone().path(socket.path());
         let setup = prepare(config, session_file, state, monitor).await?;
@@ -149,17 +162,35 @@ impl Daemon {
         let neighbour_requests = gateway.neighbour_requests();
         let neighbours_readable = watch(&neighbour_requests)?;
         let (sender, requests) = mpsc::channel(REQUESTS_IN_FLIGHT);
-        let server = tokio::spawn(serve(socket.listener()?, router(sender), Bounds::default()));
+        let vitals = Arc::new(Vitals::default());
+        vitals.set_obstacles(gateway.obstacles());
+        let mut servers = JoinSet::new();
+        servers.spawn(serve(socket.listener()?, router(sender, Arc::clone(&vitals)), Bounds::default()));
+        if let Some(listener) = health {
+            servers.spawn(serve(listener, health_router(Arc::clone(&vitals)), Bounds::HEALTH));
+        }
+        let watchdog = sd_notify::watchdog_enabled();
+        let supervisor = Supervisor::start(gateway.pulses(), Arc::clone(&vitals), watchdog)?;
         let states = gateway.cluster_states();
-        let mut daemon = Self { gateway, states, requests, neighbour_requests, neighbours_readable, signals };
+        let mut daemon =
+            Self { gateway, states, requests, neighbour_requests, neighbours_readable, signals, vitals };
         info!("ready");
         notify(NotifyState::Ready);
         let served = daemon.serve().await;
-        info!("stopping");
-        notify(NotifyState::Stopping);
-        server.abort();
-        daemon.gateway.stop(keep).await;
+        daemon.stop(keep, supervisor).await;
+        drop(servers); // until now they tell that the gateway stops
         served
+    }
+
+    /// Stops in order: says so, takes no more changes, withdraws what attracts traffic, then stops forwarding.
+    async fn stop(self, keep: bool, supervisor: Supervisor) {
+        let Self { gateway, requests, vitals, .. } = self;
+        info!("stopping");
+        vitals.stop();
+        notify(NotifyState::Stopping);
+        drop(requests);
+        drop(supervisor);
+        gateway.stop(keep).await;
     }
 
     async fn serve(&mut self) -> anyhow::Result<()> {
@@ -172,6 +203,7 @@ impl Daemon {
         let mut requests = Vec::new();
         let [terminate, interrupt] = &mut self.signals;
         loop {
+            self.vitals.beat();
             tokio::select! {
                 _ = terminate.recv() => return Ok(()),
                 _ = interrupt.recv() => return Ok(()),
@@ -199,6 +231,7 @@ impl Daemon {
                 }
                 _ = shortage.tick() => self.gateway.tell_shortages(),
             }
+            self.vitals.set_obstacles(self.gateway.obstacles());
         }
     }
 }
@@ -321,6 +354,16 @@ fn register(config: &Config, state: &StateDir, host: &Host) -> anyhow::Result<Re
 #[expect(deprecated, reason = "the unsafe replacement asks that the descriptor stays ours; an OwnedFd does")]
 fn watch(requests: &NeighbourRequests) -> std::io::Result<AsyncFd<OwnedFd>> {
     AsyncFd::with_interest(requests.as_fd().try_clone_to_owned()?, Interest::READABLE)
+}
+
+/// Opens the socket for health over plain HTTP.
+fn listen_for_health(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    let listener = std::net::TcpListener::bind(address)
+        .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
+        .and_then(TcpListener::from_std);
+    listener.with_context(|| {
+        format!("control.health: cannot listen on {address}; use a free port of an address of this host")
+    })
 }
 
 fn notify(state: NotifyState<'_>) {

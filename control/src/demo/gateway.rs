@@ -177,6 +177,22 @@ impl Gateway {
         self.process.stop()
     }
 
+    /// Tells the daemon to stop, and does not wait.
+    ///
+    /// # Errors
+    /// When the kernel does not tell whether it runs.
+    pub fn ask_to_stop(&mut self) -> Result<()> {
+        self.process.ask_to_end()
+    }
+
+    /// Waits until the daemon ends, and tells how.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn until_ended(&mut self) -> Result<ExitStatus> {
+        self.process.until_ended(START)
+    }
+
     /// Kills the daemon.
     ///
     /// # Errors

@@ -113,6 +113,14 @@ impl Process {
         wait::until(&what, limit, || self.ended())
     }
 
+    /// Sends it SIGTERM, and does not wait.
+    ///
+    /// # Errors
+    /// When the kernel does not tell whether it runs.
+    pub fn ask_to_end(&mut self) -> Result<()> {
+        self.signal(Signal::SIGTERM)
+    }
+
     /// Ends it with SIGTERM, or with SIGKILL after ten seconds, and tells how it ended.
     ///
     /// # Errors
