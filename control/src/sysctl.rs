@@ -127,6 +127,8 @@ pub fn isolate_new_link(link: &str) -> Result<(), SysctlError> {
     if root.join(&ipv6).exists() {
         write(root, &ipv6, "1")?; // tenants have no IPv6, so their links must not speak it either
     }
+    // Also where the host forwards: what pods send to a tenant is for the fast path, or for nobody.
+    write(root, &setting(link, "forwarding"), "0")?;
     wanted(root, link).iter().try_for_each(|(path, value)| write(root, path, value))
 }
 

@@ -5,11 +5,15 @@
 // It fails closed: tenant traffic that no worker takes is dropped, also while no daemon runs. One program for
 // each side, each loaded with maps of its own; the library that enters sockets looks for `xsks_map` by name.
 //
+// `guard_inside` and `guard_outside` are a second line: classifiers behind the XDP programs, which see only what those
+// let pass. Where one is missing they keep from the kernel what it must not have.
+//
 // The rows of the decision table are counted in `verdicts`; `fastpath/src/steer/mod.rs` names them in the same order.
 
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
 #include <linux/ip.h>
+#include <linux/pkt_cls.h>
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
@@ -35,6 +39,8 @@ enum row {
 	OUT_EGRESS_TAGGED,
 	OUT_MANY_TAGS,
 	OUT_REST,
+	IN_GUARDED,
+	OUT_GUARDED,
 	ROWS,
 };
 
@@ -218,6 +224,85 @@ int steer_outside(struct xdp_md *ctx)
 	if (tags)
 		return count(OUT_EGRESS_TAGGED, XDP_DROP);
 	return to_worker(ctx, OUT_EGRESS, OUT_EGRESS_NO_WORKER);
+}
+
+// What the second line reads of a frame. The headers may lie anywhere, and one tag beside the frame.
+struct guarded {
+	struct ethhdr ethernet;
+	struct iphdr ip;
+	int tags;
+	int is_ipv4;
+};
+
+// Tells whether there is an Ethernet header at all.
+static __always_inline int read_frame(struct __sk_buff *skb, struct guarded *frame)
+{
+	__u32 offset = sizeof(frame->ethernet);
+	struct vlan_header vlan;
+	__be16 protocol;
+
+	if (bpf_skb_load_bytes(skb, 0, &frame->ethernet, sizeof(frame->ethernet)))
+		return 0;
+	protocol = frame->ethernet.h_proto;
+	frame->tags = skb->vlan_present ? 1 : 0;
+#pragma unroll
+	for (int i = 0; i < MAX_TAGS; i++) {
+		if (!is_tag(protocol))
+			break;
+		if (bpf_skb_load_bytes(skb, offset, &vlan, sizeof(vlan)))
+			break;
+		protocol = vlan.protocol;
+		offset += sizeof(vlan);
+		frame->tags += 1;
+	}
+	if (is_tag(protocol))
+		frame->tags = MAX_TAGS + 1;
+	frame->is_ipv4 = protocol == bpf_htons(ETH_P_IP) &&
+			 !bpf_skb_load_bytes(skb, offset, &frame->ip, sizeof(frame->ip));
+	return 1;
+}
+
+SEC("classifier")
+int guard_inside(struct __sk_buff *skb)
+{
+	struct guarded frame = {};
+	__be32 *gateway, destination;
+	struct mac mac;
+
+	if (!read_frame(skb, &frame))
+		return TC_ACT_UNSPEC;
+	if (frame.ethernet.h_proto == bpf_htons(ETH_P_ARP) && !frame.tags)
+		return TC_ACT_UNSPEC;
+	__builtin_memcpy(&mac, frame.ethernet.h_dest, sizeof(mac));
+	gateway = bpf_map_lookup_elem(&tenant_macs, &mac);
+	if (gateway) {
+		if (frame.is_ipv4 && !frame.tags && frame.ip.daddr == *gateway)
+			return TC_ACT_UNSPEC;
+		return count(IN_GUARDED, TC_ACT_SHOT);
+	}
+	if (frame.tags > MAX_TAGS)
+		return count(IN_GUARDED, TC_ACT_SHOT);
+	if (!frame.is_ipv4)
+		return TC_ACT_UNSPEC;
+	destination = frame.ip.daddr;
+	if (is_leak(&frame.ip) || bpf_map_lookup_elem(&egress_addresses, &destination))
+		return count(IN_GUARDED, TC_ACT_SHOT);
+	return TC_ACT_UNSPEC;
+}
+
+SEC("classifier")
+int guard_outside(struct __sk_buff *skb)
+{
+	struct guarded frame = {};
+	__be32 destination;
+
+	if (!read_frame(skb, &frame))
+		return TC_ACT_UNSPEC;
+	destination = frame.ip.daddr;
+	if (frame.tags > MAX_TAGS ||
+	    (frame.is_ipv4 && bpf_map_lookup_elem(&egress_addresses, &destination)))
+		return count(OUT_GUARDED, TC_ACT_SHOT);
+	return TC_ACT_UNSPEC;
 }
 
 char _license[] SEC("license") = "Apache-2.0";

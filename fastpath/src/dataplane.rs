@@ -29,6 +29,7 @@ pub use crate::report::{
     AttachMode, FramesReport, QueueReport, Report, SessionReport, SteerReport, TenantReport, WorkerReport,
 };
 use crate::snapshot::{Side, Snapshot};
+pub use crate::steer::Loss;
 use crate::steer::{SteerError, Steering, remove_all_pins};
 use crate::succession::{Inheritance, SessionFile, SessionFileError};
 use crate::verdict::DropReason;

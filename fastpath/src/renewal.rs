@@ -12,7 +12,7 @@ use crate::launch::{Queue, open_ports};
 use crate::layout::Link;
 use crate::mailbox::Notice;
 use crate::snapshot::Side;
-use crate::steer::Steering;
+use crate::steer::{Loss, Steering};
 use crate::worker::{Port, PortChange};
 
 /// How an interface is found, beside how its sockets were opened.
@@ -24,6 +24,8 @@ pub enum SideState {
     Away,
     /// It is there, but the sockets are not open, or were another's: it was removed or moved since.
     Replaced,
+    /// Somebody else took the XDP program or what belongs to it.
+    Disturbed(Loss),
     /// It has another number of queues.
     Requeued {
         /// Queues that it had.
@@ -61,8 +63,18 @@ impl DataPlane {
         } else if link.queues != served.queues {
             SideState::Requeued { from: served.queues, to: link.queues }
         } else {
-            SideState::Serving
+            let loss = self.steering[side.index()].loss();
+            if loss.any() { SideState::Disturbed(loss) } else { SideState::Serving }
         }
+    }
+
+    /// Puts back what somebody else took from a side: attaches the XDP program again, and pins it. Sockets and sessions
+    /// stay.
+    ///
+    /// # Errors
+    /// When another XDP program is in the way, or the kernel refuses.
+    pub fn put_back(&mut self, side: Side) -> Result<(), DataPlaneError> {
+        Ok(self.steering[side.index()].make_good(&self.options.pin_dir)?)
     }
 
     /// Has the workers give up their ports on a side and closes the sockets. Frames that should leave there are dropped

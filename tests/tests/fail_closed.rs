@@ -93,6 +93,29 @@ fn a_stop_a_detach_and_a_start_leak_nothing_under_traffic() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn behind_a_lost_xdp_program_a_second_line_stands_and_nothing_leaks() -> Result<()> {
+    let Some(mut fixture) = Fixture::with_tenants()? else { return Ok(()) };
+    let peer = Peer::udp_echo(&fixture.lab, 7)?;
+    let streams = start_streams(&fixture, &peer)?;
+    fixture.gateway.kill()?;
+    take_pins(&fixture, &["link"])?;
+    let inside = Capture::of_inside_link(&fixture.lab)?;
+    let capture = Capture::of_outside_link(&fixture.lab)?;
+    streams.iter().try_for_each(|stream| stream.until_sent(300))?;
+    for tenant in [&BLUE, &RED] {
+        require_silence(&fixture, tenant)?;
+    }
+    // A pod's packets to the NIC's own MAC are what the kernel would forward.
+    PODS.iter().try_for_each(|pod| fixture.lab.route_pod(pod, GATEWAY_INSIDE))?;
+    streams.iter().try_for_each(|stream| stream.until_sent(300))?;
+    assert_eq!(capture.finish()?.pod_sources()?, 0);
+    assert!(inside.finish()?.pod_sources()? > 1000, "pods' addresses would not have been noticed");
+    PODS.iter().try_for_each(|pod| fixture.lab.route_pod(pod, pod.tenant.gateway))?;
+    fixture.start_again()?;
+    fixture.require_service()
+}
+
 /// Shows that the tests here would fail: the gateway's kernel forwards, and the capture sees what it forwards.
 #[test]
 fn a_gateway_without_its_programs_leaks_and_the_capture_shows_it() -> Result<()> {
@@ -100,12 +123,12 @@ fn a_gateway_without_its_programs_leaks_and_the_capture_shows_it() -> Result<()>
     let peer = Peer::udp_echo(&fixture.lab, 7)?;
     let streams = start_streams(&fixture, &peer)?;
     fixture.gateway.kill()?;
-    std::fs::remove_dir_all(fixture.lab.pin_dir())?;
-    // The kernel detaches a program some time after its last pin is gone.
-    wait::until("the programs are detached", LIMIT, || {
-        Ok((fixture.attached()? == [false, false]).then_some(()))
-    })?;
+    take_pins(&fixture, &["link", "guard"])?;
     let capture = Capture::of_outside_link(&fixture.lab)?;
+    streams.iter().try_for_each(|stream| stream.until_sent(100))?;
+    assert_eq!(capture.finish()?.pod_sources()?, 0, "tenants' links forward nothing");
+    let capture = Capture::of_outside_link(&fixture.lab)?;
+    PODS.iter().try_for_each(|pod| fixture.lab.route_pod(pod, GATEWAY_INSIDE))?;
     streams.iter().try_for_each(|stream| stream.until_sent(100))?;
     let recording = capture.finish()?;
     for pod in &PODS {
@@ -183,6 +206,18 @@ fn a_source_outside_the_cluster_is_refused_on_the_tenants_mac() -> Result<()> {
 fn start_streams(fixture: &Fixture, peer: &Peer) -> Result<Vec<Stream>> {
     fixture.require_service()?;
     PODS.iter().map(|pod| Stream::start(&fixture.lab, pod, peer.address())).collect()
+}
+
+/// Removes pins of a killed daemon, on both sides, and waits until what they held is detached.
+fn take_pins(fixture: &Fixture, names: &[&str]) -> Result<()> {
+    for directory in std::fs::read_dir(fixture.lab.pin_dir())? {
+        let directory = directory?.path();
+        names.iter().try_for_each(|name| std::fs::remove_file(directory.join(name)))?;
+    }
+    // The kernel detaches a program some time after its last pin is gone.
+    wait::until("the programs are detached", LIMIT, || {
+        Ok((fixture.attached()? == [false, false]).then_some(()))
+    })
 }
 
 /// Fails if anything answers for a tenant's egress address: echo, TCP or UDP.

@@ -151,6 +151,9 @@ pub struct InterfaceStatus {
     pub trouble: Option<String>,
     /// Times that its sockets were opened anew, since it was replaced or its queues changed.
     pub reattachments: u64,
+    /// Times that somebody else took its XDP program, the second line behind it, or their pins.
+    #[serde(default)]
+    pub disturbances: u64,
 }
 
 /// Buffers for frames. The numbers are taken one after the other, so they add up only while no frame moves.

@@ -88,6 +88,11 @@ fn interfaces(interfaces: &[InterfaceStatus]) -> String {
         Some(styled(BAD, format!("{side}: {name} is away since {since}: {trouble}")))
     });
     lines.extend(away);
+    let disturbed = interfaces.iter().filter(|interface| interface.disturbances > 0).map(|interface| {
+        let InterfaceStatus { side, name, disturbances, .. } = interface;
+        styled(BAD, format!("{side}: somebody else took the XDP program of {name}, or what belongs to it, {disturbances} times; the log has when"))
+    });
+    lines.extend(disturbed);
     lines.join("\n")
 }
 

@@ -174,6 +174,7 @@ impl Gateway {
             away_seconds: attachment.away_for().map(|away| away.as_secs()),
             trouble: attachment.trouble(),
             reattachments: attachment.reattachments(),
+            disturbances: attachment.disturbances(),
         }
     }
 

@@ -2,10 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use fastpath::dataplane::{DataPlaneError, SideState};
+use fastpath::dataplane::{DataPlaneError, Loss, SideState};
 use fastpath::snapshot::Side;
+use tokio::runtime::Handle;
 use tokio::task::block_in_place;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use super::gateway::Gateway;
 use crate::sysctl;
@@ -15,6 +16,9 @@ use crate::sysctl;
 pub(super) struct Attachment {
     away: Option<Away>,
     reattachments: u64,
+    disturbances: u64,
+    /// What is lost and was told.
+    told: Loss,
 }
 
 /// Since when an interface is not usable, and why.
@@ -38,6 +42,19 @@ impl Attachment {
     /// Returns how often its sockets were opened anew.
     pub(super) fn reattachments(&self) -> u64 {
         self.reattachments
+    }
+
+    /// Returns how often somebody else took its XDP program, or what belongs to that.
+    pub(super) fn disturbances(&self) -> u64 {
+        self.disturbances
+    }
+
+    /// Notes what is lost; tells whether that is news.
+    fn lose(&mut self, loss: Loss) -> bool {
+        let is_news = loss.any() && loss != self.told;
+        self.disturbances += u64::from(is_news);
+        self.told = loss;
+        is_news
     }
 
     /// Notes whether the interface is usable; returns how long it was away if it is back.
@@ -64,7 +81,7 @@ impl Gateway {
             match block_in_place(|| self.data_plane.inspect(side)) {
                 SideState::Serving => false,
                 SideState::Away => !is_known_to_be_away,
-                SideState::Replaced | SideState::Requeued { .. } => true,
+                SideState::Replaced | SideState::Disturbed(_) | SideState::Requeued { .. } => true,
             }
         })
     }
@@ -119,6 +136,7 @@ impl Gateway {
                 self.data_plane.give_up_side(side)?;
                 return Ok(false); // the facts tell why
             }
+            SideState::Disturbed(loss) => return self.put_back(side, name, loss).map(|()| false),
             SideState::Replaced => {}
             SideState::Requeued { from, to } => {
                 info!(interface = name, "the {} interface has {to} queues instead of {from}", side.name());
@@ -134,11 +152,57 @@ impl Gateway {
         info!(interface = name, queues, "the {} interface's sockets are open again", side.name());
         Ok(true)
     }
+
+    /// Puts back what somebody else took from an interface. Another's XDP program that is in the way is removed: what
+    /// the config file names is Spillway's.
+    fn put_back(&mut self, side: Side, name: &str, loss: Loss) -> Result<(), DataPlaneError> {
+        if self.attachments[side.index()].lose(loss) {
+            let lost = describe(loss);
+            error!(interface = name, "somebody took {lost} from the {} interface; putting back", side.name());
+        }
+        let mut outcome = self.data_plane.put_back(side);
+        if outcome.is_err()
+            && loss.program
+            && let Some(link) = self.facts.link(name)
+        {
+            // Refused where the other's program is held by a link, which only its owner can give up.
+            match Handle::current().block_on(self.netlink.remove_xdp(link.index, name)) {
+                Ok(()) => outcome = self.data_plane.put_back(side),
+                Err(error) => warn!(error = &error as &dyn std::error::Error, "another's XDP program stays"),
+            }
+        }
+        outcome?;
+        self.attachments[side.index()].lose(Loss::default());
+        info!(interface = name, "the {} interface has its XDP program and pins again", side.name());
+        Ok(())
+    }
+}
+
+fn describe(loss: Loss) -> String {
+    let parts = [
+        (loss.program, "the XDP program"),
+        (loss.guard, "the second line behind it"),
+        (loss.pins, "the pins that let it outlive the daemon"),
+    ];
+    let lost: Vec<_> = parts.into_iter().filter(|(is_lost, _)| *is_lost).map(|(_, name)| name).collect();
+    lost.join(" and ")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_loss_is_told_once_and_counted_once() {
+        let mut attachment = Attachment::default();
+        let program = Loss { program: true, ..Loss::default() };
+        assert!(attachment.lose(program));
+        assert!(!attachment.lose(program), "it is known");
+        assert!(attachment.lose(Loss { guard: true, ..program }), "more is lost");
+        assert!(!attachment.lose(Loss::default()));
+        assert!(attachment.lose(program), "lost again");
+        assert_eq!(attachment.disturbances(), 3);
+    }
 
     #[test]
     fn an_interface_is_away_from_the_first_trouble_until_there_is_none() {

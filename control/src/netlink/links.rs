@@ -5,7 +5,9 @@ use std::net::Ipv4Addr;
 use futures_util::TryStreamExt;
 use macaddr::MacAddr6;
 use rtnetlink::packet_route::RouteNetlinkMessage;
-use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, MacVlanMode};
+use rtnetlink::packet_route::link::{
+    InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp, MacVlanMode,
+};
 use rtnetlink::{LinkMacVlan, LinkUnspec};
 
 use super::addresses::address_added;
@@ -138,6 +140,18 @@ impl Netlink {
             });
         }
         outcomes
+    }
+
+    /// Removes an XDP program that was attached to a link as `ip link set xdp` does.
+    ///
+    /// # Errors
+    /// When the kernel refuses, as it does where a BPF link holds the program.
+    pub async fn remove_xdp(&self, index: u32, name: &str) -> Result<(), NetlinkError> {
+        const NO_PROGRAM: i32 = -1;
+        let nothing = LinkAttribute::Xdp(vec![LinkXdp::Fd(NO_PROGRAM)]);
+        let request = LinkUnspec::new_with_index(index).append_extra_attribute(nothing).build();
+        let refused = NetlinkError::refused(format!("remove the XDP program from {name}"));
+        self.handle.link().set(request).execute().await.map_err(refused)
     }
 
     /// Removes a link; one that is gone already counts as removed.

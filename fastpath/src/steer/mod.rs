@@ -3,28 +3,36 @@
 //! Link, program and maps are pinned in `PIN_DIR/SIDE-IFINDEX-MODE/` and outlive the process. A later process loads
 //! a program of its own with maps already filled, and replaces the old one in the same link: there is no moment
 //! without a program.
+//!
+//! Behind it stands a second line, a classifier with the same maps: whatever becomes of the XDP program, the kernel does
+//! not get what the program would keep from it.
 
+mod error;
+mod hook;
 mod maps;
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use aya::maps::{Map, MapError, PerCpuArray};
-use aya::programs::links::{FdLink, LinkError, PinnedLink};
+use aya::maps::{Map, PerCpuArray};
+use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
+use aya::programs::tc::TcAttachOptions;
 use aya::programs::xdp::{XdpLink, XdpMode};
-use aya::programs::{ProgramError, TestRun, TestRunOptions, Xdp};
-use aya::{Ebpf, EbpfError, EbpfLoader};
-use thiserror::Error;
+use aya::programs::{Program, ProgramError, SchedClassifier, TcAttachType, TestRun, TestRunOptions, Xdp};
+use aya::{Ebpf, EbpfLoader};
+use nix::net::if_::if_indextoname;
 
 use crate::dataplane::{AttachMode, AttachPreference, SteerReport};
 use crate::snapshot::{Side, Snapshot};
+pub use error::SteerError;
+use hook::{Hook, interface_of, remove_if_there};
 use maps::Entries;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/steer.bpf.o"));
 
 /// Rows of the decision table, in the order of `enum row` in `bpf/steer.bpf.c`.
-const ROWS: [(Side, &str); 16] = [
+const ROWS: [(Side, &str); 18] = [
     (Side::Inside, "arp_passed"),
     (Side::Inside, "gateway_address_passed"),
     (Side::Inside, "tenant_to_worker"),
@@ -41,73 +49,47 @@ const ROWS: [(Side, &str); 16] = [
     (Side::Outside, "egress_tagged_dropped"),
     (Side::Outside, "many_tags_dropped"),
     (Side::Outside, "rest_passed"),
+    (Side::Inside, "second_line_dropped"),
+    (Side::Outside, "second_line_dropped"),
 ];
 
-/// Why the XDP program is not in place.
-#[derive(Debug, Error)]
-pub enum SteerError {
-    /// The object file was refused.
-    #[error("the XDP program cannot be loaded; CAP_BPF and CAP_NET_ADMIN are needed")]
-    Load(#[source] Box<EbpfError>),
-    /// The kernel refused the program.
-    #[error("the XDP program cannot be verified or attached to interface {interface} in {mode} mode")]
-    Attach {
-        /// Index of the interface.
-        interface: u32,
-        /// Mode that was tried last.
-        mode: &'static str,
-        /// What the kernel said.
-        #[source]
-        source: Box<ProgramError>,
-    },
-    /// The program of an earlier process is attached in a mode that is not wanted now.
-    #[error(
-        "an earlier XDP program is attached to interface {interface} in {mode} mode; set xdp.mode to \"{mode}\" or \"auto\", \
-         or run `spillway detach` first"
-    )]
-    OtherMode {
-        /// Index of the interface.
-        interface: u32,
-        /// Mode that it is attached in.
-        mode: &'static str,
-    },
-    /// A link is not one of an XDP program.
-    #[error(
-        "the XDP link of interface {interface} cannot be pinned; another XDP program may be attached without a link"
-    )]
-    Link {
-        /// Index of the interface.
-        interface: u32,
-        /// What is wrong with it.
-        #[source]
-        source: LinkError,
-    },
-    /// A pin could not be made or removed.
-    #[error("{}: the pin cannot be made or removed; is a bpffs mounted there?", path.display())]
-    Pin {
-        /// The pin.
-        path: PathBuf,
-        /// What the kernel said.
-        #[source]
-        source: io::Error,
-    },
-    /// A map could not be changed.
-    #[error("XDP map {map} cannot be changed")]
-    Map {
-        /// Name of the map.
-        map: &'static str,
-        /// What the kernel said.
-        #[source]
-        source: MapError,
-    },
+/// Verdict of a classifier that drops (`linux/pkt_cls.h`).
+const TC_ACT_SHOT: u32 = 2;
+
+/// Pins of the two programs' links.
+const LINK_PIN: &str = "link";
+const GUARD_PIN: &str = "guard";
+
+/// What somebody else took from an interface.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Loss {
+    /// The XDP program is detached, or another runs in its place.
+    pub program: bool,
+    /// So is the second line.
+    pub guard: bool,
+    /// Pins are gone: what is attached would go with the process.
+    pub pins: bool,
 }
 
-/// An attached XDP program.
+impl Loss {
+    /// Tells whether anything is lost.
+    pub fn any(self) -> bool {
+        self.program || self.guard || self.pins
+    }
+}
+
+/// An attached XDP program, and the second line behind it.
 #[derive(Debug)]
 pub struct Steering {
     side: Side,
     ebpf: Ebpf,
     mode: Option<AttachMode>,
+    /// Index of the interface.
+    interface: u32,
+    program: Option<Hook>,
+    /// None where the kernel cannot have it.
+    guard: Option<Hook>,
+    has_guard: bool,
     entries: Entries,
     /// What programs counted that this one took the place of, by row.
     earlier: [u64; ROWS.len()],
@@ -130,8 +112,20 @@ impl Steering {
             mode: "no",
             source: Box::new(source),
         })?;
-        let mut steering =
-            Self { side, ebpf, mode: None, entries: Entries::default(), earlier: [0; ROWS.len()] };
+        guard_of(&mut ebpf, side)
+            .load()
+            .map_err(|source| SteerError::Guard { interface: 0, source: Box::new(source) })?;
+        let mut steering = Self {
+            side,
+            ebpf,
+            mode: None,
+            interface: 0,
+            program: None,
+            guard: None,
+            has_guard: false,
+            entries: Entries::default(),
+            earlier: [0; ROWS.len()],
+        };
         steering.open(first)?;
         steering.close(first)?;
         Ok(steering)
@@ -153,13 +147,16 @@ impl Steering {
             AttachPreference::Native => &[AttachMode::Native],
             AttachPreference::Generic => &[AttachMode::Generic],
         };
+        self.interface = interface;
         // An interface that has a program already refuses another.
-        let mode = match self.attach_anew(interface, candidates, pin_dir) {
-            Ok(mode) => mode,
+        let (mode, hook) = match self.attach_anew(interface, candidates, pin_dir) {
+            Ok(attached) => attached,
             Err(refused) => self.take_over(interface, candidates, pin_dir)?.ok_or(refused)?,
         };
+        self.program = Some(hook);
         self.mode = Some(mode);
         let own = pin_path(pin_dir, self.side, interface, mode);
+        self.attach_guard(&own)?;
         self.pin(&own)?;
         for other in pinned_directories(pin_dir, self.side).into_iter().filter(|directory| *directory != own)
         {
@@ -167,6 +164,60 @@ impl Steering {
             remove_pins(&other).map_err(|source| SteerError::Pin { path: other, source })?;
         }
         Ok(mode)
+    }
+
+    /// Tells what somebody else took away since it was attached.
+    pub fn loss(&self) -> Loss {
+        if self.mode.is_none() {
+            return Loss::default();
+        }
+        let runs = |hook: &Option<Hook>, program: Option<u32>| {
+            hook.as_ref().zip(program).is_some_and(|(hook, program)| hook.runs(program, self.interface))
+        };
+        let is_pinned = |hook: &Option<Hook>| hook.as_ref().is_none_or(Hook::is_pinned);
+        Loss {
+            program: !runs(&self.program, self.number_of(program_names(self.side).0)),
+            guard: self.has_guard && !runs(&self.guard, self.number_of(program_names(self.side).1)),
+            pins: !is_pinned(&self.program) || !is_pinned(&self.guard),
+        }
+    }
+
+    /// Returns the kernel's number of a program of the object.
+    fn number_of(&self, name: &str) -> Option<u32> {
+        let info = match self.ebpf.program(name)? {
+            Program::Xdp(program) => program.info(),
+            Program::SchedClassifier(program) => program.info(),
+            _ => return None,
+        };
+        info.ok().map(|info| info.id())
+    }
+
+    /// Attaches and pins again what somebody else took away. The sockets stay.
+    ///
+    /// # Errors
+    /// When another program is in the way, or the kernel refuses.
+    pub fn make_good(&mut self, pin_dir: &Path) -> Result<(), SteerError> {
+        let (loss, interface) = (self.loss(), self.interface);
+        let Some(mode) = self.mode else { return Ok(()) };
+        let own = pin_path(pin_dir, self.side, interface, mode);
+        if loss.guard {
+            self.attach_guard(&own)?; // first: it also stands where somebody else's program is in the way
+        }
+        if loss.program {
+            // Its link may be pinned no more, but it is held, and somebody may have put another program into it.
+            self.program = None;
+            remove_if_there(&own.join(LINK_PIN))
+                .map_err(|source| SteerError::Pin { path: own.join(LINK_PIN), source })?;
+            self.program = Some(self.attach_anew(interface, &[mode], pin_dir)?.1);
+        }
+        if loss.pins {
+            for hook in [&mut self.program, &mut self.guard] {
+                if let Some(unpinned) = hook.take_if(|hook| !hook.is_pinned()) {
+                    *hook = Some(unpinned.pin_again()?);
+                }
+            }
+        }
+        self.pin(&own)
     }
 
     /// Puts into the maps what a new snapshot steers to workers, and takes out what it no longer lets pass.
@@ -233,6 +284,16 @@ impl Steering {
         Ok(program_of(&mut self.ebpf, self.side).test_run(options)?.return_value)
     }
 
+    /// Runs the second line in the kernel on a frame that comes from nowhere; tells whether it drops it.
+    ///
+    /// # Errors
+    /// When the kernel cannot run it.
+    pub fn test_run_guard(&mut self, frame: &[u8]) -> Result<bool, ProgramError> {
+        let options = TestRunOptions { data_in: Some(frame), repeat: 1, ..Default::default() };
+        let verdict = guard_of(&mut self.ebpf, self.side).test_run(options)?.return_value;
+        Ok(verdict == TC_ACT_SHOT)
+    }
+
     /// Replaces the program in the link that was pinned for this interface, if there is one. The interface may have had
     /// another index then: one that moves to another network namespace and back takes its program along.
     fn take_over(
@@ -240,10 +301,10 @@ impl Steering {
         interface: u32,
         modes: &[AttachMode],
         pin_dir: &Path,
-    ) -> Result<Option<AttachMode>, SteerError> {
+    ) -> Result<Option<(AttachMode, Hook)>, SteerError> {
         let link_error = |source| SteerError::Link { interface, source };
         for directory in pinned_directories(pin_dir, self.side) {
-            let path = directory.join("link");
+            let path = directory.join(LINK_PIN);
             let (Some(mode), true) = (mode_of(&directory), path.exists()) else { continue };
             let link = FdLink::from(PinnedLink::from_pin(&path).map_err(link_error)?);
             if interface_of(&link) != Some(interface) {
@@ -256,26 +317,15 @@ impl Steering {
             let program = program_of(&mut self.ebpf, self.side);
             let refused = |source| attach_error(interface, mode.name(), source);
             let id = program.attach_to_link(link).map_err(refused)?;
-            let link = program.take_link(id).map_err(refused)?;
+            let link = FdLink::try_from(program.take_link(id).map_err(refused)?).map_err(link_error)?;
             let own = pin_path(pin_dir, self.side, interface, mode);
-            if own != directory {
-                self.pin_link(link, interface, &own)?;
-            }
-            return Ok(Some(mode));
+            let hook = match own == directory {
+                true => Hook::hold(link, path)?,
+                false => Hook::pin(link, own.join(LINK_PIN))?,
+            };
+            return Ok(Some((mode, hook)));
         }
         Ok(None)
-    }
-
-    /// Pins a link in a directory, in place of one whose interface is another.
-    fn pin_link(&self, link: XdpLink, interface: u32, directory: &Path) -> Result<(), SteerError> {
-        let pin_error = |path: &Path, source| SteerError::Pin { path: path.to_owned(), source };
-        let link = FdLink::try_from(link).map_err(|source| SteerError::Link { interface, source })?;
-        fs::create_dir_all(directory).map_err(|source| pin_error(directory, source))?;
-        let path = directory.join("link");
-        if path.exists() {
-            fs::remove_file(&path).map_err(|source| pin_error(&path, source))?;
-        }
-        link.pin(&path).map_err(|error| pin_error(&path, io::Error::other(error))).map(drop)
     }
 
     fn attach_anew(
@@ -283,7 +333,7 @@ impl Steering {
         interface: u32,
         modes: &[AttachMode],
         pin_dir: &Path,
-    ) -> Result<AttachMode, SteerError> {
+    ) -> Result<(AttachMode, Hook), SteerError> {
         let mut refused = None;
         for mode in modes {
             let (flag, name) = match mode {
@@ -295,8 +345,10 @@ impl Steering {
                 Ok(id) => {
                     let link =
                         program.take_link(id).map_err(|source| attach_error(interface, name, source))?;
-                    self.pin_link(link, interface, &pin_path(pin_dir, self.side, interface, *mode))?;
-                    return Ok(*mode);
+                    let link =
+                        FdLink::try_from(link).map_err(|source| SteerError::Link { interface, source })?;
+                    let own = pin_path(pin_dir, self.side, interface, *mode);
+                    return Ok((*mode, Hook::pin(link, own.join(LINK_PIN))?));
                 }
                 Err(error) => refused = Some(attach_error(interface, name, error)),
             }
@@ -304,15 +356,33 @@ impl Steering {
         Err(refused.expect("at least one mode was tried"))
     }
 
+    /// Attaches the second line before all other classifiers, and pins it in place of that of an earlier process, which
+    /// stands until then. A kernel older than 6.6 does without.
+    fn attach_guard(&mut self, directory: &Path) -> Result<(), SteerError> {
+        let interface = self.interface;
+        let guard_error = |source| SteerError::Guard { interface, source: Box::new(source) };
+        let name =
+            if_indextoname(interface).map_err(|error| guard_error(ProgramError::IOError(error.into())))?;
+        let options = TcAttachOptions::TcxOrder(LinkOrder::first());
+        let guard = guard_of(&mut self.ebpf, self.side);
+        let link = match guard.attach_with_options(&name.to_string_lossy(), TcAttachType::Ingress, options) {
+            Ok(id) => guard.take_link(id).map_err(guard_error)?,
+            Err(error) if is_unknown(&error) => return Ok(()),
+            Err(error) => return Err(guard_error(error)),
+        };
+        let link = FdLink::try_from(link).map_err(|source| SteerError::Link { interface, source })?;
+        self.guard = Some(Hook::pin(link, directory.join(GUARD_PIN))?);
+        self.has_guard = true;
+        Ok(())
+    }
+
     /// Pins program and maps beside the link, in place of those of an earlier process.
     fn pin(&mut self, directory: &Path) -> Result<(), SteerError> {
         let replace = |name: &str| {
             let path = directory.join(name);
-            match fs::remove_file(&path) {
-                Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                    Err(SteerError::Pin { path, source })
-                }
-                Ok(()) | Err(_) => Ok(path),
+            match remove_if_there(&path) {
+                Ok(()) => Ok(path),
+                Err(source) => Err(SteerError::Pin { path, source }),
             }
         };
         let path = replace("program")?;
@@ -353,25 +423,27 @@ pub fn remove_all_pins(pin_dir: &Path) -> Result<bool, SteerError> {
 }
 
 fn program_of(ebpf: &mut Ebpf, side: Side) -> &mut Xdp {
-    let name = match side {
-        Side::Inside => "steer_inside",
-        Side::Outside => "steer_outside",
-    };
-    let program = ebpf.program_mut(name).expect("the object has a program for each side");
+    let program = ebpf.program_mut(program_names(side).0).expect("the object has a program for each side");
     program.try_into().expect("it is an XDP program")
 }
 
-/// Returns the index of the interface that a link is attached to now, which the kernel tells beside the link's number for
-/// each descriptor of this process.
-fn interface_of(link: &FdLink) -> Option<u32> {
-    let number = link.info().ok()?.id();
-    let value = |text: &str, key: &str| {
-        let line = text.lines().find_map(|line| line.strip_prefix(key));
-        line.and_then(|value| value.trim_start_matches(':').trim().parse::<u32>().ok())
-    };
-    let descriptors = fs::read_dir("/proc/self/fdinfo").ok()?;
-    let texts = descriptors.filter_map(|entry| fs::read_to_string(entry.ok()?.path()).ok());
-    texts.filter(|text| value(text, "link_id") == Some(number)).find_map(|text| value(&text, "ifindex"))
+fn guard_of(ebpf: &mut Ebpf, side: Side) -> &mut SchedClassifier {
+    let program = ebpf.program_mut(program_names(side).1).expect("the object has a program for each side");
+    program.try_into().expect("it is a classifier")
+}
+
+/// Returns the names of a side's XDP program and second line.
+fn program_names(side: Side) -> (&'static str, &'static str) {
+    match side {
+        Side::Inside => ("steer_inside", "guard_inside"),
+        Side::Outside => ("steer_outside", "guard_outside"),
+    }
+}
+
+/// Tells whether the kernel does not know how to attach it.
+fn is_unknown(error: &ProgramError) -> bool {
+    let ProgramError::SyscallError(error) = error else { return false };
+    error.io_error.raw_os_error() == Some(libc::EINVAL)
 }
 
 fn attach_error(interface: u32, mode: &'static str, source: ProgramError) -> SteerError {
