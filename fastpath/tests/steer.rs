@@ -346,6 +346,11 @@ fn a_program_outlives_its_loader_and_is_replaced_in_place() {
     let mut second = Steering::load(Side::Inside, 1, &snapshot).unwrap();
     let mode = second.attach(index, AttachPreference::Auto, &namespace.pins).unwrap();
     assert_eq!(mode, AttachMode::Generic, "the link keeps its mode");
+    let mut third = Steering::load(Side::Inside, 1, &snapshot).unwrap();
+    third.attach(index, AttachPreference::Auto, &namespace.pins).unwrap();
+    assert!(second.loss().any(), "another took its place");
+    drop(std::mem::replace(&mut second, third));
+    assert!(!second.loss().any(), "the descriptor of the old one is no matter");
     assert_ne!(attached(), Some(first_id));
     let refused = second.attach(index, AttachPreference::Native, &namespace.pins).unwrap_err();
     assert!(refused.to_string().contains("spillway detach"), "{refused}");

@@ -4,6 +4,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use aya::programs::links::FdLink;
 
@@ -14,13 +15,16 @@ use super::SteerError;
 pub(super) struct Hook {
     link: FdLink,
     pin: PathBuf,
-    /// Where the kernel tells what the link is attached to.
-    told: PathBuf,
+    number: u32,
+    /// Where the kernel told of it last: of a descriptor of this process, not always the same, as a link that is taken over
+    /// has two for a while.
+    place: Mutex<PathBuf>,
 }
 
 /// What the kernel tells of a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Told {
+    link: u32,
     program: u32,
     /// Zero when somebody detached it, or the interface is gone.
     interface: u32,
@@ -47,15 +51,26 @@ impl Hook {
     /// # Errors
     /// When the kernel does not tell of it.
     pub(super) fn hold(link: FdLink, pin: PathBuf) -> Result<Self, SteerError> {
-        match place_of(&link) {
-            Some(told) => Ok(Self { link, pin, told }),
+        let told = link.info().ok().and_then(|info| find(info.id()));
+        match told {
+            Some((told, place)) => Ok(Self { link, pin, number: told.link, place: Mutex::new(place) }),
             None => Err(SteerError::Pin { path: pin, source: io::ErrorKind::NotFound.into() }),
         }
     }
 
     /// Tells whether the link still runs a program at an interface.
     pub(super) fn runs(&self, program: u32, interface: u32) -> bool {
-        read(&self.told).is_some_and(|told| told == Told { program, interface })
+        self.told() == Some(Told { link: self.number, program, interface })
+    }
+
+    fn told(&self) -> Option<Told> {
+        let mut place = self.place.lock().unwrap_or_else(PoisonError::into_inner);
+        let told = read(&place).filter(|told| told.link == self.number);
+        told.or_else(|| {
+            let (told, found) = find(self.number)?;
+            *place = found;
+            Some(told)
+        })
     }
 
     /// Tells whether it would outlive the process.
@@ -74,7 +89,7 @@ impl Hook {
 
 /// Returns the index of the interface that a link is attached to now.
 pub(super) fn interface_of(link: &FdLink) -> Option<u32> {
-    Some(read(&place_of(link)?)?.interface)
+    Some(find(link.info().ok()?.id())?.0.interface)
 }
 
 /// Removes a file, if there is one.
@@ -88,18 +103,17 @@ pub(super) fn remove_if_there(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Finds where the kernel tells of a link: among the descriptors of this process, by the link's number.
-fn place_of(link: &FdLink) -> Option<PathBuf> {
-    let number = link.info().ok()?.id();
+/// Finds what the kernel tells of a link, and where: among the descriptors of this process.
+fn find(link: u32) -> Option<(Told, PathBuf)> {
     let descriptors = fs::read_dir("/proc/self/fdinfo").ok()?;
-    let paths = descriptors.filter_map(|entry| Some(entry.ok()?.path()));
-    let mut texts = paths.filter_map(|path| Some((fs::read_to_string(&path).ok()?, path)));
-    texts.find(|(text, _)| value(text, "link_id") == Some(number)).map(|(_, path)| path)
+    let mut paths = descriptors.filter_map(|entry| Some(entry.ok()?.path()));
+    paths.find_map(|path| Some((read(&path).filter(|told| told.link == link)?, path)))
 }
 
-fn read(told: &Path) -> Option<Told> {
-    let text = fs::read_to_string(told).ok()?;
-    Some(Told { program: value(&text, "prog_id")?, interface: value(&text, "ifindex")? })
+fn read(place: &Path) -> Option<Told> {
+    let text = fs::read_to_string(place).ok()?;
+    let value = |key| value(&text, key);
+    Some(Told { link: value("link_id")?, program: value("prog_id")?, interface: value("ifindex")? })
 }
 
 fn value(text: &str, key: &str) -> Option<u32> {
