@@ -91,6 +91,9 @@ enum Measurement {
     /// Forwards frames as the peer raw-afxdp of other measurements
     #[command(hide = true)]
     ForwardRaw(raw::Options),
+    /// Returns what it gets as the far end of other measurements
+    #[command(hide = true)]
+    Echo(restart::echo::Options),
 }
 
 impl Cli {
@@ -100,8 +103,10 @@ impl Cli {
             bail!("measurements make network namespaces and load XDP programs; run as root");
         }
         wait::notice_signals()?;
-        if let Measurement::ForwardRaw(options) = &self.measurement {
-            return raw::forward(options);
+        match &self.measurement {
+            Measurement::ForwardRaw(options) => return raw::forward(options),
+            Measurement::Echo(options) => return restart::echo::serve(options),
+            _ => {}
         }
         namespace::remove_stale()?;
         system::remove_stale()?;
@@ -149,7 +154,10 @@ impl Cli {
             Measurement::Latency(options) => options.needs_spillway(),
             Measurement::Control(_) | Measurement::Memory(_) | Measurement::Short => true,
             Measurement::Restart(_) => true,
-            Measurement::Engine(_) | Measurement::Ports(_) | Measurement::ForwardRaw(_) => false,
+            Measurement::Engine(_)
+            | Measurement::Ports(_)
+            | Measurement::ForwardRaw(_)
+            | Measurement::Echo(_) => false,
         }
     }
 }
@@ -174,7 +182,9 @@ impl Measurement {
             Self::Control(options) => Part::of("control", &control_plane::measure(options, cores, setup)?),
             Self::Memory(options) => Part::of("memory", &memory::measure(options, cores, setup)?),
             Self::Restart(options) => Part::of("restart", &restart::measure(options, cores, setup)?),
-            Self::ForwardRaw(_) | Self::Short => unreachable!("they are no measurements of their own"),
+            Self::ForwardRaw(_) | Self::Echo(_) | Self::Short => {
+                unreachable!("they are no measurements of their own")
+            }
         }
     }
 }

@@ -1,17 +1,16 @@
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
-use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::epoll::{EpollEvent, EpollFlags};
 
+use super::echo::{self, EchoServer, allow_descriptors, epoll, wait};
 use crate::topology::{SERVER, Topology};
 
-const PORT: u16 = 7777;
 const TURN: u16 = 10;
 const CONNECTS_WITHIN: Duration = Duration::from_secs(10);
 /// A segment that is lost after some others is sent again after a second or two.
@@ -23,14 +22,13 @@ const MESSAGE: [u8; 8] = *b"alive?\r\n";
 /// Connections of the kernel's TCP from a pod to a server that returns what it gets; dropped, they end.
 pub(super) struct Connections {
     shared: Arc<Shared>,
-    server: Option<JoinHandle<Result<()>>>,
+    _server: EchoServer,
     client: Option<JoinHandle<Result<Outcome>>>,
 }
 
 #[derive(Debug, Default)]
 struct Shared {
     stop_asking: AtomicBool,
-    stop_serving: AtomicBool,
     answers: AtomicU64,
 }
 
@@ -46,17 +44,11 @@ pub(super) struct Outcome {
 impl Connections {
     /// Opens so many, and lets them talk one after the other from then on.
     pub(super) fn open(topology: &Topology, count: usize) -> Result<Self> {
-        let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-        let wanted = 3 * count as u64 + 1000;
-        if soft < wanted {
-            setrlimit(Resource::RLIMIT_NOFILE, wanted.min(hard), hard)?;
-        }
+        allow_descriptors(count)?;
         let shared = Arc::new(Shared::default());
-        let address = SocketAddr::from((SERVER.parse::<Ipv4Addr>()?, PORT));
-        let listener = topology.sink.enter(|| Ok(TcpListener::bind(address)?))?;
-        let mut connections = Self { shared: Arc::clone(&shared), server: None, client: None };
-        let own = Arc::clone(&shared);
-        connections.server = Some(thread::spawn(move || serve(&listener, &own)));
+        let server = EchoServer::start(topology)?;
+        let address = SocketAddr::from((SERVER.parse::<Ipv4Addr>()?, echo::PORT));
+        let mut connections = Self { shared: Arc::clone(&shared), _server: server, client: None };
         let connect = || (0..count).map(|_| connect(address)).collect::<Result<Vec<_>>>();
         let streams = topology.generator.enter(connect)?;
         connections.client = Some(thread::spawn(move || ask(streams, &shared)));
@@ -83,10 +75,6 @@ impl Drop for Connections {
             // Whoever wanted the outcome has it.
             let _ = client.join();
         }
-        self.shared.stop_serving.store(true, Ordering::Relaxed);
-        if let Some(Ok(Err(error))) = self.server.take().map(JoinHandle::join) {
-            eprintln!("warning: the server of the connections: {error:#}");
-        }
     }
 }
 
@@ -95,62 +83,6 @@ fn connect(address: SocketAddr) -> Result<TcpStream> {
     stream.set_nodelay(true)?;
     stream.set_nonblocking(true)?;
     Ok(stream)
-}
-
-fn epoll() -> Result<Epoll> {
-    Ok(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?)
-}
-
-/// Shows the numbers of what is readable within a turn.
-fn wait(epoll: &Epoll, milliseconds: u16, mut on_ready: impl FnMut(usize)) -> Result<()> {
-    let mut events = [EpollEvent::empty(); 256];
-    let ready = match epoll.wait(&mut events, EpollTimeout::from(milliseconds)) {
-        Err(nix::errno::Errno::EINTR) => 0,
-        ready => ready?,
-    };
-    events[..ready].iter().for_each(|event| on_ready(usize::try_from(event.data()).unwrap_or(usize::MAX)));
-    Ok(())
-}
-
-fn serve(listener: &TcpListener, shared: &Shared) -> Result<()> {
-    listener.set_nonblocking(true)?;
-    let epoll = epoll()?;
-    epoll.add(listener, EpollEvent::new(EpollFlags::EPOLLIN, u64::MAX))?;
-    let mut clients: Vec<Option<TcpStream>> = Vec::new();
-    while !shared.stop_serving.load(Ordering::Relaxed) {
-        wait(&epoll, TURN, |number| match clients.get_mut(number) {
-            Some(client) => {
-                if client.as_mut().is_some_and(|stream| !returns(stream)) {
-                    *client = None;
-                }
-            }
-            None => {
-                while let Ok((stream, _)) = listener.accept() {
-                    let event = EpollEvent::new(EpollFlags::EPOLLIN, clients.len() as u64);
-                    let is_watched =
-                        stream.set_nonblocking(true).is_ok() && epoll.add(&stream, event).is_ok();
-                    clients.push(is_watched.then_some(stream));
-                }
-            }
-        })?;
-    }
-    Ok(())
-}
-
-/// Returns what a client sends; tells whether it is still there.
-fn returns(stream: &mut TcpStream) -> bool {
-    let mut buffer = [0; 4096];
-    loop {
-        match stream.read(&mut buffer) {
-            Ok(0) => return false,
-            Ok(length) => {
-                if stream.write_all(&buffer[..length]).is_err() {
-                    return false;
-                }
-            }
-            Err(error) => return error.kind() == ErrorKind::WouldBlock,
-        }
-    }
 }
 
 /// The clients' ends.

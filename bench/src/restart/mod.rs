@@ -18,6 +18,8 @@ use connections::{Connections, Outcome};
 
 /// TCP of the kernel on both sides of the gateway.
 mod connections;
+/// The far end of it.
+pub(crate) mod echo;
 
 const LOOKS_FOR_RATE: Duration = Duration::from_secs(1);
 const SETTLE: Duration = Duration::from_millis(1500);
