@@ -11,7 +11,11 @@ SUDO := $(if $(ROOT),,sudo)
 # How long `make fuzz` runs each target.
 SECONDS ?= 60
 
-.PHONY: help demo test lint bench fuzz dependencies
+# How long a storm or a soak lasts, unless SECONDS is given; a storm may also be told its EVENTS.
+lasting = $(if $(filter file,$(origin SECONDS)),$(1),$(SECONDS))
+SEED ?= $(shell date +%s)
+
+.PHONY: help demo test lint bench fuzz storm dependencies
 
 help: ## lists the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -41,6 +45,12 @@ bench: dependencies ## measures the gateway on this machine beside its peers, un
 fuzz: ## feeds anything to the parser and the pipeline, SECONDS each (60)
 	@scripts/install-deps fuzz
 	@scripts/fuzz $(SECONDS) $(abspath $(TARGET))/fuzz
+
+storm: dependencies ## throws everything at the gateway, SECONDS long (600), and counts what leaks; SEED, EVENTS
+	$(CARGO) build --release -p control
+	STORM_PROGRAM=$(abspath $(TARGET))/release/spillway STORM_SEED=$(SEED) STORM_EVENTS=$(EVENTS) \
+		$(if $(EVENTS),,STORM_SECONDS=$(call lasting,600)) REQUIRE_NETNS=1 \
+		$(CARGO) test -p spillway-tests --test storm -- --nocapture
 
 dependencies:
 	@scripts/install-deps

@@ -7,4 +7,6 @@ pub mod fixture;
 pub mod manager;
 pub mod manifests;
 pub mod peers;
+
+pub mod storm;
 pub mod stream;

@@ -131,7 +131,10 @@ impl Gateway {
     /// Brings the sockets to what the interface is; tells whether they were opened anew.
     fn attach(&mut self, side: Side, name: &str) -> Result<bool, DataPlaneError> {
         match self.data_plane.inspect(side) {
-            SideState::Serving => return Ok(false),
+            SideState::Serving => {
+                self.attachments[side.index()].lose(Loss::default());
+                return Ok(false);
+            }
             SideState::Away => {
                 self.data_plane.give_up_side(side)?;
                 return Ok(false); // the facts tell why
@@ -147,6 +150,7 @@ impl Gateway {
             warn!(error = &error as &dyn std::error::Error, interface = name, "ARP is not isolated");
         }
         self.data_plane.renew_side(side)?;
+        self.attachments[side.index()].lose(Loss::default());
         self.attachments[side.index()].reattachments += 1;
         let queues = self.data_plane.queues(side);
         info!(interface = name, queues, "the {} interface's sockets are open again", side.name());
