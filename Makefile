@@ -15,7 +15,7 @@ SECONDS ?= 60
 lasting = $(if $(filter file,$(origin SECONDS)),$(1),$(SECONDS))
 SEED ?= $(shell date +%s)
 
-.PHONY: help demo test lint bench fuzz storm dependencies
+.PHONY: help demo test lint bench fuzz storm soak dependencies
 
 help: ## lists the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -51,6 +51,12 @@ storm: dependencies ## throws everything at the gateway, SECONDS long (600), and
 	STORM_PROGRAM=$(abspath $(TARGET))/release/spillway STORM_SEED=$(SEED) STORM_EVENTS=$(EVENTS) \
 		$(if $(EVENTS),,STORM_SECONDS=$(call lasting,600)) REQUIRE_NETNS=1 \
 		$(CARGO) test -p spillway-tests --test storm -- --nocapture
+
+soak: dependencies ## lets tenants and sessions come and go for SECONDS (3600) and tells whether what is used stays flat
+	$(CARGO) build --release -p control
+	SOAK_PROGRAM=$(abspath $(TARGET))/release/spillway SOAK_SEED=$(SEED) \
+		SOAK_SECONDS=$(call lasting,3600) REQUIRE_NETNS=1 \
+		$(CARGO) test -p spillway-tests --test soak -- --nocapture
 
 dependencies:
 	@scripts/install-deps

@@ -4,6 +4,7 @@ use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::PathBuf;
 use std::process::Output;
+use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -191,6 +192,15 @@ pub fn skipped() -> Result<bool> {
     // Not println: what a passing test prints is not shown.
     writeln!(std::io::stderr(), "SKIPPED: {missing}")?;
     Ok(true)
+}
+
+/// Reads a variable of the environment; one that is empty is not set.
+///
+/// # Errors
+/// When its value is not of the kind.
+pub fn variable<T: FromStr<Err: std::error::Error + Send + Sync + 'static>>(name: &str) -> Result<Option<T>> {
+    let Some(text) = std::env::var(name).ok().filter(|text| !text.is_empty()) else { return Ok(None) };
+    text.parse().map(Some).with_context(|| format!("{name}={text}"))
 }
 
 /// Returns the program `spillway` that was built beside the tests.

@@ -8,5 +8,6 @@ pub mod manager;
 pub mod manifests;
 pub mod peers;
 
+pub mod soak;
 pub mod storm;
 pub mod stream;

@@ -2,10 +2,10 @@
 //! says how long: `make storm`.
 
 use std::io::Write;
-use std::str::FromStr;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
+use spillway_tests::fixture::variable;
 use spillway_tests::storm::{Length, Options, run};
 
 const EVENTS: u64 = 25_000;
@@ -26,10 +26,4 @@ fn nothing_leaks_in_a_storm_and_the_gateway_recovers() -> Result<()> {
     }
     assert!(summary.events > 0 && summary.translated > summary.events / 100, "{summary}");
     Ok(())
-}
-
-/// Reads a variable of the environment; one that is empty is not set.
-fn variable<T: FromStr<Err: std::error::Error + Send + Sync + 'static>>(name: &str) -> Result<Option<T>> {
-    let Some(text) = std::env::var(name).ok().filter(|text| !text.is_empty()) else { return Ok(None) };
-    text.parse().map(Some).with_context(|| format!("{name}={text}"))
 }

@@ -31,6 +31,8 @@ enum Undo {
     RightNeighbour,
     ServerMac,
     DefaultRoute,
+    /// Somebody's own route to a pod network goes.
+    ReturnRoute(&'static str),
     /// The daemon does it; it had noticed so many disturbances before.
     PutBack(&'static str, u64),
     StartDaemon,
@@ -44,14 +46,14 @@ impl Undo {
             | Self::MtuBack(device)
             | Self::PutBack(device, _) => Some(device),
             Self::RightNeighbour | Self::ServerMac | Self::DefaultRoute => Some(OUTSIDE),
-            Self::StartDaemon => None,
+            Self::ReturnRoute(_) | Self::StartDaemon => None,
         }
     }
 }
 
 /// What became of an act.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Outcome {
+pub(crate) enum Outcome {
     Done,
     /// The daemon said no, as it may.
     Refused,
@@ -61,16 +63,16 @@ pub(super) enum Outcome {
 
 /// What is to be undone, and when.
 #[derive(Debug, Default)]
-pub(super) struct Pending(Vec<(u64, Undo)>);
+pub(crate) struct Pending(Vec<(u64, Undo)>);
 
 impl Pending {
     /// Undoes what is due.
-    pub(super) fn settle(&mut self, world: &mut World, now: u64) -> Result<()> {
+    pub(crate) fn settle(&mut self, world: &mut World, now: u64) -> Result<()> {
         self.finish(world, |due, _| due <= now)
     }
 
     /// Undoes everything.
-    pub(super) fn settle_all(&mut self, world: &mut World) -> Result<()> {
+    pub(crate) fn settle_all(&mut self, world: &mut World) -> Result<()> {
         self.finish(world, |_, undo| *undo != Undo::StartDaemon)?;
         self.finish(world, |_, _| true)
     }
@@ -93,7 +95,7 @@ impl Pending {
     }
 
     /// Does something. What lies upon the same interface is undone before.
-    pub(super) fn act(&mut self, world: &mut World, act: Act, dice: u64, now: u64) -> Result<Outcome> {
+    pub(crate) fn act(&mut self, world: &mut World, act: Act, dice: u64, now: u64) -> Result<Outcome> {
         let mut rng = StdRng::seed_from_u64(dice);
         let device = if rng.random() { INSIDE } else { OUTSIDE };
         let slot = Slot(rng.random_range(0..TENANTS));
@@ -206,13 +208,16 @@ fn change_network(world: &World, act: Act, rng: &mut StdRng) -> Result<Option<Un
         Act::WithdrawReturn => {
             let (network, node) = World::return_route(rng.random_range(0..2));
             let other = NODES.iter().map(|it| it.address).find(|address| *address != node).unwrap_or(node);
-            let line = match rng.random() {
-                true => format!("route del {network} dev {INSIDE}"),
-                false => format!("route replace {network} via {other} dev {INSIDE} proto static"),
+            let (line, undo) = match rng.random() {
+                true => (format!("route del {network} dev {INSIDE}"), None),
+                false => (
+                    format!("route replace {network} via {other} dev {INSIDE} proto static"),
+                    Some(Undo::ReturnRoute(network)),
+                ),
             };
             // The daemon may not have made it yet, or the interface may be away.
             let _ = gateway.ip(&line);
-            return Ok(None);
+            return Ok(undo);
         }
         Act::ServerMac => {
             let line = format!("link set eth0 address {wrong}");
@@ -255,6 +260,10 @@ fn carry_out(world: &mut World, undo: &Undo) -> Result<()> {
             world.lab.namespace(Host::Server).ip(&format!("link set eth0 address {mac}"))?;
         }
         Undo::DefaultRoute => drop(gateway.ip(&default)?),
+        Undo::ReturnRoute(network) => {
+            // It went with the interface, if that was down.
+            let _ = gateway.ip(&format!("route del {network} dev {INSIDE} proto static"));
+        }
         Undo::PutBack(device, before) => wait::until("what was taken is put back", PUT_BACK, || {
             let (count, trouble) = world.disturbances(device)?;
             Ok((count > *before && trouble.is_none()).then_some(()))

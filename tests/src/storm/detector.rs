@@ -12,7 +12,7 @@ use control::demo::Lab;
 use control::demo::command::{run_ok, run_with_input};
 use control::demo::namespace::Namespace;
 use control::demo::process::Process;
-use control::demo::topology::{CLUSTER_CIDR, GATEWAY_OUTSIDE, Host};
+use control::demo::topology::{CLUSTER_CIDR, GATEWAY_INSIDE, GATEWAY_OUTSIDE, Host};
 use serde_json::Value;
 
 use super::frames::{MARK, NOBODY};
@@ -20,8 +20,7 @@ use super::tenants::{ADDRESSES_EACH, Slot, TENANTS};
 use crate::fixture::LIMIT;
 
 /// What tcpdump keeps: what the rules below count as leaks by its source alone.
-const LEAKS: &str = "not (arp and src net 192.168.55.0/24) and not (ip and src net 192.168.55.0/24) and \
-                     not (ip and src net 192.168.99.0/24)";
+const LEAKS: &str = "not ((arp or ip) and (src net 192.168.55.0/24 or src net 192.168.99.0/24))";
 
 /// Counts what the gateway sends outside.
 #[derive(Debug)]
@@ -104,7 +103,8 @@ impl Detector {
     }
 }
 
-/// The kernel's own answers to pods go astray where it knows no way back to them; they bear no pod's address.
+/// The kernel's own answers to pods go astray where it knows no way back to them, and so does its ARP about them while no
+/// daemon isolates it; they bear no pod's address.
 ///
 /// A frame may leave as ARP from the outside network, from the gateway's own address, or from an egress address; and what
 /// bears a tenant's number only from that tenant's own.
@@ -136,6 +136,7 @@ fn rules() -> String {
          \x20   ip saddr 192.168.99.0/24 ip daddr {CLUSTER_CIDR} counter name seen_astray accept\n\
          \x20   ether type ip counter name leak_source drop\n\
          \x20   ether type arp arp saddr ip 192.168.55.0/24 counter name seen_arp accept\n\
+         \x20   arp saddr ip {GATEWAY_INSIDE} counter name seen_astray accept\n\
          \x20   ether type arp counter name leak_arp drop\n\
          \x20   counter name leak_other drop\n\
          \x20 }}\n}}\n"

@@ -15,28 +15,28 @@ use super::schedule::Traffic;
 use super::tenants::{Slot, TENANTS};
 
 /// First bytes of a datagram's payload, before the tenant's number: the detector looks for them.
-pub(super) const MARK: [u8; 3] = *b"spw";
+pub(crate) const MARK: [u8; 3] = *b"spw";
 /// The number in place of a tenant's of what must not leave, whatever its source.
-pub(super) const NOBODY: u8 = 0xff;
+pub(crate) const NOBODY: u8 = 0xff;
 /// Port of the server's echo, and of its sink.
-pub(super) const ECHO: u16 = 7;
+pub(crate) const ECHO: u16 = 7;
 /// Port of the server to which new flows go.
-pub(super) const SINK: u16 = 53;
+pub(crate) const SINK: u16 = 53;
 
 type Mac = [u8; 6];
 
 /// MACs on the wire, which never change but for the server's.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Macs {
-    pub(super) inside: Mac,
-    pub(super) outside: Mac,
-    pub(super) node: Mac,
-    pub(super) server: Mac,
+pub(crate) struct Macs {
+    pub(crate) inside: Mac,
+    pub(crate) outside: Mac,
+    pub(crate) node: Mac,
+    pub(crate) server: Mac,
 }
 
 /// Where a frame is put on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum From {
+pub(crate) enum From {
     /// At the first node.
     Node,
     /// At the server.
@@ -45,14 +45,14 @@ pub(super) enum From {
 
 /// Makes frames.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Frames {
-    pub(super) macs: Macs,
-    pub(super) own_inside: Ipv4Addr,
+pub(crate) struct Frames {
+    pub(crate) macs: Macs,
+    pub(crate) own_inside: Ipv4Addr,
 }
 
 impl Frames {
     /// Returns the frames of one event.
-    pub(super) fn of(&self, traffic: Traffic, dice: u64) -> (From, Vec<Vec<u8>>) {
+    pub(crate) fn of(&self, traffic: Traffic, dice: u64) -> (From, Vec<Vec<u8>>) {
         let mut rng = StdRng::seed_from_u64(dice);
         let slot = Slot(rng.random_range(0..TENANTS));
         let frames = match traffic {
@@ -263,6 +263,10 @@ impl Frames {
                     for _ in 0..rng.random_range(1..6) {
                         let at = rng.random_range(14..frame.len());
                         frame[at] = rng.random();
+                    }
+                    if frame[..6] == self.macs.inside && frame.len() > 28 {
+                        // The host may forward for others than pods.
+                        frame[26..28].copy_from_slice(&[10, 132]);
                     }
                 }
             }

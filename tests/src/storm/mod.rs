@@ -8,12 +8,12 @@
 //! - `detector`: counts at the other end of the outside cable
 //! - `world`: the lab, the daemon and the wires
 
-mod acts;
+pub(crate) mod acts;
 mod detector;
-mod frames;
+pub(crate) mod frames;
 pub mod schedule;
-mod tenants;
-mod world;
+pub(crate) mod tenants;
+pub(crate) mod world;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write as _;
@@ -269,7 +269,7 @@ impl std::fmt::Display for Summary {
         writeln!(f, "seed {seed}: {events} events in {seconds:.0} s, {checkpoints} checkpoints passed")?;
         writeln!(
             f,
-            "{astray} answers of the gateway's kernel to pods left outside, for lack of a return route"
+            "{astray} answers and questions of the gateway's own went outside for lack of a return route"
         )?;
         write!(f, "{outside} frames left the gateway outside, {translated} of them translated; leaks: 0")
     }

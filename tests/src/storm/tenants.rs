@@ -8,58 +8,58 @@ use rand::rngs::StdRng;
 use serde_json::{Value, json};
 
 /// Tenants that there may be at the same time.
-pub(super) const TENANTS: u8 = 8;
+pub(crate) const TENANTS: u8 = 8;
 /// Egress addresses that only one tenant ever has.
-pub(super) const ADDRESSES_EACH: u8 = 8;
+pub(crate) const ADDRESSES_EACH: u8 = 8;
 
 /// Place of a tenant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Slot(pub(super) u8);
+pub(crate) struct Slot(pub(super) u8);
 
 impl Slot {
     /// All of them.
-    pub(super) fn all() -> impl Iterator<Item = Self> {
+    pub(crate) fn all() -> impl Iterator<Item = Self> {
         (0..TENANTS).map(Self)
     }
 
-    pub(super) fn name(self) -> String {
+    pub(crate) fn name(self) -> String {
         format!("storm-{}", self.0)
     }
 
-    pub(super) fn gateway(self) -> Ipv4Addr {
+    pub(crate) fn gateway(self) -> Ipv4Addr {
         Ipv4Addr::new(192, 168, 99, 40 + self.0)
     }
 
-    pub(super) fn mac(self) -> [u8; 6] {
+    pub(crate) fn mac(self) -> [u8; 6] {
         let [a, b, c, d] = self.gateway().octets();
         [2, 0x53, a, b, c, d]
     }
 
     /// Returns one of the addresses that it may have.
-    pub(super) fn egress(self, number: u8) -> Ipv4Addr {
+    pub(crate) fn egress(self, number: u8) -> Ipv4Addr {
         Ipv4Addr::new(192, 168, 55, 120 + ADDRESSES_EACH * self.0 + number % ADDRESSES_EACH)
     }
 
     /// Returns the address of the pod by which a checkpoint looks whether the tenant is served.
-    pub(super) fn probe(self) -> Ipv4Addr {
+    pub(crate) fn probe(self) -> Ipv4Addr {
         Ipv4Addr::new(10, 132, 0, 100 + self.0)
     }
 
     /// Returns the routing table of that pod on its node.
-    pub(super) fn table(self) -> u32 {
+    pub(crate) fn table(self) -> u32 {
         300 + u32::from(self.0)
     }
 }
 
 /// The tenants that the daemon was told of, as far as it said yes.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Tenants {
+pub(crate) struct Tenants {
     bodies: BTreeMap<Slot, Value>,
 }
 
 impl Tenants {
     /// Returns those that there are, and their egress addresses.
-    pub(super) fn living(&self) -> impl Iterator<Item = (Slot, Vec<Ipv4Addr>)> {
+    pub(crate) fn living(&self) -> impl Iterator<Item = (Slot, Vec<Ipv4Addr>)> {
         self.bodies.iter().map(|(slot, body)| {
             let addresses = body["egressIPs"].as_array().into_iter().flatten();
             let parsed = addresses.filter_map(|address| address.as_str()?.parse().ok());
@@ -68,7 +68,7 @@ impl Tenants {
     }
 
     /// Returns what is to be put for a tenant with other egress addresses or other options.
-    pub(super) fn draw(&self, slot: Slot, changes_egress: bool, rng: &mut StdRng) -> Value {
+    pub(crate) fn draw(&self, slot: Slot, changes_egress: bool, rng: &mut StdRng) -> Value {
         let first = rng.random_range(0..ADDRESSES_EACH);
         let count = rng.random_range(1..4);
         let drawn: Vec<_> = (first..first + count).map(|number| slot.egress(number)).collect();
@@ -85,15 +85,15 @@ impl Tenants {
         })
     }
 
-    pub(super) fn note_put(&mut self, slot: Slot, body: Value) {
+    pub(crate) fn note_put(&mut self, slot: Slot, body: Value) {
         self.bodies.insert(slot, body);
     }
 
-    pub(super) fn note_removed(&mut self, slot: Slot) {
+    pub(crate) fn note_removed(&mut self, slot: Slot) {
         self.bodies.remove(&slot);
     }
 
-    pub(super) fn has(&self, slot: Slot) -> bool {
+    pub(crate) fn has(&self, slot: Slot) -> bool {
         self.bodies.contains_key(&slot)
     }
 }

@@ -24,23 +24,23 @@ const RECOVERY: Duration = Duration::from_secs(60);
 const PROBE_WAIT: Duration = Duration::from_millis(250);
 
 /// Everything that a storm is about. The daemon ends first, the lab last.
-pub(super) struct World {
-    pub(super) gateway: Option<Gateway>,
-    pub(super) installation: Installation,
-    pub(super) tenants: Tenants,
-    pub(super) frames: Frames,
+pub(crate) struct World {
+    pub(crate) gateway: Option<Gateway>,
+    pub(crate) installation: Installation,
+    pub(crate) tenants: Tenants,
+    pub(crate) frames: Frames,
     /// Frames that were put on a wire.
-    pub(super) sent: u64,
+    pub(crate) sent: u64,
     client: BlockingClient,
     wires: [Box<dyn DataLinkSender>; 2],
     _echo: Peer,
     _sink: UdpSocket,
-    pub(super) lab: Lab,
+    pub(crate) lab: Lab,
 }
 
 impl World {
     /// Builds the lab and starts the daemon, without tenants.
-    pub(super) fn build(program: Option<PathBuf>) -> Result<Self> {
+    pub(crate) fn build(program: Option<PathBuf>) -> Result<Self> {
         let options = LabOptions { inside_queues: 2, outside_queues: 2, ..LabOptions::default() };
         let lab = Lab::build(&options)?;
         let installation = Installation::write(&lab, &program.map_or_else(executable, Ok)?)?;
@@ -79,45 +79,46 @@ impl World {
     }
 
     /// Puts a frame on a wire.
-    pub(super) fn send(&mut self, from: From, frame: &[u8]) -> bool {
+    pub(crate) fn send(&mut self, from: From, frame: &[u8]) {
         let wire = &mut self.wires[usize::from(from == From::Server)];
         let is_sent = wire.send_to(frame, None).is_some_and(|sent| sent.is_ok());
         self.sent += u64::from(is_sent);
-        is_sent
     }
 
     /// Sends a pod's packet by the gateway's own outside interface, past Spillway: a leak made on purpose.
-    pub(super) fn leak_on_purpose(&self, frame: &[u8]) -> Result<()> {
+    pub(crate) fn leak_on_purpose(&self, frame: &[u8]) -> Result<()> {
         let mut wire = open_wire_of(&self.lab.namespace(Host::Gateway), OUTSIDE)?;
         wire.send_to(frame, None).context("no answer")?.context("the leak was not sent")
     }
 
     /// Asks the daemon for its status.
-    pub(super) fn status(&self) -> Result<Value> {
+    pub(crate) fn status(&self) -> Result<Value> {
         Ok(self.client.get("/v1/status")?)
     }
 
     /// Puts a tenant; returns what the daemon said.
-    pub(super) fn put(&self, slot: Slot, body: &Value) -> Result<Value, control::client::ClientError> {
+    pub(crate) fn put(&self, slot: Slot, body: &Value) -> Result<Value, control::client::ClientError> {
         self.client.put(&format!("/v1/tenants/{}", slot.name()), body)
     }
 
     /// Removes a tenant.
-    pub(super) fn remove(&self, slot: Slot) -> Result<(), control::client::ClientError> {
+    pub(crate) fn remove(&self, slot: Slot) -> Result<(), control::client::ClientError> {
         self.client.delete(&format!("/v1/tenants/{}", slot.name()))
     }
 
-    /// Returns how often the daemon noticed that something was taken from an interface, and what troubles it there.
-    pub(super) fn disturbances(&self, device: &str) -> Result<(u64, Option<String>)> {
+    /// Returns how often the daemon put back what was taken from an interface, or opened its sockets anew, and what
+    /// troubles it there.
+    pub(crate) fn disturbances(&self, device: &str) -> Result<(u64, Option<String>)> {
         let status = self.status()?;
         let mut interfaces = status["interfaces"].as_array().context("interfaces")?.iter();
         let told = interfaces.find(|told| told["name"] == device).context("the interface is not told of")?;
         let trouble = told["trouble"].as_str().map(str::to_owned);
-        Ok((told["disturbances"].as_u64().context("disturbances")?, trouble))
+        let count = |key: &str| told[key].as_u64().context("a counter of the interface");
+        Ok((count("disturbances")? + count("reattachments")?, trouble))
     }
 
     /// Fails unless the daemon lives and has nothing to be ashamed of.
-    pub(super) fn require_health(&mut self) -> Result<()> {
+    pub(crate) fn require_health(&mut self) -> Result<()> {
         let Some(gateway) = &mut self.gateway else { return Ok(()) };
         let log = gateway.log();
         ensure!(!log.contains("panicked"), "the daemon panicked:\n{}", last_lines(&log));
@@ -129,7 +130,7 @@ impl World {
     }
 
     /// Waits until every living tenant's new flow passes under one of its addresses, and all frames are somewhere.
-    pub(super) fn require_service(&mut self) -> Result<()> {
+    pub(crate) fn require_service(&mut self) -> Result<()> {
         self.require_health()?;
         let living: Vec<_> = self.tenants.living().collect();
         for (slot, addresses) in living {
@@ -166,7 +167,7 @@ impl World {
     }
 
     /// Returns what helps to find out why the gateway does not serve.
-    pub(super) fn describe(&self) -> String {
+    pub(crate) fn describe(&self) -> String {
         let status = self.status().map_or_else(|error| format!("{error:#}"), |status| status.to_string());
         let kernel = |line: &str| self.lab.namespace(Host::Gateway).ip(line).unwrap_or_default();
         let log = self.gateway.as_ref().map(Gateway::log).unwrap_or_default();
@@ -180,21 +181,21 @@ impl World {
     }
 
     /// Sets the kernel's right MAC for the server.
-    pub(super) fn right_neighbour(&self) -> Result<()> {
+    pub(crate) fn right_neighbour(&self) -> Result<()> {
         let mac = self.frames.macs.server.map(|byte| format!("{byte:02x}")).join(":");
         let line = format!("neigh replace {SERVER} lladdr {mac} dev {OUTSIDE} nud reachable");
         self.lab.namespace(Host::Gateway).ip(&line).map(drop)
     }
 
     /// Returns the node that a return route leads to, and its network.
-    pub(super) fn return_route(number: usize) -> (&'static str, Ipv4Addr) {
+    pub(crate) fn return_route(number: usize) -> (&'static str, Ipv4Addr) {
         let node = &NODES[number % NODES.len()];
         (node.pod_cidr, node.address)
     }
 }
 
 /// Returns the end of a log.
-pub(super) fn last_lines(log: &str) -> String {
+pub(crate) fn last_lines(log: &str) -> String {
     let lines: Vec<&str> = log.lines().collect();
     lines[lines.len().saturating_sub(40)..].join("\n")
 }
