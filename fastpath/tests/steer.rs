@@ -281,6 +281,33 @@ fn the_second_line_drops_what_the_program_would_not_let_pass_and_nothing_else() 
 }
 
 #[test]
+fn a_kernel_without_links_for_classifiers_has_the_second_line_too() {
+    let Some(namespace) = Namespace::enter() else { return };
+    let index = if_nametoindex("spin0").unwrap();
+    let snapshot = Snapshot::compile(spec(1, vec![blue()]));
+    let filters = || {
+        let output = Command::new("tc").args(["filter", "show", "dev", "spin0", "ingress"]).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        text.lines().filter(|line| line.contains("guard_inside")).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let load = || Steering::load(Side::Inside, 1, &snapshot).unwrap().without_links();
+    let mut first = load();
+    first.attach(index, AttachPreference::Auto, &namespace.pins).unwrap();
+    assert!(!first.loss().any());
+    let attached = filters();
+    assert_eq!(attached.len(), 1);
+    drop(first);
+    assert_eq!(filters(), attached, "it outlives its loader");
+    let mut second = load();
+    second.attach(index, AttachPreference::Auto, &namespace.pins).unwrap();
+    let replaced = filters();
+    assert!(replaced.len() == 1 && replaced != attached, "in the place of the old one: {replaced:?}");
+    drop(second);
+    assert!(detach(&namespace.pins).unwrap());
+    assert!(filters().is_empty(), "{:?}", filters());
+}
+
+#[test]
 fn what_is_taken_from_an_interface_is_noticed_and_put_back() {
     let Some(namespace) = Namespace::enter() else { return };
     let index = if_nametoindex("spin0").unwrap();

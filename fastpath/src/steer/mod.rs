@@ -8,6 +8,7 @@
 //! not get what the program would keep from it.
 
 mod error;
+mod guard;
 mod hook;
 mod maps;
 
@@ -16,16 +17,15 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use aya::maps::{Map, PerCpuArray};
-use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
-use aya::programs::tc::TcAttachOptions;
+use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::xdp::{XdpLink, XdpMode};
-use aya::programs::{Program, ProgramError, SchedClassifier, TcAttachType, TestRun, TestRunOptions, Xdp};
+use aya::programs::{Program, ProgramError, SchedClassifier, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
-use nix::net::if_::if_indextoname;
 
 use crate::dataplane::{AttachMode, AttachPreference, SteerReport};
 use crate::snapshot::{Side, Snapshot};
 pub use error::SteerError;
+use guard::{Guard, interface_in, remove_filter};
 use hook::{Hook, interface_of, remove_if_there};
 use maps::Entries;
 
@@ -87,9 +87,9 @@ pub struct Steering {
     /// Index of the interface.
     interface: u32,
     program: Option<Hook>,
-    /// None where the kernel cannot have it.
-    guard: Option<Hook>,
-    has_guard: bool,
+    guard: Option<Guard>,
+    /// Whether the second line may be attached by a link, which kernels older than 6.6 do not know.
+    may_link: bool,
     entries: Entries,
     /// What programs counted that this one took the place of, by row.
     earlier: [u64; ROWS.len()],
@@ -122,7 +122,7 @@ impl Steering {
             interface: 0,
             program: None,
             guard: None,
-            has_guard: false,
+            may_link: true,
             entries: Entries::default(),
             earlier: [0; ROWS.len()],
         };
@@ -156,14 +156,20 @@ impl Steering {
         self.program = Some(hook);
         self.mode = Some(mode);
         let own = pin_path(pin_dir, self.side, interface, mode);
-        self.attach_guard(&own)?;
         self.pin(&own)?;
         for other in pinned_directories(pin_dir, self.side).into_iter().filter(|directory| *directory != own)
         {
             // An interface that is gone, or was configured before.
-            remove_pins(&other).map_err(|source| SteerError::Pin { path: other, source })?;
+            remove_pins(self.side, &other)?;
         }
+        self.guard = Some(self.attach_guard(&own)?);
         Ok(mode)
+    }
+
+    /// Attaches the second line as on a kernel older than 6.6.
+    pub fn without_links(mut self) -> Self {
+        self.may_link = false;
+        self
     }
 
     /// Tells what somebody else took away since it was attached.
@@ -171,14 +177,14 @@ impl Steering {
         if self.mode.is_none() {
             return Loss::default();
         }
-        let runs = |hook: &Option<Hook>, program: Option<u32>| {
-            hook.as_ref().zip(program).is_some_and(|(hook, program)| hook.runs(program, self.interface))
-        };
-        let is_pinned = |hook: &Option<Hook>| hook.as_ref().is_none_or(Hook::is_pinned);
+        let (program, guard) = program_names(self.side);
+        let runs = |hook: &Hook| self.number_of(program).is_some_and(|it| hook.runs(it, self.interface));
+        let guards = |hook: &Guard| self.number_of(guard).is_some_and(|it| hook.runs(it, self.interface));
         Loss {
-            program: !runs(&self.program, self.number_of(program_names(self.side).0)),
-            guard: self.has_guard && !runs(&self.guard, self.number_of(program_names(self.side).1)),
-            pins: !is_pinned(&self.program) || !is_pinned(&self.guard),
+            program: !self.program.as_ref().is_some_and(runs),
+            guard: !self.guard.as_ref().is_some_and(guards),
+            pins: !self.program.as_ref().is_none_or(Hook::is_pinned)
+                || !self.guard.as_ref().is_none_or(Guard::is_pinned),
         }
     }
 
@@ -201,7 +207,8 @@ impl Steering {
         let Some(mode) = self.mode else { return Ok(()) };
         let own = pin_path(pin_dir, self.side, interface, mode);
         if loss.guard {
-            self.attach_guard(&own)?; // first: it also stands where somebody else's program is in the way
+            // First: it also stands where somebody else's program is in the way.
+            self.guard = Some(self.attach_guard(&own)?);
         }
         if loss.program {
             // Its link may be pinned no more, but it is held, and somebody may have put another program into it.
@@ -210,12 +217,11 @@ impl Steering {
                 .map_err(|source| SteerError::Pin { path: own.join(LINK_PIN), source })?;
             self.program = Some(self.attach_anew(interface, &[mode], pin_dir)?.1);
         }
-        if loss.pins {
-            for hook in [&mut self.program, &mut self.guard] {
-                if let Some(unpinned) = hook.take_if(|hook| !hook.is_pinned()) {
-                    *hook = Some(unpinned.pin_again()?);
-                }
-            }
+        if let Some(unpinned) = self.program.take_if(|hook| !hook.is_pinned()) {
+            self.program = Some(unpinned.pin_again()?);
+        }
+        if let Some(unpinned) = self.guard.take_if(|guard| !guard.is_pinned()) {
+            self.guard = Some(unpinned.pin_again()?);
         }
         self.pin(&own)
     }
@@ -356,24 +362,9 @@ impl Steering {
         Err(refused.expect("at least one mode was tried"))
     }
 
-    /// Attaches the second line before all other classifiers, and pins it in place of that of an earlier process, which
-    /// stands until then. A kernel older than 6.6 does without.
-    fn attach_guard(&mut self, directory: &Path) -> Result<(), SteerError> {
-        let interface = self.interface;
-        let guard_error = |source| SteerError::Guard { interface, source: Box::new(source) };
-        let name =
-            if_indextoname(interface).map_err(|error| guard_error(ProgramError::IOError(error.into())))?;
-        let options = TcAttachOptions::TcxOrder(LinkOrder::first());
-        let guard = guard_of(&mut self.ebpf, self.side);
-        let link = match guard.attach_with_options(&name.to_string_lossy(), TcAttachType::Ingress, options) {
-            Ok(id) => guard.take_link(id).map_err(guard_error)?,
-            Err(error) if is_unknown(&error) => return Ok(()),
-            Err(error) => return Err(guard_error(error)),
-        };
-        let link = FdLink::try_from(link).map_err(|source| SteerError::Link { interface, source })?;
-        self.guard = Some(Hook::pin(link, directory.join(GUARD_PIN))?);
-        self.has_guard = true;
-        Ok(())
+    fn attach_guard(&mut self, directory: &Path) -> Result<Guard, SteerError> {
+        let (pin, may_link) = (directory.join(GUARD_PIN), self.may_link);
+        Guard::attach(guard_of(&mut self.ebpf, self.side), self.interface, pin, may_link)
     }
 
     /// Pins program and maps beside the link, in place of those of an earlier process.
@@ -411,7 +402,7 @@ pub fn remove_all_pins(pin_dir: &Path) -> Result<bool, SteerError> {
     let mut found = false;
     for side in Side::BOTH {
         for directory in pinned_directories(pin_dir, side) {
-            remove_pins(&directory).map_err(|source| SteerError::Pin { path: directory, source })?;
+            remove_pins(side, &directory)?;
             found = true;
         }
     }
@@ -440,12 +431,6 @@ fn program_names(side: Side) -> (&'static str, &'static str) {
     }
 }
 
-/// Tells whether the kernel does not know how to attach it.
-fn is_unknown(error: &ProgramError) -> bool {
-    let ProgramError::SyscallError(error) = error else { return false };
-    error.io_error.raw_os_error() == Some(libc::EINVAL)
-}
-
 fn attach_error(interface: u32, mode: &'static str, source: ProgramError) -> SteerError {
     SteerError::Attach { interface, mode, source: Box::new(source) }
 }
@@ -472,9 +457,15 @@ fn pinned_directories(pin_dir: &Path, side: Side) -> Vec<PathBuf> {
         .collect()
 }
 
-fn remove_pins(directory: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(directory)? {
-        fs::remove_file(entry?.path())?;
+/// Removes the pins in a directory, and the second line that needs none.
+fn remove_pins(side: Side, directory: &Path) -> Result<(), SteerError> {
+    let error = |source| SteerError::Pin { path: directory.to_owned(), source };
+    for entry in fs::read_dir(directory).map_err(error)? {
+        fs::remove_file(entry.map_err(error)?.path()).map_err(error)?;
     }
-    fs::remove_dir(directory)
+    fs::remove_dir(directory).map_err(error)?;
+    if let Some(interface) = interface_in(directory) {
+        remove_filter(program_names(side).1, interface);
+    }
+    Ok(())
 }
