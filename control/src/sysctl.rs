@@ -93,13 +93,16 @@ impl Sysctls {
     }
 
     fn set<V: AsRef<str>>(&mut self, wanted: &[(String, V)]) -> Result<(), SysctlError> {
+        let known = self.saved.settings.len();
         for (path, _) in wanted {
             if !self.saved.settings.iter().any(|saved| saved.path == *path) {
                 let value = read(&self.root, path)?;
                 self.saved.settings.push(SavedSysctl { path: path.clone(), value });
             }
         }
-        self.state.save_sysctls(&self.saved)?;
+        if self.saved.settings.len() > known {
+            self.state.save_sysctls(&self.saved)?;
+        }
         wanted.iter().try_for_each(|(path, value)| write(&self.root, path, value.as_ref()))
     }
 

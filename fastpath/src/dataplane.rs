@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -17,7 +18,7 @@ use thiserror::Error;
 use crate::counters::WorkerCounters;
 use crate::io::xsk::{XskError, XskPort};
 use crate::io::{Frame, FrameArea};
-use crate::launch::{Queue, StartedWorkers};
+use crate::launch::{Provisions, Queue, StartedWorkers};
 use crate::layout::Layout;
 use crate::mailbox::{ListSessions, Mailbox, RequestQueue};
 use crate::parse::ETHERNET_BYTES;
@@ -30,7 +31,7 @@ pub use crate::report::{
 };
 use crate::snapshot::{Side, Snapshot};
 pub use crate::steer::Loss;
-use crate::steer::{SteerError, Steering, remove_all_pins};
+use crate::steer::{Loader, SteerError, Steering, remove_all_pins};
 use crate::succession::{Inheritance, SessionFile, SessionFileError};
 use crate::verdict::DropReason;
 use crate::worker::PortChange;
@@ -240,13 +241,18 @@ impl DataPlane {
         check_mtu(&first)?;
         let mut book = SharedBook::default();
         let first = first.with_shared(&mut book, Epoch::default());
-        let load = |side| Steering::load(side, layout.link(side).queues, &first);
-        let mut steering = [load(Side::Inside)?, load(Side::Outside)?];
+        // Both take a while, and nobody forwards until they are done.
+        let (steering, provisions) = thread::scope(|scope| {
+            let steering = scope.spawn(|| load_programs(&layout, &first));
+            let provisions = Provisions::take(&layout, options, &first);
+            (steering.join().unwrap_or_else(|panic| resume_unwind(panic)), provisions)
+        });
+        let (mut steering, provisions) = (steering?, provisions?);
         for (steering, link) in steering.iter_mut().zip(&layout.links) {
             steering.attach(link.index, options.attach, &options.pin_dir)?;
         }
         let first = Arc::new(first);
-        let started = StartedWorkers::start(&layout, options, &first)?;
+        let started = StartedWorkers::start(&layout, options, &first, provisions)?;
         Ok(Self {
             steering,
             workers: started.workers,
@@ -432,6 +438,13 @@ impl DataPlane {
         }
         tenants.into_iter().collect()
     }
+}
+
+/// Loads the programs of both sides.
+fn load_programs(layout: &Layout, first: &Snapshot) -> Result<[Steering; 2], SteerError> {
+    let mut loader = Loader::default();
+    let mut load = |side| Steering::load_with(&mut loader, side, layout.link(side).queues, first);
+    Ok([load(Side::Inside)?, load(Side::Outside)?])
 }
 
 fn check_mtu(snapshot: &Snapshot) -> Result<(), DataPlaneError> {

@@ -42,15 +42,43 @@ pub(crate) struct StartedWorkers {
     pub(crate) inheritance: Option<Inheritance>,
 }
 
+/// The memory of all workers.
+#[derive(Debug)]
+pub(crate) struct Provisions {
+    area: FrameArea,
+    frames: FramePool,
+    tables: Vec<Conntrack>,
+    counters: Vec<Arc<WorkerCounters>>,
+    session_file: Option<SessionFile>,
+    inheritance: Option<Inheritance>,
+}
+
+impl Provisions {
+    /// Takes the memory, and takes up the sessions of the process before.
+    pub(crate) fn take(
+        layout: &Layout,
+        options: &DataPlaneOptions,
+        first: &Snapshot,
+    ) -> Result<Self, DataPlaneError> {
+        let (area, frames) = FrameArea::allocate(layout.total_frames()).map_err(lacking("the frame area"))?;
+        let (mut tables, counters) = make_tables(layout, options, first)?;
+        let succeeded = options.session_file.as_deref();
+        let succeeded = succeeded.map(|path| succeed(path, &mut tables, &counters, first)).transpose()?;
+        let (session_file, inheritance) = succeeded.unzip();
+        Ok(Self { area, frames, tables, counters, session_file, inheritance })
+    }
+}
+
 impl StartedWorkers {
     /// Binds the sockets and starts the threads.
     pub(crate) fn start(
         layout: &Layout,
         options: &DataPlaneOptions,
         first: &Arc<Snapshot>,
+        provisions: Provisions,
     ) -> Result<Self, DataPlaneError> {
+        let Provisions { area, mut frames, tables, counters, session_file, inheritance } = provisions;
         let total_frames = layout.total_frames();
-        let (area, mut frames) = FrameArea::allocate(total_frames).map_err(lacking("the frame area"))?;
         let mailboxes = (0..layout.workers())
             .map(|_| Mailbox::new().map(Arc::new))
             .collect::<Result<Vec<_>, _>>()
@@ -63,10 +91,6 @@ impl StartedWorkers {
             retire,
         };
         // Everything that can fail for a reason of the host comes before the first thread.
-        let (mut tables, counters) = make_tables(layout, options, first)?;
-        let succeeded = options.session_file.as_deref();
-        let succeeded = succeeded.map(|path| succeed(path, &mut tables, &counters, first)).transpose()?;
-        let (session_file, inheritance) = succeeded.unzip();
         let mut ready = Vec::new();
         for (number, (table, counters)) in tables.into_iter().zip(counters).enumerate() {
             let mut pool = FramePool::with_capacity(total_frames);

@@ -15,7 +15,7 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
 
-    /// Leave links, addresses and routes in place on stop; a later run takes them over
+    /// Leave links, addresses and routes in place on SIGTERM, for the next run; SIGINT takes them away
     #[arg(long)]
     keep: bool,
 

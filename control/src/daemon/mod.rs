@@ -71,7 +71,7 @@ const REQUESTS_IN_FLIGHT: usize = 64;
 
 /// Runs the gateway until SIGTERM or SIGINT.
 ///
-/// `keep` leaves links, addresses and routes in place when it stops.
+/// `keep` leaves links, addresses and routes in place when it stops by SIGTERM, for the next process; SIGINT takes them away.
 ///
 /// # Errors
 /// When it cannot start, or a part of the process breaks off.
@@ -93,10 +93,17 @@ async fn run_in_runtime(config: Config, socket: &Path, keep: bool) -> anyhow::Re
     let mut sysctls = Sysctls::open(state.clone())?;
     let interfaces = Interfaces { inside: config.inside.clone(), outside: config.outside.clone() };
     let ran = Daemon::run(config, &socket, state, &mut sysctls, keep).await;
-    if !keep && let Err(error) = restore(&mut sysctls, &interfaces).await {
+    if !keeps(keep, &ran)
+        && let Err(error) = restore(&mut sysctls, &interfaces).await
+    {
         error!("kernel settings were not restored: {error:#}");
     }
-    ran
+    ran.map(drop)
+}
+
+/// Tells whether links, addresses and routes stay.
+fn keeps(keep: bool, ended: &anyhow::Result<SignalKind>) -> bool {
+    keep && !matches!(ended, Ok(signal) if *signal == SignalKind::interrupt())
 }
 
 /// Removes every link, address and route that a daemon with this config left, then restores kernel settings.
@@ -145,7 +152,7 @@ impl Daemon {
         state: StateDir,
         sysctls: &mut Sysctls,
         keep: bool,
-    ) -> anyhow::Result<()> {
+    ) -> anyhow::Result<SignalKind> {
         let signals = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
         let health = config.health.map(listen_for_health).transpose()?;
         let monitor = Monitor::subscribe()?; // before the first read, so that nothing is missed
@@ -177,7 +184,7 @@ impl Daemon {
         info!("ready");
         notify(NotifyState::Ready);
         let served = daemon.serve().await;
-        daemon.stop(keep, supervisor).await;
+        daemon.stop(keeps(keep, &served), supervisor).await;
         drop(servers); // until now they tell that the gateway stops
         served
     }
@@ -193,7 +200,8 @@ impl Daemon {
         gateway.stop(keep).await;
     }
 
-    async fn serve(&mut self) -> anyhow::Result<()> {
+    /// Serves until a signal comes, and returns which.
+    async fn serve(&mut self) -> anyhow::Result<SignalKind> {
         let mut repair = interval(REPAIR_INTERVAL);
         repair.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut interfaces = interval(INTERFACES_INTERVAL);
@@ -205,8 +213,8 @@ impl Daemon {
         loop {
             self.vitals.beat();
             tokio::select! {
-                _ = terminate.recv() => return Ok(()),
-                _ = interrupt.recv() => return Ok(()),
+                _ = terminate.recv() => return Ok(SignalKind::terminate()),
+                _ = interrupt.recv() => return Ok(SignalKind::interrupt()),
                 changed = self.gateway.kernel_changed() => match changed {
                     Some(()) => self.gateway.follow(Changes::default()).await,
                     None => {

@@ -95,6 +95,9 @@ pub struct Steering {
     earlier: [u64; ROWS.len()],
 }
 
+/// What loads programs.
+pub type Loader = EbpfLoader<'static>;
+
 impl Steering {
     /// Loads the program of one side with its maps filled, for an interface with `queues` queues, without
     /// attaching it.
@@ -102,7 +105,20 @@ impl Steering {
     /// # Errors
     /// When the kernel refuses the program or a map.
     pub fn load(side: Side, queues: u32, first: &Snapshot) -> Result<Self, SteerError> {
-        let mut loader = EbpfLoader::new();
+        Self::load_with(&mut Loader::default(), side, queues, first)
+    }
+
+    /// Does the same with a loader that may load several: to make one takes tens of milliseconds, as it reads the kernel's
+    /// types.
+    ///
+    /// # Errors
+    /// As [`Steering::load`].
+    pub fn load_with(
+        loader: &mut Loader,
+        side: Side,
+        queues: u32,
+        first: &Snapshot,
+    ) -> Result<Self, SteerError> {
         let mut ebpf = loader
             .map_max_entries("xsks_map", queues)
             .load(OBJECT)
