@@ -20,7 +20,7 @@ use crate::io::{Frame, FrameArea, FramePool};
 use crate::layout::Layout;
 use crate::mailbox::{Mailbox, RequestQueue};
 use crate::pipeline::Engine;
-use crate::placement::{Placement, SchedulerPolicy};
+use crate::placement::{Placement, SchedulerPolicy, give_up_privileges};
 use crate::report::QueueReport;
 use crate::runner::{Sleeper, run};
 use crate::snapshot::{Side, Snapshot};
@@ -216,6 +216,7 @@ impl ReadyWorker {
             .name(format!("worker-{number}"))
             .spawn(move || {
                 placement.take(number);
+                give_up_privileges(number);
                 run(&mut worker, &sleeper, started);
             })
             .map_err(lacking("a worker's thread"))?;

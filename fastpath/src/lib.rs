@@ -32,7 +32,7 @@
 //! - [`counters`]: what a worker counts
 //! - [`pulse`]: signs of life of the workers
 //! - [`runner`]: the thread that a worker runs on: clock, sleep, panics
-//! - [`placement`]: on which core that thread runs, and before whom
+//! - [`placement`]: on which core that thread runs, before whom, and without privileges
 //! - [`steer`]: the XDP program: loads, attaches, pins it and keeps its maps in step
 //! - `layout`: which worker serves which queues on which core, and who sends for whom
 //! - `launch`: binds the sockets and starts the threads

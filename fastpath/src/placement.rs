@@ -1,4 +1,4 @@
-//! On which core a worker's thread runs, and before whom.
+//! On which core a worker's thread runs, before whom, and with which privileges: none.
 //!
 //! Without a NIC core of its own a worker shares its core with the kernel thread that receives for it (a threaded NAPI, or
 //! ksoftirqd under load). Treated alike, each has half of the core, changing every few milliseconds: more than enough for
@@ -6,6 +6,7 @@
 //! "Eliminating receive livelock in an interrupt-driven kernel", 1997). A worker under `SCHED_FIFO` (sched(7)) goes
 //! first while it has frames, and sleeps when it has none: nothing is received that is not forwarded.
 
+use caps::CapSet;
 use core_affinity::CoreId;
 use thread_priority::{
     RealtimeThreadSchedulePolicy, ThreadPriority, ThreadSchedulePolicy, set_thread_priority_and_policy,
@@ -50,6 +51,15 @@ impl Placement {
     }
 }
 
+/// Gives up every capability of the calling thread for good: a worker has its sockets and needs no privilege.
+pub(crate) fn give_up_privileges(worker: u16) {
+    for set in [CapSet::Effective, CapSet::Permitted, CapSet::Inheritable] {
+        if let Err(error) = caps::clear(None, set) {
+            tracing::warn!(worker, %error, "the worker keeps the privileges of the process");
+        }
+    }
+}
+
 /// Lets the calling thread run before all ordinary threads (`SCHED_FIFO`).
 ///
 /// # Errors
@@ -66,6 +76,18 @@ mod tests {
     use thread_priority::thread_schedule_policy;
 
     use super::*;
+
+    #[test]
+    fn a_worker_keeps_no_privilege_and_others_keep_theirs() {
+        let before = caps::read(None, CapSet::Permitted).unwrap();
+        let after = thread::spawn(|| {
+            give_up_privileges(0);
+            [CapSet::Effective, CapSet::Permitted, CapSet::Inheritable]
+                .map(|set| caps::read(None, set).unwrap())
+        });
+        assert!(after.join().unwrap().iter().all(|set| set.is_empty()));
+        assert_eq!(caps::read(None, CapSet::Permitted).unwrap(), before);
+    }
 
     #[test]
     fn a_worker_that_may_go_first_does_and_one_that_may_not_runs_all_the_same() {

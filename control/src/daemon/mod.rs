@@ -77,12 +77,14 @@ const REQUESTS_IN_FLIGHT: usize = 64;
 /// When it cannot start, or a part of the process breaks off.
 pub fn run(config: Config, socket: &Path, keep: bool) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    host::lift_memory_limit();
+    host::lift_file_limit();
+    host::keep_files_to_own_group();
+    host::give_up_privileges()?;
     runtime.block_on(run_in_runtime(config, socket, keep))
 }
 
 async fn run_in_runtime(config: Config, socket: &Path, keep: bool) -> anyhow::Result<()> {
-    host::keep_files_to_own_group();
-    host::lift_file_limit();
     let _inside = InterfaceGuard::take(&config.inside)?;
     let _outside = InterfaceGuard::take(&config.outside)?;
     let socket = ControlSocket::listen(socket)?;
@@ -277,7 +279,6 @@ async fn prepare(
     state: StateDir,
     monitor: Monitor,
 ) -> anyhow::Result<Setup> {
-    host::lift_memory_limit();
     let netlink = Netlink::connect()?;
     let facts = Facts::read(&netlink).await?;
     let constants = Constants {
