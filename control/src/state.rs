@@ -17,6 +17,10 @@ const CLUSTER_FILE: &str = "kubernetes.json";
 const CLUSTER_VERSION: u64 = 1;
 const TENANTS_FILE: &str = "tenants.json";
 const SYSCTLS_FILE: &str = "sysctls.json";
+/// What follows a file's name when it was set aside, and before the second in which that was.
+const ASIDE: &str = ".corrupt-";
+/// Larger than any state that is ours: tens of thousands of tenants take some megabytes.
+const MAX_FILE_BYTES: u64 = 256 << 20;
 
 /// Why a state file could not be read or written.
 #[derive(Debug, Error)]
@@ -30,7 +34,7 @@ pub enum StateError {
         source: io::Error,
     },
     /// The file does not hold what it should.
-    #[error("{path} is not a state file of this version; correct it, or move it away to start without it")]
+    #[error("{path} is damaged, or no state file of this version")]
     Parse {
         /// The file.
         path: PathBuf,
@@ -103,6 +107,35 @@ impl StateDir {
         self.save(TENANTS_FILE, &TenantsFile { tenants })
     }
 
+    /// Moves the tenants that were added over the control socket out of the way, and returns where they are.
+    ///
+    /// # Errors
+    /// When they cannot be moved.
+    pub fn set_tenants_aside(&self) -> Result<PathBuf, StateError> {
+        self.set_aside(TENANTS_FILE)
+    }
+
+    /// Returns where tenants are that were set aside, by this process or one before, and that nobody has put back or
+    /// removed since.
+    pub fn tenants_set_aside(&self) -> Vec<PathBuf> {
+        let is_aside = |path: &PathBuf| {
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            name.strip_prefix(TENANTS_FILE).is_some_and(|rest| rest.starts_with(ASIDE))
+        };
+        let entries = std::fs::read_dir(&self.0).into_iter().flatten().flatten();
+        let mut aside: Vec<_> = entries.map(|entry| entry.path()).filter(is_aside).collect();
+        aside.sort();
+        aside
+    }
+
+    /// Moves the values of kernel settings out of the way, and returns where they are.
+    ///
+    /// # Errors
+    /// When they cannot be moved.
+    pub fn set_sysctls_aside(&self) -> Result<PathBuf, StateError> {
+        self.set_aside(SYSCTLS_FILE)
+    }
+
     /// Returns the values of kernel settings that a process before this one did not restore.
     ///
     /// # Errors
@@ -150,13 +183,31 @@ impl StateDir {
     /// # Errors
     /// When it cannot be moved.
     pub fn set_cluster_aside(&self) -> Result<PathBuf, StateError> {
+        // The cluster tells it again, so one is kept and no more.
         let (path, aside) = (self.0.join(CLUSTER_FILE), self.0.join(format!("{CLUSTER_FILE}.refused")));
+        std::fs::rename(&path, &aside).map_err(|source| StateError::Write { path, source })?;
+        Ok(aside)
+    }
+
+    fn set_aside(&self, file: &str) -> Result<PathBuf, StateError> {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        let path = self.0.join(file);
+        // A name that is new: what was set aside before stays.
+        let aside =
+            (now..).map(|second| self.0.join(format!("{file}{ASIDE}{second}"))).find(|to| !to.exists());
+        let aside = aside.expect("there are more names than files");
         std::fs::rename(&path, &aside).map_err(|source| StateError::Write { path, source })?;
         Ok(aside)
     }
 
     fn load<T: DeserializeOwned + Default>(&self, file: &str) -> Result<T, StateError> {
         let path = self.0.join(file);
+        if let Ok(metadata) = std::fs::metadata(&path)
+            && metadata.len() > MAX_FILE_BYTES
+        {
+            let message = format!("{} bytes are more than the {MAX_FILE_BYTES} that may be", metadata.len());
+            return Err(StateError::Parse { path, source: serde::de::Error::custom(message) });
+        }
         match std::fs::read(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes).map_err(|source| StateError::Parse { path, source }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(T::default()),
@@ -262,6 +313,31 @@ mod tests {
             assert_eq!(std::fs::read_to_string(aside).unwrap(), text);
             assert!(state.load_cluster().unwrap().is_none());
         }
+    }
+
+    #[test]
+    fn tenants_that_are_set_aside_are_known_until_somebody_sees_to_them() {
+        let (directory, state) = open();
+        let file = directory.path().join(TENANTS_FILE);
+        let mut aside = Vec::new();
+        for text in ["{", "[]", "\0"] {
+            std::fs::write(&file, text).unwrap();
+            assert!(state.load_tenants().is_err());
+            aside.push(state.set_tenants_aside().unwrap());
+            assert_eq!(std::fs::read_to_string(aside.last().unwrap()).unwrap(), text);
+        }
+        assert_eq!(state.tenants_set_aside(), aside);
+        assert!(state.load_tenants().unwrap().is_empty());
+        aside.into_iter().for_each(|path| std::fs::remove_file(path).unwrap());
+        assert!(state.tenants_set_aside().is_empty());
+    }
+
+    #[test]
+    fn a_file_that_is_far_too_large_is_not_read() {
+        let (directory, state) = open();
+        let file = std::fs::File::create(directory.path().join(TENANTS_FILE)).unwrap();
+        file.set_len(1 << 40).unwrap(); // takes no room on the disk
+        assert!(matches!(state.load_tenants(), Err(StateError::Parse { .. })));
     }
 
     fn open() -> (tempfile::TempDir, StateDir) {

@@ -63,7 +63,7 @@ impl Sysctls {
 
     fn open_at(root: PathBuf, state: StateDir) -> Result<Self, SysctlError> {
         let boot_id = read(&root, BOOT_ID)?;
-        let mut saved = state.load_sysctls()?;
+        let mut saved = load(&state)?;
         if saved.boot_id != boot_id {
             saved = SavedSysctls { boot_id, settings: Vec::new() };
         }
@@ -120,6 +120,43 @@ impl Sysctls {
     }
 }
 
+/// Returns the values that an earlier process left. A damaged file is set aside: nothing but the old values is lost.
+fn load(state: &StateDir) -> Result<SavedSysctls, StateError> {
+    let mut saved = match state.load_sysctls() {
+        Err(error @ StateError::Parse { .. }) => {
+            let aside = state.set_sysctls_aside()?.display().to_string();
+            let error = &error as &dyn std::error::Error;
+            warn!(
+                error,
+                aside, "what kernel settings were before is not known, what they are now is restored"
+            );
+            SavedSysctls::default()
+        }
+        loaded => loaded?,
+    };
+    saved.settings.retain(|saved| {
+        let is_ours = is_ours(&saved.path);
+        if !is_ours {
+            warn!(
+                path = saved.path,
+                "a setting in sysctls.json is none that Spillway changes; it is left alone"
+            );
+        }
+        is_ours
+    });
+    Ok(saved)
+}
+
+/// Tells whether a path is that of a setting that is changed here, and of no other file.
+fn is_ours(path: &str) -> bool {
+    let is_isolation = |rest: &str| {
+        let setting = rest.split_once('/').filter(|(link, _)| !matches!(*link, "" | "." | ".."));
+        setting.is_some_and(|(_, name)| matches!(name, "arp_ignore" | "arp_announce" | "rp_filter"))
+    };
+    NEIGHBOUR_LIMITS.iter().any(|(limit, _)| path == *limit)
+        || path.strip_prefix("net/ipv4/conf/").is_some_and(is_isolation)
+}
+
 /// Isolates a link that Spillway made; its settings go when it goes.
 ///
 /// # Errors
@@ -173,6 +210,37 @@ fn write(root: &Path, path: &str, value: &str) -> Result<(), SysctlError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_damaged_file_is_set_aside_and_a_foreign_path_is_left_alone() {
+        let (directory, mut sysctls) = open();
+        sysctls.isolate("in0").unwrap();
+        let aside = sysctls.state.set_sysctls_aside().unwrap();
+        let file = aside.with_file_name("sysctls.json");
+        let text = std::fs::read_to_string(&aside).unwrap();
+        std::fs::write(&file, text.replace("net/ipv4/conf/in0/arp_ignore", "../../etc/passwd")).unwrap();
+        let settings = reopen(directory.path()).saved.settings;
+        let left: Vec<_> = settings.iter().map(|saved| saved.path.as_str()).collect();
+        assert_eq!(left, ["net/ipv4/conf/in0/arp_announce", "net/ipv4/conf/in0/rp_filter"]);
+        std::fs::write(&file, "{\"bootId\":").unwrap();
+        assert!(reopen(directory.path()).saved.settings.is_empty());
+        assert!(!file.exists());
+    }
+
+    #[test]
+    fn only_settings_that_are_changed_here_are_restored() {
+        for ours in ["net/ipv4/conf/in0/rp_filter", "net/ipv4/neigh/default/gc_thresh3"] {
+            assert!(is_ours(ours), "{ours}");
+        }
+        for foreign in [
+            "/etc/passwd",
+            "net/ipv4/conf/../arp_ignore",
+            "net/ipv4/conf/a/../arp_ignore",
+            "net/ipv4/ip_forward",
+        ] {
+            assert!(!is_ours(foreign), "{foreign}");
+        }
+    }
 
     #[test]
     fn settings_are_set_and_restored() {

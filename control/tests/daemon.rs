@@ -457,7 +457,8 @@ impl Drop for Daemon {
 
 /// Reads everything that the daemon changes.
 fn state() -> [String; 4] {
-    let links = ip("-brief link show type macvlan");
+    // The kernel says UNKNOWN until it has looked at the carrier, which is later.
+    let links = ip("-brief link show type macvlan").replace("UNKNOWN", "UP     ");
     [links, ip("-4 -oneline address"), ip("route"), settings().concat()]
 }
 

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::registry::Source;
 use crate::tenant::Tenant;
+use crate::vitals::Fitness;
 
 /// `GET /v1/status`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,6 +20,9 @@ pub struct Status {
     pub pid: u32,
     /// Seconds since the daemon started.
     pub uptime_seconds: u64,
+    /// Whether the gateway serves as it should, as far as the control loop knows.
+    #[serde(default)]
+    pub ready: Fitness,
     /// Configuration snapshots.
     pub epoch: EpochStatus,
     /// The two interfaces, inside first.

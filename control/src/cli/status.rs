@@ -47,6 +47,8 @@ fn describe(status: &Status) -> String {
 }
 
 fn headline(status: &Status) -> String {
+    let obstacle = |reason: &String| format!("\n{}", styled(BAD, format!("not ready: {reason}")));
+    let obstacles: String = status.ready.reasons.iter().map(obstacle).collect();
     let epoch = status.epoch;
     let applied = if epoch.applied == epoch.wanted {
         styled(GOOD, format!("snapshot {} applied by all workers", epoch.wanted))
@@ -59,7 +61,7 @@ fn headline(status: &Status) -> String {
         status.pid,
         output::seconds(status.uptime_seconds),
         status.sessions,
-    )
+    ) + &obstacles
 }
 
 fn section(title: &str, body: &str) -> String {

@@ -83,6 +83,7 @@ impl Gateway {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             uptime_seconds: self.started.elapsed().as_secs(),
+            ready: self.obstacles().into(),
             epoch: EpochStatus {
                 wanted: self.publication.wanted().0,
                 applied: self.data_plane.applied_epoch().0,

@@ -5,6 +5,7 @@
 
 use std::collections::HashSet;
 use std::net::Ipv4Addr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -73,6 +74,8 @@ pub struct Gateway {
     pub(super) started: Instant,
     pub(super) shortages: Shortages,
     pub(super) attachments: [Attachment; 2],
+    /// Tenants of the control socket that were in a damaged file.
+    pub(super) tenants_set_aside: Vec<PathBuf>,
     requested: HashSet<(Side, Ipv4Addr)>,
     pub(super) facts_are_old: bool,
     last_trouble: String,
@@ -110,6 +113,7 @@ impl Gateway {
         let data_plane = block_in_place(|| DataPlane::start(&setup.options, first))
             .context("the fast path did not start")?;
         tell_inheritance(data_plane.inheritance());
+        let tenants_set_aside = setup.state.tenants_set_aside();
         let mut gateway = Self {
             netlink: setup.netlink,
             monitor: setup.monitor,
@@ -125,6 +129,7 @@ impl Gateway {
             started: Instant::now(),
             shortages: Shortages::default(),
             attachments: Default::default(),
+            tenants_set_aside,
             requested: HashSet::new(),
             facts_are_old: false,
             last_trouble: String::new(),
@@ -210,6 +215,9 @@ impl Gateway {
     /// Makes good what somebody else undid, and what was refused before. Trouble is logged once.
     pub async fn repair(&mut self) {
         self.data_plane.note_alive();
+        if !self.tenants_set_aside.is_empty() {
+            self.tenants_set_aside = self.state.tenants_set_aside();
+        }
         if std::mem::take(&mut self.facts_are_old) {
             self.follow(Changes::ALL).await;
         }

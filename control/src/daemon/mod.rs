@@ -59,8 +59,9 @@ use crate::netlink::Netlink;
 use crate::netlink::facts::{Facts, Interfaces};
 use crate::netlink::monitor::{Changes, Monitor};
 use crate::registry::{Host, Registry, Source};
-use crate::state::StateDir;
+use crate::state::{StateDir, StateError};
 use crate::sysctl::Sysctls;
+use crate::tenant::Tenant;
 use crate::vitals::Vitals;
 
 const REPAIR_INTERVAL: Duration = Duration::from_secs(1);
@@ -76,11 +77,11 @@ const REQUESTS_IN_FLIGHT: usize = 64;
 /// # Errors
 /// When it cannot start, or a part of the process breaks off.
 pub fn run(config: Config, socket: &Path, keep: bool) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     host::lift_memory_limit();
     host::lift_file_limit();
     host::keep_files_to_own_group();
     host::give_up_privileges()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(run_in_runtime(config, socket, keep))
 }
 
@@ -351,13 +352,27 @@ fn register(config: &Config, state: &StateDir, host: &Host) -> anyhow::Result<Re
             .put(tenant.clone(), Source::ConfigFile, host)
             .with_context(|| format!("tenant {:?} of the config file is refused", tenant.name))?;
     }
-    for tenant in state.load_tenants()? {
+    for tenant in load_tenants(state)? {
         let name = tenant.name.clone();
         registry.put(tenant, Source::ControlSocket, host).with_context(|| {
             format!("tenant {name:?} of {}/tenants.json is refused", config.state_dir.display())
         })?;
     }
     Ok(registry)
+}
+
+/// Returns the tenants of the control socket. A damaged file is set aside, so that the tenants of other sources are
+/// served: what it held is dropped by the XDP programs, and the gateway is not ready until somebody has seen to it.
+fn load_tenants(state: &StateDir) -> anyhow::Result<Vec<Tenant>> {
+    match state.load_tenants() {
+        Err(error @ StateError::Parse { .. }) => {
+            let aside = state.set_tenants_aside()?;
+            error!(error = &error as &dyn std::error::Error, "the tenants of the control socket are lost");
+            error!("starting without them; the file is kept as {}", aside.display());
+            Ok(Vec::new())
+        }
+        loaded => Ok(loaded?),
+    }
 }
 
 #[expect(deprecated, reason = "the unsafe replacement asks that the descriptor stays ours; an OwnedFd does")]

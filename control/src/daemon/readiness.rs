@@ -22,6 +22,13 @@ impl Gateway {
                 "the cluster has not been listed yet, and nothing that was saved tells of it".to_owned(),
             );
         }
+        for path in &self.tenants_set_aside {
+            obstacles.push(format!(
+                "tenants of the control socket are lost: their file was damaged and is kept as {}; add them again, or \
+                 correct it, put it back as tenants.json and restart; remove it then",
+                path.display()
+            ));
+        }
         obstacles
     }
 }
