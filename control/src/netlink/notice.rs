@@ -150,7 +150,90 @@ impl Learned {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+    use proptest::sample::Index;
+    use rtnetlink::packet_core::{NetlinkHeader, NetlinkMessage};
+    use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
+    use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
+    use rtnetlink::packet_route::neighbour::NeighbourMessage;
+    use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage};
+
     use super::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn whatever_the_kernel_tells_is_learned_or_refused(
+            messages in proptest::collection::vec(message_bytes(), 1..4),
+        ) {
+            let mut facts = Facts { links: vec![link(2, "in0", None)], ..Facts::default() };
+            for bytes in messages {
+                if let Ok(message) = NetlinkMessage::deserialize(&bytes)
+                    && let Some(notice) = Notice::of(message.payload)
+                {
+                    facts.learn(vec![notice.clone(), notice]);
+                }
+            }
+            let indices: std::collections::BTreeSet<_> = facts.links.iter().map(|link| link.index).collect();
+            prop_assert_eq!(indices.len(), facts.links.len(), "a link is known once");
+        }
+    }
+
+    /// A message as the kernel writes it, with some bytes changed or cut off; or any bytes.
+    fn message_bytes() -> impl Strategy<Value = Vec<u8>> {
+        let sound =
+            (0..sound_messages().len(), proptest::collection::vec((any::<Index>(), any::<u8>()), 0..6));
+        let sound = (sound, any::<Index>(), any::<bool>()).prop_map(|((which, edits), cut, is_cut)| {
+            let mut bytes = sound_messages().swap_remove(which);
+            edits.into_iter().for_each(|(place, byte)| {
+                let place = place.index(bytes.len());
+                bytes[place] = byte;
+            });
+            let length = if is_cut { cut.index(bytes.len()) } else { bytes.len() };
+            bytes.truncate(length);
+            bytes
+        });
+        prop_oneof![8 => sound, 1 => proptest::collection::vec(any::<u8>(), 0..120)]
+    }
+
+    fn sound_messages() -> Vec<Vec<u8>> {
+        let mut link = LinkMessage::default();
+        link.header.index = 3;
+        link.attributes = vec![
+            LinkAttribute::IfName("spw-c0a8630d".to_owned()),
+            LinkAttribute::Mtu(1500),
+            LinkAttribute::Link(2),
+            LinkAttribute::Address(vec![2, 0x53, 192, 168, 99, 13]),
+        ];
+        let mut address = AddressMessage::default();
+        (address.header.family, address.header.prefix_len, address.header.index) =
+            (AddressFamily::Inet, 32, 3);
+        let ip = std::net::IpAddr::from([192, 168, 99, 13]);
+        address.attributes = vec![AddressAttribute::Address(ip), AddressAttribute::Local(ip)];
+        let mut route = RouteMessage::default();
+        (route.header.address_family, route.header.table) = (AddressFamily::Inet, 254);
+        route.attributes = vec![RouteAttribute::Oif(2), RouteAttribute::Priority(5)];
+        let mut neighbour = NeighbourMessage::default();
+        neighbour.header.family = AddressFamily::Inet;
+        let messages = [
+            RouteNetlinkMessage::NewLink(link.clone()),
+            RouteNetlinkMessage::DelLink(link),
+            RouteNetlinkMessage::NewAddress(address.clone()),
+            RouteNetlinkMessage::DelAddress(address),
+            RouteNetlinkMessage::NewRoute(route),
+            RouteNetlinkMessage::NewNeighbour(neighbour),
+        ];
+        let bytes = messages.into_iter().map(|message| {
+            let mut message =
+                NetlinkMessage::new(NetlinkHeader::default(), NetlinkPayload::InnerMessage(message));
+            message.finalize();
+            let mut bytes = vec![0; message.buffer_len()];
+            message.serialize(&mut bytes);
+            bytes
+        });
+        bytes.collect()
+    }
 
     const NONE: Changes = Changes { links: false, routes: false, neighbours: false };
     const PATHS: Changes = Changes { links: false, routes: true, neighbours: true };
