@@ -28,18 +28,14 @@ impl Manager {
     /// When a file cannot be made.
     pub fn engage(installation: &mut Installation, watchdog: Duration) -> Result<Self> {
         let directory = installation.config.parent().context("a config file is in a directory")?;
-        let (socket, script) = (directory.join("notify.sock"), directory.join("managed-spillway"));
+        let socket = directory.join("notify.sock");
         let manager = Self { socket: UnixDatagram::bind(&socket)? };
         manager.socket.set_nonblocking(true)?;
-        let text = format!(
-            "#!/bin/sh\nexport NOTIFY_SOCKET='{}' WATCHDOG_USEC={}\nexec '{}' \"$@\"\n",
-            socket.display(),
-            watchdog.as_micros(),
-            installation.executable.display()
-        );
-        std::fs::write(&script, text)?;
-        std::fs::set_permissions(&script, Permissions::from_mode(0o755))?;
-        installation.executable = script;
+        let microseconds = watchdog.as_micros().to_string();
+        wrap(
+            installation,
+            &[("NOTIFY_SOCKET", &socket.to_string_lossy()), ("WATCHDOG_USEC", &microseconds)],
+        )?;
         Ok(manager)
     }
 
@@ -59,6 +55,22 @@ impl Manager {
             }
         }
     }
+}
+
+/// Has the daemon of an installation, once it is started, find these variables in its environment.
+///
+/// # Errors
+/// When a file cannot be made.
+pub fn wrap(installation: &mut Installation, variables: &[(&str, &str)]) -> Result<()> {
+    let directory = installation.config.parent().context("a config file is in a directory")?;
+    let script = directory.join("wrapped-spillway");
+    let exports: String =
+        variables.iter().map(|(name, value)| format!("export {name}='{value}'\n")).collect();
+    let text = format!("#!/bin/sh\n{exports}exec '{}' \"$@\"\n", installation.executable.display());
+    std::fs::write(&script, text)?;
+    std::fs::set_permissions(&script, Permissions::from_mode(0o755))?;
+    installation.executable = script;
+    Ok(())
 }
 
 /// A thread of the daemon that is stopped by ptrace(2), the others running on; it goes on when this is dropped.
