@@ -164,8 +164,10 @@ pub async fn add_path(
 ) -> Result<(), NetlinkError> {
     match addition {
         Addition::ReturnRoute(route) => {
-            info!(pod_cidr = %route.pod_cidr, via = %route.via, "adding return route");
-            netlink.add_route(route.pod_cidr, route.via, index(facts, interfaces, Side::Inside)).await
+            netlink.add_route(route.pod_cidr, route.via, index(facts, interfaces, Side::Inside)).await?;
+            // One that is refused is tried again every second, and told of once.
+            info!(pod_cidr = %route.pod_cidr, via = %route.via, "added return route");
+            Ok(())
         }
         Addition::NextHop(side, address) => {
             netlink.keep_resolved(index(facts, interfaces, *side), *address).await
