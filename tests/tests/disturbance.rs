@@ -8,6 +8,7 @@ use control::demo::command;
 use control::demo::topology::{BLUE, GATEWAY_INSIDE, Host, INSIDE, OUTSIDE, PODS};
 use control::demo::wait;
 use serde_json::Value;
+use spillway_tests::doctor::edit_config;
 use spillway_tests::fixture::{Fixture, LIMIT};
 use spillway_tests::peers::Peer;
 use spillway_tests::stream::Stream;
@@ -39,6 +40,30 @@ fn programs_that_somebody_detaches_are_put_back_and_nothing_leaks_meanwhile() ->
         assert!(log.lines().any(|line| line.contains("ERROR") && line.contains(words)), "{words}: {log}");
     }
     assert!(fixture.gateway.installation().cli(&["status"])?.contains("somebody else took"));
+    Ok(())
+}
+
+#[test]
+fn what_is_taken_from_the_generic_hook_is_put_back_too() -> Result<()> {
+    let Some(mut fixture) = Fixture::with_tenants()? else { return Ok(()) };
+    fixture.gateway.stop()?;
+    let installation = fixture.gateway.installation().clone();
+    installation.detach(&fixture.lab)?;
+    wait::until("the interfaces are free", LIMIT, || {
+        Ok((fixture.attached()? == [false, false]).then_some(()))
+    })?;
+    edit_config(&installation, "[xdp]", "[xdp]\nmode = \"generic\"")?;
+    fixture.start_again()?;
+    require_service_goes_on(&fixture, || {
+        for device in [INSIDE, OUTSIDE] {
+            for pin in ["link", "guard"] {
+                disturb(&fixture, device, || detach(&fixture, device, pin))?;
+            }
+        }
+        Ok(())
+    })?;
+    let told = interface(&fixture, INSIDE)?;
+    assert_eq!((&told["xdpMode"], &told["disturbances"]), (&"generic".into(), &2.into()), "{told}");
     Ok(())
 }
 

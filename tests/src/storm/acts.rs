@@ -262,7 +262,7 @@ fn carry_out(world: &mut World, undo: &Undo) -> Result<()> {
         Undo::DefaultRoute => drop(gateway.ip(&default)?),
         Undo::ReturnRoute(network) => {
             // It went with the interface, if that was down.
-            let _ = gateway.ip(&format!("route del {network} dev {INSIDE} proto static"));
+            let _ = gateway.ip(&format!("route del {network} proto static"));
         }
         Undo::PutBack(device, before) => wait::until("what was taken is put back", PUT_BACK, || {
             let (count, trouble) = world.disturbances(device)?;
