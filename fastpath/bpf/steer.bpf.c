@@ -8,6 +8,9 @@
 // `guard_inside` and `guard_outside` are a second line: classifiers behind the XDP programs, which see only what those
 // let pass. Where one is missing they keep from the kernel what it must not have.
 //
+// What goes to a worker waits in the rx ring of a queue, which all tenants share. A tenant has a share of it while
+// others come by the same queue; what is over that is dropped here, before it is copied (see `may_enter`).
+//
 // The rows of the decision table are counted in `verdicts`; `fastpath/src/steer/mod.rs` names them in the same order.
 
 #include <linux/bpf.h>
@@ -22,20 +25,33 @@
 #define MAX_PREFIXES 65536
 #define MAX_TAGS 2
 
+#define SECOND 1000000000ULL
+// Frames that one tenant may have in an rx ring while others come by it too.
+#define SHARE 256
+// Tenants that are told apart at a queue, and what is no tenant's. More than that share what they have.
+#define SHARES 16384
+#define NOBODY (SHARES - 1)
+
+// Frames that an rx ring holds; `fastpath/src/steer/mod.rs` has a check.
+#define RING_FRAMES 2048
+
 enum row {
 	IN_ARP,
 	IN_GATEWAY_ADDRESS,
 	IN_TENANT,
 	IN_TENANT_NO_WORKER,
+	IN_TENANT_OVER_SHARE,
 	IN_TENANT_NOT_IPV4,
 	IN_LEAK,
 	IN_LEAK_NO_WORKER,
+	IN_LEAK_OVER_SHARE,
 	IN_LEAK_TAGGED,
 	IN_EGRESS,
 	IN_MANY_TAGS,
 	IN_REST,
 	OUT_EGRESS,
 	OUT_EGRESS_NO_WORKER,
+	OUT_EGRESS_OVER_SHARE,
 	OUT_EGRESS_TAGGED,
 	OUT_MANY_TAGS,
 	OUT_REST,
@@ -53,6 +69,35 @@ struct prefix {
 	__be32 address;
 };
 
+struct tenant {
+	__be32 gateway;
+	__u32 number;
+};
+
+// One rx ring. The worker writes the first line, this program the second.
+struct ring {
+	__u64 taken; // frames that left the ring, of those that were let in
+	__u64 padding[7];
+	__u64 admitted;	  // frames that were let in
+	__u64 arrived;	  // these, and those that were refused
+	__u64 shared_at;  // when a frame was another tenant's than the one before
+	__u64 taken_then; // `taken` when somebody was last refused, and when that changed
+	__u64 taken_at;
+	__u32 tenant; // whose the last frame was
+	__u32 core;   // where this program runs
+	__u64 more_padding[2];
+};
+
+// What a tenant has in one rx ring, counted by two spans of what was let in: of the older all has left the ring when
+// `taken` reaches the mark between them.
+struct share {
+	__u64 mark;
+	__u64 last; // `admitted` when its last frame was let in
+	__u64 refused;
+	__u32 older;
+	__u32 newer;
+};
+
 struct vlan_header {
 	__be16 tag;
 	__be16 protocol;
@@ -65,13 +110,31 @@ struct {
 	__type(value, __u32);
 } xsks_map SEC(".maps");
 
-// Tenant MAC to the tenant's gateway address.
+// By queue.
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 64);
+	__type(key, __u32);
+	__type(value, struct ring);
+} rings SEC(".maps");
+
+// By queue, and within that by tenant.
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, SHARES);
+	__type(key, __u32);
+	__type(value, struct share);
+} shares SEC(".maps");
+
+// Tenant MAC to the tenant's gateway address and number.
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, MAX_TENANTS);
 	__type(key, struct mac);
-	__type(value, __be32);
+	__type(value, struct tenant);
 } tenant_macs SEC(".maps");
 
 struct {
@@ -79,7 +142,7 @@ struct {
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, MAX_ADDRESSES);
 	__type(key, __be32);
-	__type(value, __u8);
+	__type(value, __u32);
 } egress_addresses SEC(".maps");
 
 // The gateway's own addresses, which pods may talk to.
@@ -116,12 +179,67 @@ static __always_inline int count(enum row row, int action)
 	return action;
 }
 
-// To the worker of the queue that the frame came by; dropped when there is none.
-static __always_inline int to_worker(struct xdp_md *ctx, enum row redirected, enum row dropped)
+// Whether a frame of a tenant may enter the rx ring of a queue. Who comes by it alone may fill the ring. Where another
+// came within a second, nobody has more than SHARE frames in it, nor more than are free (Choudhury and Hahne 1998): so
+// there is room for whoever comes next, and few frames are ahead of it.
+static __always_inline int may_enter(__u32 queue, __u32 tenant)
 {
-	int action = bpf_redirect_map(&xsks_map, ctx->rx_queue_index, XDP_DROP);
+	__u32 place = queue * SHARES + tenant;
+	struct ring *ring = bpf_map_lookup_elem(&rings, &queue);
+	struct share *share = bpf_map_lookup_elem(&shares, &place);
+	__u64 taken, now;
+	__s64 waiting, room;
+	__u32 held;
 
-	return count(action == XDP_REDIRECT ? redirected : dropped, action);
+	if (!ring || !share)
+		return 1;
+	ring->arrived += 1;
+	ring->core = bpf_get_smp_processor_id();
+	taken = *(volatile __u64 *)&ring->taken;
+	waiting = ring->admitted - taken;
+	room = RING_FRAMES - waiting;
+	if ((__s64)(taken - share->mark) >= 0) {
+		share->older = (__s64)(taken - share->last) >= 0 ? 0 : share->newer;
+		share->newer = 0;
+		share->mark = ring->admitted;
+	}
+	if (tenant != ring->tenant) {
+		ring->tenant = tenant;
+		ring->shared_at = bpf_ktime_get_coarse_ns();
+	}
+	held = share->older + share->newer;
+	if (held < SHARE && held < room)
+		goto enter;
+	now = bpf_ktime_get_coarse_ns();
+	if (room > 0 && now - ring->shared_at > SECOND)
+		goto enter;
+	// A worker that takes nothing for so long does not say what it takes, and the ring itself is the only bound.
+	if (taken != ring->taken_then) {
+		ring->taken_then = taken;
+		ring->taken_at = now;
+	} else if (now - ring->taken_at > SECOND) {
+		goto enter;
+	}
+	share->refused += 1;
+	return 0;
+enter:
+	share->newer += 1;
+	ring->admitted += 1;
+	share->last = ring->admitted;
+	return 1;
+}
+
+// To the worker of the queue that the frame came by; dropped when there is none, and what is over the tenant's share.
+static __always_inline int to_worker(struct xdp_md *ctx, __u32 tenant, enum row redirected, enum row dropped,
+				     enum row refused)
+{
+	__u32 queue = ctx->rx_queue_index;
+
+	if (bpf_redirect_map(&xsks_map, queue, XDP_DROP) != XDP_REDIRECT)
+		return count(dropped, XDP_DROP);
+	if (!may_enter(queue, tenant))
+		return count(refused, XDP_DROP);
+	return count(redirected, XDP_REDIRECT);
 }
 
 static __always_inline int is_tag(__be16 protocol)
@@ -176,7 +294,8 @@ int steer_inside(struct xdp_md *ctx)
 	struct ethhdr *ethernet = (void *)(long)ctx->data;
 	struct iphdr *ip;
 	struct mac mac;
-	__be32 *gateway, destination;
+	struct tenant *tenant;
+	__be32 destination;
 	int tags;
 
 	if ((void *)(ethernet + 1) > end)
@@ -185,21 +304,25 @@ int steer_inside(struct xdp_md *ctx)
 		return count(IN_ARP, XDP_PASS);
 	ip = find_ipv4(ctx, &tags);
 	__builtin_memcpy(&mac, ethernet->h_dest, sizeof(mac));
-	gateway = bpf_map_lookup_elem(&tenant_macs, &mac);
-	if (gateway) {
+	tenant = bpf_map_lookup_elem(&tenant_macs, &mac);
+	if (tenant) {
 		if (!ip || tags)
 			return count(IN_TENANT_NOT_IPV4, XDP_DROP);
-		if (ip->daddr == *gateway)
+		if (ip->daddr == tenant->gateway)
 			return count(IN_GATEWAY_ADDRESS, XDP_PASS);
-		return to_worker(ctx, IN_TENANT, IN_TENANT_NO_WORKER);
+		return to_worker(ctx, tenant->number % NOBODY, IN_TENANT, IN_TENANT_NO_WORKER,
+				 IN_TENANT_OVER_SHARE);
 	}
 	// The kernel treats priority tags (VLAN 0) as no tags, however many, so tags are no way around a row.
 	if (tags > MAX_TAGS)
 		return count(IN_MANY_TAGS, XDP_DROP);
 	if (!ip)
 		return count(IN_REST, XDP_PASS);
-	if (is_leak(ip))
-		return tags ? count(IN_LEAK_TAGGED, XDP_DROP) : to_worker(ctx, IN_LEAK, IN_LEAK_NO_WORKER);
+	if (is_leak(ip)) {
+		if (tags)
+			return count(IN_LEAK_TAGGED, XDP_DROP);
+		return to_worker(ctx, NOBODY, IN_LEAK, IN_LEAK_NO_WORKER, IN_LEAK_OVER_SHARE);
+	}
 	destination = ip->daddr;
 	if (bpf_map_lookup_elem(&egress_addresses, &destination))
 		return count(IN_EGRESS, XDP_DROP);
@@ -211,6 +334,7 @@ int steer_outside(struct xdp_md *ctx)
 {
 	struct iphdr *ip;
 	__be32 destination;
+	__u32 *tenant;
 	int tags;
 
 	ip = find_ipv4(ctx, &tags);
@@ -219,11 +343,12 @@ int steer_outside(struct xdp_md *ctx)
 	if (!ip)
 		return count(OUT_REST, XDP_PASS);
 	destination = ip->daddr;
-	if (!bpf_map_lookup_elem(&egress_addresses, &destination))
+	tenant = bpf_map_lookup_elem(&egress_addresses, &destination);
+	if (!tenant)
 		return count(OUT_REST, XDP_PASS);
 	if (tags)
 		return count(OUT_EGRESS_TAGGED, XDP_DROP);
-	return to_worker(ctx, OUT_EGRESS, OUT_EGRESS_NO_WORKER);
+	return to_worker(ctx, *tenant % NOBODY, OUT_EGRESS, OUT_EGRESS_NO_WORKER, OUT_EGRESS_OVER_SHARE);
 }
 
 // What the second line reads of a frame. The headers may lie anywhere, and one tag beside the frame.

@@ -252,7 +252,7 @@ impl DataPlane {
             steering.attach(link.index, options.attach, &options.pin_dir)?;
         }
         let first = Arc::new(first);
-        let started = StartedWorkers::start(&layout, options, &first, provisions)?;
+        let started = StartedWorkers::start(&layout, options, &first, &steering, provisions)?;
         Ok(Self {
             steering,
             workers: started.workers,
@@ -321,16 +321,20 @@ impl DataPlane {
     /// # Errors
     /// When an XDP map cannot be read.
     pub fn report(&self) -> Result<Report, DataPlaneError> {
-        let steering = self.steering.iter().map(Steering::report).collect::<Result<_, _>>()?;
-        let sum =
-            |reason: &DropReason| self.workers.iter().map(|worker| worker.counters.drops(*reason)).sum();
+        let steering: Vec<_> = self.steering.iter().map(Steering::report).collect::<Result<_, _>>()?;
+        let sum = |reason: &DropReason| -> u64 {
+            match reason {
+                DropReason::QueueShare => steering.iter().map(SteerReport::over_share).sum(),
+                reason => self.workers.iter().map(|worker| worker.counters.drops(*reason)).sum(),
+            }
+        };
         Ok(Report {
             workers: (0..)
                 .zip(&self.workers)
                 .map(|(number, worker)| self.report_worker(number, worker))
                 .collect(),
-            steering,
             drops: DropReason::ALL.iter().map(|reason| (*reason, sum(reason))).collect(),
+            steering,
             tenants: self.report_tenants(),
             frames: self.report_frames(),
         })
@@ -431,10 +435,18 @@ impl DataPlane {
         }
     }
 
+    /// Returns how many frames of a tenant the XDP programs dropped because it had its share of a queue.
+    fn refused(&self, tenant: TenantId) -> u64 {
+        self.steering.iter().map(|steering| steering.refused(tenant)).sum()
+    }
+
     fn report_tenants(&self) -> Vec<(TenantId, TenantReport)> {
         let mut tenants: BTreeMap<TenantId, TenantReport> = BTreeMap::new();
         for (id, counters) in self.workers.iter().flat_map(|worker| worker.counters.tenants()) {
             counters.add_to(tenants.entry(id).or_default());
+        }
+        for (id, report) in &mut tenants {
+            report.add_drops(DropReason::QueueShare, self.refused(*id));
         }
         tenants.into_iter().collect()
     }

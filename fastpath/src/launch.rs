@@ -25,6 +25,7 @@ use crate::report::QueueReport;
 use crate::runner::{Sleeper, run};
 use crate::snapshot::{Side, Snapshot};
 use crate::succession::{Inheritance, SessionFile, succeed};
+use crate::steer::Steering;
 use crate::worker::{Port, PortChange, Worker, WorkerParts};
 
 /// Changes of ports that may wait for one worker: one for each side, and one more for each that it has not seen.
@@ -75,6 +76,7 @@ impl StartedWorkers {
         layout: &Layout,
         options: &DataPlaneOptions,
         first: &Arc<Snapshot>,
+        steering: &[Steering; 2],
         provisions: Provisions,
     ) -> Result<Self, DataPlaneError> {
         let Provisions { area, mut frames, tables, counters, session_file, inheritance } = provisions;
@@ -98,8 +100,8 @@ impl StartedWorkers {
                 pool.put(frames.take().expect("there are frames for every worker"));
             }
             let engine = Engine::new(Arc::clone(first), table, Limits::WORKER, counters);
-            let policy = options.scheduler_policy;
-            ready.push(ReadyWorker::prepare(layout, number, policy, engine, &area, pool, &shared)?);
+            let (policy, rings) = (options.scheduler_policy, Rings { area: &area, steering });
+            ready.push(ReadyWorker::prepare(layout, number, policy, engine, rings, pool, &shared)?);
         }
         // One clock for all: tenants' new sessions are counted by its seconds.
         let started = Instant::now();
@@ -135,6 +137,13 @@ struct Shared {
     requests: Arc<RequestQueue>,
     mailboxes: Vec<Arc<Mailbox>>,
     retire: Sender<Arc<Snapshot>>,
+}
+
+/// What sockets are opened with.
+#[derive(Clone, Copy)]
+struct Rings<'a> {
+    area: &'a FrameArea,
+    steering: &'a [Steering; 2],
 }
 
 /// A worker that has its sockets and waits for its thread.
@@ -180,13 +189,14 @@ impl ReadyWorker {
         number: usize,
         policy: SchedulerPolicy,
         engine: Engine,
-        area: &FrameArea,
+        rings: Rings<'_>,
         pool: FramePool,
         shared: &Shared,
     ) -> Result<Self, DataPlaneError> {
         let (mut ports, mut queues) = (Vec::new(), Vec::new());
         for side in Side::BOTH {
-            let (more_ports, more_queues) = open_ports(layout, number, side, area)?;
+            let steering = &rings.steering[side.index()];
+            let (more_ports, more_queues) = open_ports(layout, number, side, rings.area, steering)?;
             ports.extend(more_ports);
             queues.extend(more_queues);
         }
@@ -231,6 +241,7 @@ pub(crate) fn open_ports(
     worker: usize,
     side: Side,
     area: &FrameArea,
+    steering: &Steering,
 ) -> Result<(Vec<Port<XskPort>>, Vec<Queue>), DataPlaneError> {
     let (mut ports, mut queues) = (Vec::new(), Vec::new());
     let interface = &layout.link(side).name;
@@ -238,6 +249,7 @@ pub(crate) fn open_ports(
         let refused = |source| DataPlaneError::Queue { interface: interface.clone(), queue: number, source };
         let mut io = XskPort::open(area, interface, number).map_err(refused)?;
         io.set_fill_frames(layout.fill_frames(side));
+        io.set_turnstile(steering.turnstile(number));
         let probe = io.probe().map_err(lacking("a descriptor for statistics"))?;
         let port = Port::new(side, io);
         queues.push(Queue { side, number, probe, counters: Arc::clone(&port.counters) });

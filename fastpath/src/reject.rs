@@ -164,6 +164,7 @@ fn icmp_error(reason: DropReason, mtu: u16) -> Option<IcmpError> {
         | DropReason::MisaddressedError
         | DropReason::NoSession
         | DropReason::InterfaceAway
+        | DropReason::QueueShare
         | DropReason::TxRingFull
         | DropReason::NoFreeFrame
         | DropReason::HandOverFull

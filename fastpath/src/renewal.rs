@@ -117,7 +117,7 @@ impl DataPlane {
         self.steering[side.index()] = steering;
         self.layout.replace_link(side, link);
         let opened = (0..self.workers.len())
-            .map(|number| open_ports(&self.layout, number, side, &self.area))
+            .map(|number| open_ports(&self.layout, number, side, &self.area, &self.steering[side.index()]))
             .collect::<Result<Vec<_>, _>>()?;
         for (number, (ports, queues)) in opened.into_iter().enumerate() {
             let senders = self.layout.senders_of(number);

@@ -133,6 +133,17 @@ pub struct SteerReport {
     pub verdicts: Vec<(&'static str, u64)>,
 }
 
+impl SteerReport {
+    /// Returns how many frames were dropped because their tenant had its share of a queue.
+    pub(crate) fn over_share(&self) -> u64 {
+        self.verdicts
+            .iter()
+            .filter(|(row, _)| row.ends_with("_over_share_dropped"))
+            .map(|(_, count)| count)
+            .sum()
+    }
+}
+
 /// Everything that the data plane counts, at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {

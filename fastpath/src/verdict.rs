@@ -208,6 +208,8 @@ drop_reasons! {
     NeighbourUnresolved = "neighbour_unresolved",
     /// The interface that the packet should leave by is away.
     InterfaceAway = "interface_away",
+    /// The tenant had its share of a queue that frames of others came by too (dropped by the XDP program).
+    QueueShare = "queue_share",
     /// The outgoing ring was full.
     TxRingFull = "tx_ring_full",
     /// No frame was free for a fragment of a packet that is too large for the link.

@@ -4,12 +4,14 @@
 //! - [`memory`]: large pages for large tables
 //! - [`probe`]: what can be asked of such a socket beside its rings
 //! - [`ethtool`]: how many queues an interface has
+//! - [`turnstile`]: what a worker and the XDP program tell each other about an rx ring
 //! - [`sim`]: simulated wires with seeded faults, for tests
 
 pub mod ethtool;
 pub mod memory;
 pub mod probe;
 pub mod sim;
+pub mod turnstile;
 pub mod xsk;
 
 use std::collections::VecDeque;

@@ -28,6 +28,7 @@ use thiserror::Error;
 
 use super::FrameIo;
 use super::probe::{XskProbe, find_new_socket, option_bytes, sockets_of_process};
+use super::turnstile::Turnstile;
 
 /// Bytes of one chunk of the area. A frame may use all but the first 256.
 const CHUNK_BYTES: usize = 2048;
@@ -216,6 +217,8 @@ pub struct XskPort {
     fill_frames: usize,
     /// Whether the interface has vanished.
     is_dead: bool,
+    /// Tells the XDP program what was received.
+    turnstile: Option<Turnstile>,
     area: FrameArea,
     /// Which chunks are in the rings, or about to be: the crate has no way to take them out again.
     held: Box<[bool]>,
@@ -283,6 +286,7 @@ impl XskPort {
             flushes_since_kick: 0,
             fill_frames: RING_FRAMES,
             is_dead: false,
+            turnstile: None,
             area: area.clone(),
             held: vec![false; area.twins.len()].into(),
         })
@@ -291,6 +295,11 @@ impl XskPort {
     /// Sets how many frames the kernel shall have to receive into, a full ring at most.
     pub fn set_fill_frames(&mut self, frames: usize) {
         self.fill_frames = frames.clamp(1, RING_FRAMES);
+    }
+
+    /// Lets the XDP program know what is received.
+    pub fn set_turnstile(&mut self, turnstile: Turnstile) {
+        self.turnstile = Some(turnstile);
     }
 
     /// Closes the socket, of which the probe is the only other handle.
@@ -364,6 +373,9 @@ impl FrameIo for XskPort {
         // The crate has no failing path here.
         let received = self.rings.rx.try_recv(&mut self.received, limit, ()).unwrap_or(0);
         self.in_rx -= received;
+        if let Some(turnstile) = &mut self.turnstile {
+            turnstile.pass(received, received < limit);
+        }
         for frame in self.received.iter() {
             self.held[self.area.chunk_of(frame)] = false;
         }

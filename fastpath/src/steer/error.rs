@@ -66,6 +66,15 @@ pub enum SteerError {
         #[source]
         source: io::Error,
     },
+    /// A map's memory could not be had.
+    #[error("the memory of XDP map {map} cannot be mapped")]
+    Memory {
+        /// Name of the map.
+        map: &'static str,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
     /// A map could not be changed.
     #[error("XDP map {map} cannot be changed")]
     Map {

@@ -15,14 +15,18 @@ mod maps;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use aya::maps::{Map, PerCpuArray};
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::xdp::{XdpLink, XdpMode};
 use aya::programs::{Program, ProgramError, SchedClassifier, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
+use conntrack::TenantId;
 
 use crate::dataplane::{AttachMode, AttachPreference, SteerReport};
+use crate::io::turnstile::{SHARES, SharedArray, Turnstile};
+use crate::io::xsk::RING_FRAMES;
 use crate::snapshot::{Side, Snapshot};
 pub use error::SteerError;
 use guard::{Guard, interface_in, remove_filter};
@@ -31,21 +35,26 @@ use maps::Entries;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/steer.bpf.o"));
 
+const _: () = assert!(RING_FRAMES == 2048, "as `RING_FRAMES` of `bpf/steer.bpf.c`");
+
 /// Rows of the decision table, in the order of `enum row` in `bpf/steer.bpf.c`.
-const ROWS: [(Side, &str); 18] = [
+const ROWS: [(Side, &str); 21] = [
     (Side::Inside, "arp_passed"),
     (Side::Inside, "gateway_address_passed"),
     (Side::Inside, "tenant_to_worker"),
     (Side::Inside, "tenant_without_worker_dropped"),
+    (Side::Inside, "tenant_over_share_dropped"),
     (Side::Inside, "tenant_not_ipv4_dropped"),
     (Side::Inside, "leak_to_worker"),
     (Side::Inside, "leak_without_worker_dropped"),
+    (Side::Inside, "leak_over_share_dropped"),
     (Side::Inside, "leak_tagged_dropped"),
     (Side::Inside, "egress_address_dropped"),
     (Side::Inside, "many_tags_dropped"),
     (Side::Inside, "rest_passed"),
     (Side::Outside, "egress_to_worker"),
     (Side::Outside, "egress_without_worker_dropped"),
+    (Side::Outside, "egress_over_share_dropped"),
     (Side::Outside, "egress_tagged_dropped"),
     (Side::Outside, "many_tags_dropped"),
     (Side::Outside, "rest_passed"),
@@ -91,8 +100,13 @@ pub struct Steering {
     /// Whether the second line may be attached by a link, which kernels older than 6.6 do not know.
     may_link: bool,
     entries: Entries,
+    queues: u32,
+    rings: Arc<SharedArray>,
+    shares: SharedArray,
     /// What programs counted that this one took the place of, by row.
     earlier: [u64; ROWS.len()],
+    /// Frames of each tenant that they refused.
+    earlier_refused: Vec<u64>,
 }
 
 /// What loads programs.
@@ -121,6 +135,8 @@ impl Steering {
     ) -> Result<Self, SteerError> {
         let mut ebpf = loader
             .map_max_entries("xsks_map", queues)
+            .map_max_entries("rings", queues)
+            .map_max_entries("shares", queues * SHARES)
             .load(OBJECT)
             .map_err(|error| SteerError::Load(Box::new(error)))?;
         program_of(&mut ebpf, side).load().map_err(|source| SteerError::Attach {
@@ -131,6 +147,8 @@ impl Steering {
         guard_of(&mut ebpf, side)
             .load()
             .map_err(|source| SteerError::Guard { interface: 0, source: Box::new(source) })?;
+        let rings = maps::share(&ebpf, "rings", |map| SharedArray::of_rings(map, queues))?;
+        let shares = maps::share(&ebpf, "shares", |map| SharedArray::of_shares(map, queues))?;
         let mut steering = Self {
             side,
             ebpf,
@@ -140,7 +158,11 @@ impl Steering {
             guard: None,
             may_link: true,
             entries: Entries::default(),
+            queues,
+            rings: Arc::new(rings),
+            shares,
             earlier: [0; ROWS.len()],
+            earlier_refused: Vec::new(),
         };
         steering.open(first)?;
         steering.close(first)?;
@@ -277,7 +299,25 @@ impl Steering {
     /// When the counters cannot be read.
     pub fn count_on(&mut self, earlier: &Self) -> Result<(), SteerError> {
         self.earlier = earlier.counts()?;
+        self.earlier_refused = (0..SHARES - 1).map(|number| earlier.refused_by(number)).collect();
         Ok(())
+    }
+
+    /// Returns what the worker of a queue tells this program about its rx ring.
+    pub fn turnstile(&self, queue: u32) -> Turnstile {
+        Turnstile::new(Arc::clone(&self.rings), queue)
+    }
+
+    /// Returns how many frames of a tenant were dropped because it had its share of a queue. Of more tenants than are told
+    /// apart some have no count of their own.
+    pub fn refused(&self, tenant: TenantId) -> u64 {
+        let number = u32::from(tenant.0);
+        if number < SHARES - 1 { self.refused_by(number) } else { 0 }
+    }
+
+    fn refused_by(&self, number: u32) -> u64 {
+        let here: u64 = (0..self.queues).map(|queue| self.shares.refused(queue, number)).sum();
+        here + self.earlier_refused.get(number as usize).copied().unwrap_or(0)
     }
 
     fn counts(&self) -> Result<[u64; ROWS.len()], SteerError> {

@@ -1,0 +1,120 @@
+//! What the worker of an rx ring and the XDP program that fills it tell each other, in memory that both see: how many
+//! frames went in, and how many came out. `struct ring` and `struct share` in `bpf/steer.bpf.c`.
+
+#![allow(unsafe_code, reason = "the memory is shared with the kernel")]
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Bytes of a `struct ring`, and where its words are.
+const RING_BYTES: usize = 128;
+const TAKEN_AT: usize = 0;
+const ADMITTED_AT: usize = 64;
+
+/// Bytes of a `struct share`, and where its word is.
+const SHARE_BYTES: usize = 32;
+const REFUSED_AT: usize = 16;
+
+/// Tenants that are told apart at a queue, and one number for what is no tenant's.
+pub const SHARES: u32 = 16_384;
+
+/// Memory of an array of the kernel's.
+#[derive(Debug)]
+pub struct SharedArray {
+    start: NonNull<u8>,
+    bytes: usize,
+}
+
+// SAFETY: the memory is read and written as atomic words only.
+unsafe impl Send for SharedArray {}
+// SAFETY: as above.
+unsafe impl Sync for SharedArray {}
+
+impl SharedArray {
+    /// Maps the memory of an array of `entries` entries.
+    fn map(array: impl AsFd, entries: u32, entry_bytes: usize) -> io::Result<Self> {
+        let bytes = (entries as usize * entry_bytes).next_multiple_of(4096);
+        let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_POPULATE);
+        let descriptor = array.as_fd().as_raw_fd();
+        // SAFETY: the kernel chooses a place that nothing else has.
+        let start = unsafe { libc::mmap(std::ptr::null_mut(), bytes, protection, flags, descriptor, 0) };
+        match NonNull::new(start.cast::<u8>()) {
+            Some(place) if start != libc::MAP_FAILED => Ok(Self { start: place, bytes }),
+            Some(_) | None => Err(io::Error::last_os_error()),
+        }
+    }
+
+    /// Maps what `queues` rings tell.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn of_rings(array: impl AsFd, queues: u32) -> io::Result<Self> {
+        Self::map(array, queues, RING_BYTES)
+    }
+
+    /// Maps what tenants have at `queues` rings.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn of_shares(array: impl AsFd, queues: u32) -> io::Result<Self> {
+        Self::map(array, queues * SHARES, SHARE_BYTES)
+    }
+
+    fn word(&self, at: usize) -> &AtomicU64 {
+        assert!(at + size_of::<u64>() <= self.bytes && at.is_multiple_of(8), "the word is in the array");
+        // SAFETY: the place is in the mapping.
+        let place = unsafe { self.start.as_ptr().add(at) };
+        // SAFETY: the mapping lives as long as `self`, and words are at multiples of their size.
+        unsafe { AtomicU64::from_ptr(place.cast()) }
+    }
+
+    /// Returns how many frames of a tenant, by its number, were refused at the ring of a queue.
+    pub fn refused(&self, queue: u32, number: u32) -> u64 {
+        let entry = (queue * SHARES + number) as usize;
+        self.word(entry * SHARE_BYTES + REFUSED_AT).load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for SharedArray {
+    fn drop(&mut self) {
+        // SAFETY: nobody has a reference into the mapping any more.
+        unsafe { libc::munmap(self.start.as_ptr().cast(), self.bytes) };
+    }
+}
+
+/// The worker's side of one ring: it tells how many frames it has taken.
+#[derive(Debug)]
+pub struct Turnstile {
+    rings: Arc<SharedArray>,
+    at: usize,
+    taken: u64,
+    /// Whether frames were taken since all that was let in was known to be taken.
+    is_behind: bool,
+}
+
+impl Turnstile {
+    /// Makes the turnstile of the ring of a queue.
+    pub fn new(rings: Arc<SharedArray>, queue: u32) -> Self {
+        Self { rings, at: queue as usize * RING_BYTES, taken: 0, is_behind: true }
+    }
+
+    /// Notes that `found` frames were taken, and whether the ring is empty now.
+    ///
+    /// Of what was let in some never comes, because the kernel had no frame to put it in: an empty ring sets that right.
+    #[inline]
+    pub fn pass(&mut self, found: usize, is_empty: bool) {
+        if found == 0 && !self.is_behind {
+            return;
+        }
+        self.is_behind = !is_empty;
+        self.taken = if is_empty { self.admitted() } else { self.taken + found as u64 };
+        self.rings.word(self.at + TAKEN_AT).store(self.taken, Ordering::Relaxed);
+    }
+
+    fn admitted(&self) -> u64 {
+        self.rings.word(self.at + ADMITTED_AT).load(Ordering::Relaxed)
+    }
+}
