@@ -6,6 +6,7 @@
 //! - [`forwarding`]: what passes is translated, both ways
 //! - [`refusing`]: what may not pass is refused, counted, and leaves nothing behind
 //! - [`fragments`]: datagrams in fragments pass both ways, in any order
+//! - [`neighbours`]: one tenant floods, and the other loses nothing
 //! - [`oversize`]: packets that are too large for the outgoing link leave in fragments
 //! - [`changing`]: neighbours and policies change while packets come
 //! - [`counting`]: what is counted, and for whom
@@ -34,6 +35,7 @@ mod handshake;
 mod lending;
 mod limits;
 mod mapping;
+mod neighbours;
 mod oversize;
 mod portless;
 mod queues;
