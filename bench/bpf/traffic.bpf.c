@@ -51,6 +51,16 @@ struct plan {
 	__u64 wanted_source; // the first datagram like this is noted; 0: any
 	__u64 wanted_destination;
 	__u64 destination; // where all flows go; 0: as their number says
+	__u64 probe_mac; // whose gateway probes go by; 0: as all others
+	__u64 flood; // what frames are in place of those of the kind
+};
+
+// What a flood is of.
+enum {
+	NO_FLOOD,
+	SYNS, // that nobody answers
+	FRAGMENTS, // of datagrams that never become whole, every other one the first
+	NOT_IPV4,
 };
 
 struct progress {
@@ -166,8 +176,20 @@ static __always_inline void write_probe(void *data, const struct plan *plan, __u
 		.destination_port = probe_port,
 	};
 
-	write_ethernet(&datagram->ethernet, plan->gateway_mac, node_mac);
+	write_ethernet(&datagram->ethernet, plan->probe_mac ? plan->probe_mac : plan->gateway_mac, node_mac);
 	write_datagram(datagram, &flow, number, bpf_ktime_get_ns());
+}
+
+// Makes a fragment of a datagram whose checksum is right.
+static __always_inline void make_fragment(struct iphdr *ip, __u32 number)
+{
+	__u16 place = number & 1 ? 0x2002 : 0x2000;
+	__u16 identification = number >> 1;
+
+	ip->id = bpf_htons(identification);
+	ip->frag_off = bpf_htons(place);
+	ip->check = 0;
+	ip->check = bpf_htons(fold(sum_of(ip, sizeof(*ip))));
 }
 
 static __always_inline void write_next(void *data, const struct plan *plan, __u32 number)
@@ -181,10 +203,14 @@ static __always_inline void write_next(void *data, const struct plan *plan, __u3
 	};
 
 	write_ethernet(&datagram->ethernet, plan->gateway_mac, node_mac);
-	if (is_tcp)
+	if (is_tcp || plan->flood == SYNS)
 		write_segment(data, &flow, number, 0, 1);
 	else
 		write_datagram(datagram, &flow, number, 0);
+	if (plan->flood == FRAGMENTS)
+		make_fragment(&datagram->ip, number);
+	if (plan->flood == NOT_IPV4)
+		datagram->ethernet.h_proto = bpf_htons(ETH_P_IPV6);
 }
 
 SEC("xdp")
@@ -350,6 +376,8 @@ static __always_inline int take_segment(const struct xdp_md *context, struct seg
 		return XDP_DROP;
 	}
 	count(ASKED);
+	if (!is_tcp)
+		return XDP_DROP;
 	swap_macs(&segment->ethernet);
 	write_segment(segment, &flow, SERVER_SEQUENCE, sequence + 1, 1);
 	return send_back(context);

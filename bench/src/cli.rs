@@ -13,8 +13,8 @@ use crate::report::{Destinations, Part, Report};
 use crate::system::Setup;
 use crate::topology::Cores;
 use crate::{
-    connections, control_plane, engine, first_frame, idle, latency, memory, namespace, nodes, ports, raw,
-    restart, system, tcp, wire,
+    connections, control_plane, engine, first_frame, idle, latency, memory, namespace, neighbours, nodes,
+    ports, raw, restart, system, tcp, wire,
 };
 
 /// What `short` measures, one after the other.
@@ -85,6 +85,7 @@ enum Measurement {
     Nodes(nodes::Options),
     Connections(connections::Options),
     Latency(latency::Options),
+    Neighbours(neighbours::Options),
     Control(control_plane::Options),
     Memory(memory::Options),
     Restart(restart::Options),
@@ -152,6 +153,7 @@ impl Cli {
             Measurement::FirstFrame(_) | Measurement::Nodes(_) => true,
             Measurement::Connections(options) => options.needs_spillway(),
             Measurement::Latency(options) => options.needs_spillway(),
+            Measurement::Neighbours(options) => options.needs_spillway(),
             Measurement::Control(_) | Measurement::Memory(_) | Measurement::Short => true,
             Measurement::Restart(_) => true,
             Measurement::Engine(_)
@@ -179,6 +181,7 @@ impl Measurement {
                 Part::of("connections", &connections::measure(options, cores, setup)?)
             }
             Self::Latency(options) => Part::of("latency", &latency::measure(options, cores, setup)?),
+            Self::Neighbours(options) => Part::of("neighbours", &neighbours::measure(options, cores, setup)?),
             Self::Control(options) => Part::of("control", &control_plane::measure(options, cores, setup)?),
             Self::Memory(options) => Part::of("memory", &memory::measure(options, cores, setup)?),
             Self::Restart(options) => Part::of("restart", &restart::measure(options, cores, setup)?),

@@ -254,7 +254,10 @@ impl Load {
 
 impl Sample {
     /// Sums up round trips in nanoseconds; nothing when none came back.
-    fn of(times: &[Option<u64>], [offered_mpps, forwarded_mpps]: [f64; 2]) -> Result<Option<Self>> {
+    pub(crate) fn of(
+        times: &[Option<u64>],
+        [offered_mpps, forwarded_mpps]: [f64; 2],
+    ) -> Result<Option<Self>> {
         let mut histogram = Histogram::<u64>::new(3)?;
         for time in times.iter().flatten() {
             histogram.record(*time)?;
@@ -274,7 +277,7 @@ impl Sample {
     }
 
     #[expect(clippy::cast_precision_loss, reason = "there are at most as many probes as samples")]
-    fn lost_percent(&self) -> f64 {
+    pub(crate) fn lost_percent(&self) -> f64 {
         100.0 * self.lost as f64 / self.probes as f64
     }
 }
@@ -318,12 +321,12 @@ impl Row {
     clippy::cast_sign_loss,
     reason = "rates are far below 2^52"
 )]
-fn a_second(frames: u64, duration: Duration) -> u64 {
+pub(crate) fn a_second(frames: u64, duration: Duration) -> u64 {
     (frames as f64 / duration.as_secs_f64()) as u64
 }
 
 #[expect(clippy::cast_precision_loss, reason = "rates are far below 2^52")]
-fn mega(rate: u64) -> f64 {
+pub(crate) fn mega(rate: u64) -> f64 {
     rate as f64 / 1e6
 }
 

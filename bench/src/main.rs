@@ -40,6 +40,8 @@ mod memory;
 mod namespace;
 /// The kernel threads that receive a link's frames.
 mod napi;
+/// Measures what a tenant's flood does to another tenant.
+mod neighbours;
 /// Measures how fast the gateway follows a cluster's nodes.
 mod nodes;
 /// Keeps a rate.

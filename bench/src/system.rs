@@ -1,7 +1,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::ValueEnum;
 use serde::Serialize;
 
@@ -137,6 +137,17 @@ impl System {
         };
         topology.place_receivers(receiver)?;
         Ok(gateway)
+    }
+}
+
+impl Gateway {
+    /// Gives the gateway a second tenant, for the same pods.
+    pub(crate) fn add_red(&self, topology: &Topology, setup: &Setup) -> Result<()> {
+        match self {
+            Self::Kernel { .. } => kernel::add_red(topology),
+            Self::Raw { .. } => bail!("a raw forwarder knows no tenants"),
+            Self::Spillway(daemon) => daemon.add_red(&setup.spillway),
+        }
     }
 }
 

@@ -13,6 +13,10 @@ use crate::napi::{self, Priority};
 
 /// The tenant's next hop on the inside.
 pub(crate) const TENANT_GATEWAY: &str = "192.168.99.13";
+/// What a second tenant has, where there is one.
+pub(crate) const RED_GATEWAY: &str = "192.168.99.14";
+pub(crate) const RED_MAC: MacAddr6 = MacAddr6::new(0x02, 0x53, 0xc0, 0xa8, 0x63, 0x0e);
+pub(crate) const RED_EGRESS: &str = "192.168.55.114";
 /// Derived from the tenant's gateway address, as Spillway does.
 pub(crate) const TENANT_MAC: MacAddr6 = MacAddr6::new(0x02, 0x53, 0xc0, 0xa8, 0x63, 0x0d);
 /// The address that the tenant's traffic leaves with.

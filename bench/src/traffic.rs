@@ -44,7 +44,7 @@ static PROGRAM: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/traffi
 /// Traffic from pods through a gateway to a server, with an XDP program at each end; dropped, it stops.
 pub(crate) struct Traffic {
     plan: Plan,
-    plan_map: Array<MapData, [u64; 9]>,
+    plan_map: Array<MapData, [u64; 11]>,
     progress: Array<MapData, [u64; 6]>,
     counts: Array<MapData, u64>,
     round_trips: Array<MapData, u64>,
@@ -106,6 +106,21 @@ pub(crate) struct Plan {
     pub(crate) wanted_destination: Option<Ipv4Addr>,
     /// Where all flows go, instead of being spread.
     pub(crate) destination: Option<Ipv4Addr>,
+    /// Whose gateway probes go by, if it is another.
+    pub(crate) probe_mac: Option<MacAddr6>,
+    pub(crate) flood: Flood,
+}
+
+/// What frames are in place of those of the flows' kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Flood {
+    None,
+    /// SYNs that nobody answers.
+    Syns,
+    /// Fragments of datagrams that never become whole, every other one the first.
+    Fragments,
+    /// Frames that are not IPv4.
+    NotIpv4,
 }
 
 /// How far the sender is.
@@ -148,12 +163,14 @@ impl Default for Plan {
             wanted_source: None,
             wanted_destination: None,
             destination: None,
+            probe_mac: None,
+            flood: Flood::None,
         }
     }
 }
 
 impl Plan {
-    fn words(&self) -> [u64; 9] {
+    fn words(&self) -> [u64; 11] {
         let address = |address: Option<Ipv4Addr>| address.map_or(0, |address| u64::from(address.to_bits()));
         [
             self.rate.interval(),
@@ -165,6 +182,8 @@ impl Plan {
             address(self.wanted_source),
             address(self.wanted_destination),
             address(self.destination),
+            self.probe_mac.map_or(0, mac_number),
+            self.flood as u64,
         ]
     }
 }

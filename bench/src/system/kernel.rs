@@ -3,7 +3,9 @@ use std::fs;
 use anyhow::{Context, Result};
 
 use crate::flows::Flows;
-use crate::topology::{EGRESS, NODE, POD_CIDR, TENANT_GATEWAY, TENANT_MAC, Topology};
+use crate::topology::{
+    EGRESS, NODE, POD_CIDR, RED_EGRESS, RED_GATEWAY, RED_MAC, TENANT_GATEWAY, TENANT_MAC, Topology,
+};
 
 const MARK: u32 = 13;
 const MAXIMUM: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
@@ -24,6 +26,19 @@ pub(super) fn translate_by_mark(topology: &Topology) -> Result<()> {
         "iptables -t nat -A POSTROUTING -o {outside} -m mark --mark {MARK} -j SNAT --to-source {EGRESS}"
     ))?;
     set_up_conntrack(topology)
+}
+
+/// Adds a second tenant to a gateway that translates by mark.
+pub(super) fn add_red(topology: &Topology) -> Result<()> {
+    let (gateway, mark, red) = (&topology.gateway, MARK + 1, format!("br{}", topology.tag));
+    let (inside, outside) = (topology.inside_device(), topology.outside_device());
+    gateway.ip(&format!("link add link {inside} name {red} address {RED_MAC} type macvlan mode bridge"))?;
+    gateway.ip(&format!("addr add {RED_GATEWAY}/32 dev {red}"))?;
+    gateway.ip(&format!("link set {red} up"))?;
+    gateway.ip(&format!("addr add {RED_EGRESS}/32 dev {outside}"))?;
+    gateway.run(&format!("iptables -t mangle -A PREROUTING -i {red} -j MARK --set-mark {mark}"))?;
+    let snat = format!("-m mark --mark {mark} -j SNAT --to-source {RED_EGRESS}");
+    gateway.run(&format!("iptables -t nat -A POSTROUTING -o {outside} {snat}")).map(drop)
 }
 
 /// Forwards and translates: one rule looks the inside address up in a map of egress addresses. No mark is needed.

@@ -10,9 +10,9 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::Setup;
-use crate::command::output;
+use crate::command::{output, run_words};
 use crate::namespace::{PREFIX, abandoned};
-use crate::topology::{EGRESS, NODE, POD_CIDR, TENANT_GATEWAY, Topology};
+use crate::topology::{EGRESS, NODE, POD_CIDR, RED_EGRESS, RED_GATEWAY, TENANT_GATEWAY, Topology};
 
 const BPFFS: &str = "/sys/fs/bpf";
 const READY_WITHIN: Duration = Duration::from_secs(20);
@@ -121,6 +121,15 @@ impl Daemon {
     /// Returns the daemon's process id.
     pub(crate) fn pid(&self) -> u32 {
         self.process.id()
+    }
+
+    /// Adds a second tenant.
+    pub(super) fn add_red(&self, spillway: &Path) -> Result<()> {
+        let (program, socket) = (spillway.display().to_string(), self.socket().display().to_string());
+        let words = ["tenant", "add", "ns-red", "--gw-ip", RED_GATEWAY, "--egress-ip", RED_EGRESS];
+        let words: Vec<_> =
+            [program.as_str()].into_iter().chain(words).chain(["--socket", &socket]).collect();
+        run_words(&words).map(drop)
     }
 
     fn wait_until_ready(&mut self, spillway: &Path, within: Duration) -> Result<()> {
