@@ -391,7 +391,8 @@ SEC("classifier")
 int guard_inside(struct __sk_buff *skb)
 {
 	struct guarded frame = {};
-	__be32 *gateway, destination;
+	struct tenant *tenant;
+	__be32 destination;
 	struct mac mac;
 
 	if (!read_frame(skb, &frame))
@@ -399,9 +400,9 @@ int guard_inside(struct __sk_buff *skb)
 	if (frame.ethernet.h_proto == bpf_htons(ETH_P_ARP) && !frame.tags)
 		return TC_ACT_UNSPEC;
 	__builtin_memcpy(&mac, frame.ethernet.h_dest, sizeof(mac));
-	gateway = bpf_map_lookup_elem(&tenant_macs, &mac);
-	if (gateway) {
-		if (frame.is_ipv4 && !frame.tags && frame.ip.daddr == *gateway)
+	tenant = bpf_map_lookup_elem(&tenant_macs, &mac);
+	if (tenant) {
+		if (frame.is_ipv4 && !frame.tags && frame.ip.daddr == tenant->gateway)
 			return TC_ACT_UNSPEC;
 		return count(IN_GUARDED, TC_ACT_SHOT);
 	}

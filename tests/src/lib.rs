@@ -4,6 +4,7 @@
 pub mod cluster;
 pub mod doctor;
 pub mod fixture;
+pub mod flood;
 pub mod manager;
 pub mod manifests;
 pub mod peers;

@@ -133,6 +133,11 @@ impl Gateway {
         Ok(Self { process, installation })
     }
 
+    /// Returns the daemon's process id.
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
     /// Returns where its files are, and a way to its command line.
     pub fn installation(&self) -> &Installation {
         &self.installation
