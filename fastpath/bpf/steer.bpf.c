@@ -26,7 +26,7 @@
 #define MAX_TAGS 2
 
 #define SECOND 1000000000ULL
-// Frames that one tenant may have in an rx ring while others come by it too.
+// Frames that one tenant may have in an rx ring while others come by it too, unless the worker says another number.
 #define SHARE 256
 // Tenants that are told apart at a queue, and what is no tenant's. More than that share what they have.
 #define SHARES 16384
@@ -77,7 +77,8 @@ struct tenant {
 // One rx ring. The worker writes the first line, this program the second.
 struct ring {
 	__u64 taken; // frames that left the ring, of those that were let in
-	__u64 padding[7];
+	__u64 share; // frames that one tenant may have; 0: SHARE
+	__u64 padding[6];
 	__u64 admitted;	  // frames that were let in
 	__u64 arrived;	  // these, and those that were refused
 	__u64 shared_at;  // when a frame was another tenant's than the one before
@@ -187,7 +188,7 @@ static __always_inline int may_enter(__u32 queue, __u32 tenant)
 	__u32 place = queue * SHARES + tenant;
 	struct ring *ring = bpf_map_lookup_elem(&rings, &queue);
 	struct share *share = bpf_map_lookup_elem(&shares, &place);
-	__u64 taken, now;
+	__u64 taken, most, now;
 	__s64 waiting, room;
 	__u32 held;
 
@@ -208,7 +209,8 @@ static __always_inline int may_enter(__u32 queue, __u32 tenant)
 		ring->shared_at = bpf_ktime_get_coarse_ns();
 	}
 	held = share->older + share->newer;
-	if (held < SHARE && held < room)
+	most = *(volatile __u64 *)&ring->share;
+	if (held < (most ? most : SHARE) && held < room)
 		goto enter;
 	now = bpf_ktime_get_coarse_ns();
 	if (room > 0 && now - ring->shared_at > SECOND)
