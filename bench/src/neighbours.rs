@@ -98,6 +98,8 @@ pub(crate) struct Row {
     /// Of blue's probes, in percent.
     pub(crate) lost_percent: Summary,
     pub(crate) offered_mpps: Summary,
+    /// Of the flood, as far as the server counts it.
+    pub(crate) forwarded_mpps: Summary,
     pub(crate) samples: Vec<Sample>,
 }
 
@@ -255,6 +257,7 @@ impl Row {
             p99_9: sum_up(|sample| sample.p99_9),
             lost_percent: sum_up(Sample::lost_percent),
             offered_mpps: sum_up(|sample| sample.offered_mpps),
+            forwarded_mpps: sum_up(|sample| sample.forwarded_mpps),
             samples,
         }
     }

@@ -18,6 +18,7 @@ impl Findings for Results {
             "p99, µs",
             "p99.9, µs",
             "offered, Mpps",
+            "forwarded, Mpps",
         ];
         vec![Sheet {
             title: "A tenant beside another that floods".to_owned(),
@@ -65,5 +66,6 @@ fn cells(row: &Row) -> Vec<String> {
         short(row.p99),
         short(row.p99_9),
         format!("{:.2}", row.offered_mpps.median),
+        format!("{:.2}", row.forwarded_mpps.median),
     ]
 }
