@@ -59,7 +59,8 @@ pub fn give_up_privileges() -> anyhow::Result<()> {
 
 /// Keeps every file that the daemon makes from users other than its own and its group.
 pub fn keep_files_to_own_group() {
-    umask(Mode::S_IWGRP | Mode::S_IRWXO);
+    let stricter = umask(Mode::S_IRWXG | Mode::S_IRWXO) | Mode::S_IWGRP | Mode::S_IRWXO;
+    umask(stricter);
 }
 
 /// Lets the process open as many files as it may: clients of the control socket take one each.
