@@ -129,6 +129,17 @@ fn the_service_is_started_again_for_ever() -> Result<()> {
 }
 
 #[test]
+fn the_service_is_watched_and_keeps_its_sessions_over_a_restart() -> Result<()> {
+    let unit = std::fs::read_to_string(manifests::root().join("deploy/spillway.service"))?;
+    // systemd removes the runtime directory, where the sessions are, when the service stops unless told otherwise.
+    for line in ["Type=notify", "WatchdogSec=60", "RuntimeDirectory=spillway", "RuntimeDirectoryPreserve=yes"]
+    {
+        assert!(unit.lines().any(|own| own == line), "{line}");
+    }
+    Ok(())
+}
+
+#[test]
 fn the_service_units_capabilities_are_enough() -> Result<()> {
     let Some(mut fixture) = Fixture::without_tenants()? else { return Ok(()) };
     fixture.gateway.stop()?;

@@ -163,7 +163,7 @@ fn capabilities(process: &Process) -> Vec<Finding> {
         CAPABILITY
             .broken(format!("the daemon, process {}, has no {name}", process.pid))
             .because(format!("It needs it for {purpose}."))
-            .fix("Add it to CapabilityBoundingSet and AmbientCapabilities of the unit, as deploy/spillway.service.")
+            .fix("Add it to CapabilityBoundingSet of the unit, as deploy/spillway.service.")
             .run("systemctl edit spillway")
     });
     let whose = if process.is_daemon { "the daemon" } else { "this command" };
