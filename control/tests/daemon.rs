@@ -203,6 +203,18 @@ fn what_a_living_daemon_has_on_other_interfaces_stays() {
 }
 
 #[test]
+fn links_that_are_kept_over_a_restart_go_when_the_gateway_is_taken_out_of_service() {
+    in_namespace(async |_| {
+        let place = Place::new();
+        let before = state();
+        assert!(place.run(&["--keep"]).stop(Signal::SIGTERM).success());
+        assert!(ip("link").contains("spw-c0a8630e"));
+        assert!(place.run(&["--keep"]).stop(Signal::SIGINT).success());
+        assert_eq!(state(), before);
+    });
+}
+
+#[test]
 fn links_are_kept_when_told_so_and_detach_removes_them_before_the_programs() {
     in_namespace(async |_| {
         let place = Place::new();

@@ -24,8 +24,8 @@ use crate::placement::{Placement, SchedulerPolicy, give_up_privileges};
 use crate::report::QueueReport;
 use crate::runner::{Sleeper, run};
 use crate::snapshot::{Side, Snapshot};
-use crate::succession::{Inheritance, SessionFile, succeed};
 use crate::steer::Steering;
+use crate::succession::{Inheritance, SessionFile, succeed};
 use crate::worker::{Port, PortChange, Worker, WorkerParts};
 
 /// Changes of ports that may wait for one worker: one for each side, and one more for each that it has not seen.

@@ -34,6 +34,7 @@
 //! - [`runner`]: the thread that a worker runs on: clock, sleep, panics
 //! - [`placement`]: on which core that thread runs, before whom, and without privileges
 //! - [`steer`]: the XDP program: loads, attaches, pins it and keeps its maps in step
+//! - [`succession`]: sessions outlive the process: taken down in memory that stays
 //! - `layout`: which worker serves which queues on which core, and who sends for whom
 //! - `launch`: binds the sockets and starts the threads
 //! - `renewal`: gives up the sockets of an interface that went away, and opens those of one that came

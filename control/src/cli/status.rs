@@ -3,7 +3,9 @@
 use clap::Args;
 
 use super::tenant;
-use crate::api::types::{InterfaceStatus, KubernetesStatus, QueueStatus, Status, WorkerStatus};
+use crate::api::types::{
+    InterfaceStatus, KubernetesStatus, QueueStatus, Status, SuccessionStatus, WorkerStatus,
+};
 use crate::client::Client;
 use crate::output::{self, BAD, FAINT, GOOD, HEADING, styled};
 
@@ -55,13 +57,28 @@ fn headline(status: &Status) -> String {
     } else {
         styled(BAD, format!("snapshot {} wanted, {} applied by all workers", epoch.wanted, epoch.applied))
     };
+    let inherited = status.succession.as_ref().and_then(inheritance);
+    let inherited = inherited.map(|line| format!("\n{line}")).unwrap_or_default();
     format!(
-        "{}, process {}, up {}, {} sessions\n{applied}",
+        "{}, process {}, up {}, {} sessions\n{applied}{inherited}",
         styled(HEADING, format!("spillway {}", status.version)),
         status.pid,
         output::seconds(status.uptime_seconds),
         status.sessions,
     ) + &obstacles
+}
+
+/// Tells what became of the sessions of the process before, if there were any.
+fn inheritance(succession: &SuccessionStatus) -> Option<String> {
+    let SuccessionStatus { away_milliseconds, restored, over, disowned, unfit, torn, set_aside } = succession;
+    if let Some(why) = set_aside {
+        return Some(styled(BAD, format!("the sessions of the process before are lost: {why}")));
+    }
+    let ended = over + disowned + unfit + torn;
+    let told = format!(
+        "{restored} sessions of the process before went on after {away_milliseconds} ms, {ended} did not"
+    );
+    (restored + ended > 0).then_some(told)
 }
 
 fn section(title: &str, body: &str) -> String {
