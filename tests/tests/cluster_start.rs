@@ -51,7 +51,7 @@ fn a_damaged_state_file_is_set_aside() -> Result<()> {
     std::fs::write(&file, &text[..text.len() / 2])?;
     cluster.api.refuse_connections();
     cluster.fixture.start_again()?;
-    cluster.until_logged("kubernetes.json is not a state file of this version")?;
+    cluster.until_logged("kubernetes.json is damaged, or no state file of this version")?;
     let aside = file.with_extension("json.refused");
     assert_eq!(std::fs::read_to_string(aside)?, text[..text.len() / 2]);
     assert!(cluster.tenant_sources()?.is_empty());
