@@ -3,7 +3,7 @@
 //!
 //! A [`Replica`] is told of every session that is made, that moves on, and that ends. It is told nothing of packets that
 //! change nothing but a time, so that a hit costs nothing. What a record does not hold is made anew by whoever takes the
-//! session up ([`crate::restore`]): pods, mappings, counts, who owns which block of ports, next hops, and the sequence
+//! session up ([`mod@crate::restore`]): pods, mappings, counts, who owns which block of ports, next hops, and the sequence
 //! numbers that a RST is measured by, which the next segments tell again.
 //!
 //! ```text
