@@ -15,7 +15,7 @@ use crate::verdict::Errand;
 pub struct WaitingRules {
     /// Frames in all.
     pub in_all: usize,
-    /// Frames of one tenant, as far as [`may_take`] gives it so many.
+    /// Frames of one tenant, as far as `may_take` gives it so many.
     pub of_tenant: usize,
     /// Frames that wait for the same.
     pub for_same: usize,
