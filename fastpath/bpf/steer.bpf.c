@@ -26,8 +26,6 @@
 #define MAX_TAGS 2
 
 #define SECOND 1000000000ULL
-// Frames that one tenant may have in an rx ring while others come by it too, unless the worker says another number.
-#define SHARE 256
 // Tenants that are told apart at a queue, and what is no tenant's. More than that share what they have.
 #define SHARES 16384
 #define NOBODY (SHARES - 1)
@@ -77,7 +75,7 @@ struct tenant {
 // One rx ring. The worker writes the first line, this program the second.
 struct ring {
 	__u64 taken; // frames that left the ring, of those that were let in
-	__u64 share; // frames that one tenant may have; 0: SHARE
+	__u64 share; // frames that one tenant may have; 0: half of the ring
 	__u64 padding[6];
 	__u64 admitted;	  // frames that were let in
 	__u64 arrived;	  // these, and those that were refused
@@ -181,8 +179,8 @@ static __always_inline int count(enum row row, int action)
 }
 
 // Whether a frame of a tenant may enter the rx ring of a queue. Who comes by it alone may fill the ring. Where another
-// came within a second, nobody has more than SHARE frames in it, nor more than are free (Choudhury and Hahne 1998): so
-// there is room for whoever comes next, and few frames are ahead of it.
+// came within a second, nobody has more frames in it than are free (Choudhury and Hahne 1998), so that there is room for
+// whoever comes next, nor more than the worker says, so that few are ahead of it.
 static __always_inline int may_enter(__u32 queue, __u32 tenant)
 {
 	__u32 place = queue * SHARES + tenant;
@@ -210,7 +208,7 @@ static __always_inline int may_enter(__u32 queue, __u32 tenant)
 	}
 	held = share->older + share->newer;
 	most = *(volatile __u64 *)&ring->share;
-	if (held < (most ? most : SHARE) && held < room)
+	if ((!most || held < most) && held < room)
 		goto enter;
 	now = bpf_ktime_get_coarse_ns();
 	if (room > 0 && now - ring->shared_at > SECOND)

@@ -36,7 +36,7 @@ const PRESSED_AFTER: u32 = 32;
 const CALM: u32 = 4096;
 
 /// Frames that one tenant may have in the ring of a queue that is pressed: enough for the worker's next turns.
-const PRESSED_SHARE: u64 = 32;
+const PRESSED_SHARE: u64 = 64;
 
 /// Memory of an array of the kernel's.
 #[derive(Debug)]
