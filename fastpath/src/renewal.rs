@@ -112,6 +112,8 @@ impl DataPlane {
         self.give_up_side(side)?;
         let link = Link::find(&self.layout.link(side).name)?;
         let mut steering = Steering::load(side, link.queues, &self.newest)?;
+        // What somebody else unpinned still is attached, and is taken over by its pin.
+        self.steering[side.index()].pin_hooks()?;
         steering.attach(link.index, self.options.attach, &self.options.pin_dir)?;
         steering.count_on(&self.steering[side.index()])?;
         self.steering[side.index()] = steering;

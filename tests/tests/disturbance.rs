@@ -104,6 +104,26 @@ fn pins_that_somebody_removes_are_made_again() -> Result<()> {
 }
 
 #[test]
+fn what_is_taken_while_an_interface_has_another_name_is_put_back_with_it() -> Result<()> {
+    let Some(fixture) = Fixture::with_tenants()? else { return Ok(()) };
+    let gateway = fixture.lab.namespace(Host::Gateway);
+    require_service_goes_on(&fixture, || {
+        gateway.ip(&format!("link set {INSIDE} name elsewhere"))?;
+        wait::until("the interface is missed", LIMIT, || {
+            Ok(interface(&fixture, INSIDE)?["trouble"].is_string().then_some(()))
+        })?;
+        std::fs::remove_dir_all(pins(&fixture, INSIDE)?)?;
+        gateway.ip(&format!("link set elsewhere name {INSIDE}"))?;
+        wait::until("the interface is back", LIMIT, || {
+            Ok(interface(&fixture, INSIDE)?["trouble"].is_null().then_some(()))
+        })
+        .with_context(|| fixture.gateway.log())
+    })?;
+    assert!(pins(&fixture, INSIDE)?.join("link").exists());
+    Ok(())
+}
+
+#[test]
 fn the_kernel_refuses_to_take_the_program_away_without_its_link() -> Result<()> {
     let Some(fixture) = Fixture::with_tenants()? else { return Ok(()) };
     let gateway = fixture.lab.namespace(Host::Gateway);

@@ -6,7 +6,7 @@ use fastpath::dataplane::{DataPlaneError, Loss, SideState};
 use fastpath::snapshot::Side;
 use tokio::runtime::Handle;
 use tokio::task::block_in_place;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::gateway::Gateway;
 use crate::sysctl;
@@ -149,7 +149,12 @@ impl Gateway {
         if let Err(error) = sysctl::isolate_again(name) {
             warn!(error = &error as &dyn std::error::Error, interface = name, "ARP is not isolated");
         }
-        self.data_plane.renew_side(side)?;
+        if let Err(error) = self.data_plane.renew_side(side) {
+            if !matches!(error, DataPlaneError::Steer(_)) || !self.evict(name) {
+                return Err(error);
+            }
+            self.data_plane.renew_side(side)?;
+        }
         self.attachments[side.index()].lose(Loss::default());
         self.attachments[side.index()].reattachments += 1;
         let queues = self.data_plane.queues(side);
@@ -157,28 +162,36 @@ impl Gateway {
         Ok(true)
     }
 
-    /// Puts back what somebody else took from an interface. Another's XDP program that is in the way is removed: what
-    /// the config file names is Spillway's.
+    /// Puts back what somebody else took from an interface.
     fn put_back(&mut self, side: Side, name: &str, loss: Loss) -> Result<(), DataPlaneError> {
         if self.attachments[side.index()].lose(loss) {
             let lost = describe(loss);
             error!(interface = name, "somebody took {lost} from the {} interface; putting back", side.name());
         }
         let mut outcome = self.data_plane.put_back(side);
-        if outcome.is_err()
-            && loss.program
-            && let Some(link) = self.facts.link(name)
-        {
-            // Refused where the other's program is held by a link, which only its owner can give up.
-            match Handle::current().block_on(self.netlink.remove_xdp(link.index, name)) {
-                Ok(()) => outcome = self.data_plane.put_back(side),
-                Err(error) => warn!(error = &error as &dyn std::error::Error, "another's XDP program stays"),
-            }
+        if outcome.is_err() && loss.program && self.evict(name) {
+            outcome = self.data_plane.put_back(side);
         }
         outcome?;
         self.attachments[side.index()].lose(Loss::default());
         info!(interface = name, "the {} interface has its XDP program and pins again", side.name());
         Ok(())
+    }
+}
+
+impl Gateway {
+    /// Removes another's XDP program that is in the way, as what the config file names is Spillway's; tells whether it is
+    /// gone. One that is held by a link stays, which only its owner can give up.
+    fn evict(&self, name: &str) -> bool {
+        let Some(link) = self.facts.link(name) else { return false };
+        match Handle::current().block_on(self.netlink.remove_xdp(link.index, name)) {
+            Ok(()) => true,
+            Err(error) => {
+                let error: &dyn std::error::Error = &error;
+                debug!(error, interface = name, "the XDP program that is in the way stays");
+                false
+            }
+        }
     }
 }
 

@@ -226,6 +226,20 @@ impl Steering {
         }
     }
 
+    /// Pins again what is attached and lost its pins, so that whoever comes next finds it.
+    ///
+    /// # Errors
+    /// When the pins' directory is not on a bpffs.
+    pub fn pin_hooks(&mut self) -> Result<(), SteerError> {
+        if let Some(unpinned) = self.program.take_if(|hook| !hook.is_pinned()) {
+            self.program = Some(unpinned.pin_again()?);
+        }
+        if let Some(unpinned) = self.guard.take_if(|guard| !guard.is_pinned()) {
+            self.guard = Some(unpinned.pin_again()?);
+        }
+        Ok(())
+    }
+
     /// Returns the kernel's number of a program of the object.
     fn number_of(&self, name: &str) -> Option<u32> {
         let info = match self.ebpf.program(name)? {
@@ -255,12 +269,7 @@ impl Steering {
                 .map_err(|source| SteerError::Pin { path: own.join(LINK_PIN), source })?;
             self.program = Some(self.attach_anew(interface, &[mode], pin_dir)?.1);
         }
-        if let Some(unpinned) = self.program.take_if(|hook| !hook.is_pinned()) {
-            self.program = Some(unpinned.pin_again()?);
-        }
-        if let Some(unpinned) = self.guard.take_if(|guard| !guard.is_pinned()) {
-            self.guard = Some(unpinned.pin_again()?);
-        }
+        self.pin_hooks()?;
         self.pin(&own)
     }
 
