@@ -10,11 +10,13 @@
 mod error;
 mod guard;
 mod hook;
+mod loss;
 mod maps;
+mod pins;
 
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use aya::maps::{Map, PerCpuArray};
@@ -29,9 +31,11 @@ use crate::io::turnstile::{SHARES, SharedArray, Turnstile};
 use crate::io::xsk::RING_FRAMES;
 use crate::snapshot::{Side, Snapshot};
 pub use error::SteerError;
-use guard::{Guard, interface_in, remove_filter};
+use guard::Guard;
 use hook::{Hook, interface_of, remove_if_there};
+pub use loss::Loss;
 use maps::Entries;
+use pins::{mode_of, pin_path, pinned_directories, remove_pins};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/steer.bpf.o"));
 
@@ -68,24 +72,6 @@ const TC_ACT_SHOT: u32 = 2;
 /// Pins of the two programs' links.
 const LINK_PIN: &str = "link";
 const GUARD_PIN: &str = "guard";
-
-/// What somebody else took from an interface.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Loss {
-    /// The XDP program is detached, or another runs in its place.
-    pub program: bool,
-    /// So is the second line.
-    pub guard: bool,
-    /// Pins are gone: what is attached would go with the process.
-    pub pins: bool,
-}
-
-impl Loss {
-    /// Tells whether anything is lost.
-    pub fn any(self) -> bool {
-        self.program || self.guard || self.pins
-    }
-}
 
 /// An attached XDP program, and the second line behind it.
 #[derive(Debug)]
@@ -498,39 +484,4 @@ fn program_names(side: Side) -> (&'static str, &'static str) {
 
 fn attach_error(interface: u32, mode: &'static str, source: ProgramError) -> SteerError {
     SteerError::Attach { interface, mode, source: Box::new(source) }
-}
-
-fn pin_path(pin_dir: &Path, side: Side, interface: u32, mode: AttachMode) -> PathBuf {
-    pin_dir.join(format!("{}-{interface}-{}", side.name(), mode.name()))
-}
-
-/// Returns the mode that a directory of pins is named after.
-fn mode_of(directory: &Path) -> Option<AttachMode> {
-    let name = directory.file_name()?.to_string_lossy().into_owned();
-    [AttachMode::Native, AttachMode::Generic]
-        .into_iter()
-        .find(|mode| name.ends_with(&format!("-{}", mode.name())))
-}
-
-/// Returns the directories of earlier pins of a side.
-fn pinned_directories(pin_dir: &Path, side: Side) -> Vec<PathBuf> {
-    let prefix = format!("{}-", side.name());
-    let Ok(entries) = fs::read_dir(pin_dir) else { return Vec::new() };
-    entries
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&prefix)))
-        .collect()
-}
-
-/// Removes the pins in a directory, and the second line that needs none.
-fn remove_pins(side: Side, directory: &Path) -> Result<(), SteerError> {
-    let error = |source| SteerError::Pin { path: directory.to_owned(), source };
-    for entry in fs::read_dir(directory).map_err(error)? {
-        fs::remove_file(entry.map_err(error)?.path()).map_err(error)?;
-    }
-    fs::remove_dir(directory).map_err(error)?;
-    if let Some(interface) = interface_in(directory) {
-        remove_filter(program_names(side).1, interface);
-    }
-    Ok(())
 }
