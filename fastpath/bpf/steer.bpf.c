@@ -75,16 +75,13 @@ struct tenant {
 // One rx ring. The worker writes the first line, this program the second.
 struct ring {
 	__u64 taken; // frames that left the ring, of those that were let in
-	__u64 share; // frames that one tenant may have; 0: half of the ring
-	__u64 padding[6];
+	__u64 padding[7];
 	__u64 admitted;	  // frames that were let in
-	__u64 arrived;	  // these, and those that were refused
 	__u64 shared_at;  // when a frame was another tenant's than the one before
 	__u64 taken_then; // `taken` when somebody was last refused, and when that changed
 	__u64 taken_at;
-	__u32 tenant; // whose the last frame was
-	__u32 core;   // where this program runs
-	__u64 more_padding[2];
+	__u64 tenant; // whose the last frame was
+	__u64 more_padding[3];
 };
 
 // What a tenant has in one rx ring, counted by two spans of what was let in: of the older all has left the ring when
@@ -180,20 +177,18 @@ static __always_inline int count(enum row row, int action)
 
 // Whether a frame of a tenant may enter the rx ring of a queue. Who comes by it alone may fill the ring. Where another
 // came within a second, nobody has more frames in it than are free (Choudhury and Hahne 1998), so that there is room for
-// whoever comes next, nor more than the worker says, so that few are ahead of it.
+// whoever comes next.
 static __always_inline int may_enter(__u32 queue, __u32 tenant)
 {
 	__u32 place = queue * SHARES + tenant;
 	struct ring *ring = bpf_map_lookup_elem(&rings, &queue);
 	struct share *share = bpf_map_lookup_elem(&shares, &place);
-	__u64 taken, most, now;
+	__u64 taken, now;
 	__s64 waiting, room;
 	__u32 held;
 
 	if (!ring || !share)
 		return 1;
-	ring->arrived += 1;
-	ring->core = bpf_get_smp_processor_id();
 	taken = *(volatile __u64 *)&ring->taken;
 	waiting = ring->admitted - taken;
 	room = RING_FRAMES - waiting;
@@ -207,8 +202,7 @@ static __always_inline int may_enter(__u32 queue, __u32 tenant)
 		ring->shared_at = bpf_ktime_get_coarse_ns();
 	}
 	held = share->older + share->newer;
-	most = *(volatile __u64 *)&ring->share;
-	if ((!most || held < most) && held < room)
+	if (held < room)
 		goto enter;
 	now = bpf_ktime_get_coarse_ns();
 	if (room > 0 && now - ring->shared_at > SECOND)

@@ -5,7 +5,6 @@ use std::any::Any;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use conntrack::Tick;
@@ -141,10 +140,6 @@ fn turn_until_stopped<I: FrameIo>(worker: &mut Worker<I>, sleeper: &Sleeper, sta
         worker.counters().life.turned();
         if found > 0 || worker.is_busy() {
             patience.reward();
-            if worker.is_pressed() {
-                // Who receives then has the core for a batch; what is over a tenant's share it drops early.
-                thread::sleep(Duration::from_nanos(1));
-            }
         } else if patience.is_over() {
             if worker.take_port_exchange()
                 && let Err(error) = sleeper.watch(worker)

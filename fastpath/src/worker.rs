@@ -38,8 +38,6 @@ use ports::{Unsent, tx_ports};
 
 /// Frames taken from one source in one turn.
 const BATCH_FRAMES: usize = 64;
-/// Frames taken in one turn from a queue that is pressed: between two turns who receives has the core.
-const PRESSED_BATCH_FRAMES: usize = 16;
 /// Sessions expired in one turn.
 const EXPIRED_PER_TURN: usize = 64;
 /// Announcements sent in one turn.
@@ -91,8 +89,6 @@ pub struct Worker<I> {
     expired_until: Option<Tick>,
     /// Whether the last turn left something undone that the next can do, even if no frame comes.
     has_more: bool,
-    /// Whether who receives on this core has to go on before the next turn.
-    is_pressed: bool,
     #[cfg(test)]
     fails_at_next_frame: bool,
     /// Keeps all frames out of the express lane.
@@ -127,7 +123,6 @@ impl<I: FrameIo> Worker<I> {
             untried: 0,
             expired_until: None,
             has_more: true,
-            is_pressed: false,
             #[cfg(test)]
             fails_at_next_frame: false,
             #[cfg(test)]
@@ -153,7 +148,6 @@ impl<I: FrameIo> Worker<I> {
         self.answer_question(now);
         self.take_back_ports(now);
         self.retry_waiting(now);
-        self.is_pressed = false;
         let mut found = self.serve_handed(now);
         for port in 0..self.parts.ports.len() {
             found += self.serve_port(port, now);
@@ -176,11 +170,6 @@ impl<I: FrameIo> Worker<I> {
     /// Tells whether something is left to do even if no frame comes.
     pub fn is_busy(&self) -> bool {
         self.has_more
-    }
-
-    /// Tells whether whoever receives for the worker, on its core, has to go on before the next turn.
-    pub fn is_pressed(&self) -> bool {
-        self.is_pressed
     }
 
     /// Returns the worker's number.
@@ -341,10 +330,7 @@ impl<I: FrameIo> Worker<I> {
     }
 
     fn serve_port(&mut self, port: usize, now: Tick) -> usize {
-        let is_pressed = self.parts.ports[port].io.is_pressed();
-        self.is_pressed |= is_pressed;
-        let limit = if is_pressed { PRESSED_BATCH_FRAMES } else { BATCH_FRAMES };
-        let found = self.parts.ports[port].io.receive(&mut self.batch, limit);
+        let found = self.parts.ports[port].io.receive(&mut self.batch, BATCH_FRAMES);
         if found > 0 {
             self.parts.ports[port].counters.received.add(found as u64);
             let arrival = Arrival { side: self.parts.ports[port].side, port };

@@ -197,26 +197,3 @@ fn a_paced_tenant_loses_nothing_beside_a_flood_in_any_order() {
         assert_eq!(queue.refused[usize::from(BLUE)], 0, "seed {seed}");
     }
 }
-
-#[test]
-fn where_more_comes_than_the_worker_takes_others_wait_behind_few() {
-    // Who receives has a core of its own, or goes on only when the worker has found nothing.
-    for (frames, turns) in [(80, 1), (63, 2)] {
-        let Some(mut queue) = Queue::open(Side::Inside) else { return };
-        for _ in 0..40 {
-            queue.send(BLUE);
-            queue.send_many(RED, frames);
-            (0..turns).for_each(|_| queue.take(64));
-        }
-        queue.take(RING + 1);
-        assert_eq!(queue.send_many(RED, 100), 64, "the worker has said so");
-        assert_eq!(queue.refused[usize::from(BLUE)], 0);
-        for _ in 0..5000 {
-            queue.take(RING + 1);
-            queue.send_many(BLUE, 1);
-            queue.send_many(RED, 1);
-        }
-        queue.take(RING + 1);
-        assert_eq!(queue.send_many(RED, RING), SHARE, "after a while without");
-    }
-}

@@ -44,11 +44,6 @@ pub trait FrameIo {
     /// Tells whether frames are still being transmitted.
     fn is_transmitting(&self) -> bool;
 
-    /// Tells whether more comes than the worker can take, from several tenants, by the worker's own core.
-    fn is_pressed(&self) -> bool {
-        false
-    }
-
     /// Returns how many frames the port owns.
     fn frames_owned(&self) -> usize;
 

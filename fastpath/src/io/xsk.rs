@@ -442,10 +442,6 @@ impl FrameIo for XskPort {
         !self.is_dead && (self.in_tx > 0 || !self.pending.is_empty())
     }
 
-    fn is_pressed(&self) -> bool {
-        self.turnstile.as_ref().is_some_and(|turnstile| turnstile.is_pressed() && turnstile.shares_core())
-    }
-
     fn frames_owned(&self) -> usize {
         self.in_rx + self.in_tx + self.received.len() + self.pending.len()
     }
