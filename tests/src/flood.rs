@@ -16,7 +16,7 @@ use nix::sys::socket::{
 /// Says which packets are a flood's, and so whose gateway they go by.
 const MARK: u32 = 77;
 /// Packets that are sent together, and the pause after them: some 20,000 a second, which a debug build carries.
-const TOGETHER: usize = 32;
+const TOGETHER: usize = 16;
 const PAUSE: Duration = Duration::from_micros(1500);
 
 const IP_BYTES: usize = 20;
