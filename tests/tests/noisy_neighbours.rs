@@ -123,9 +123,9 @@ fn a_flood_of_new_flows_ends_at_the_limit_of_a_second_and_costs_the_other_tenant
 #[test]
 fn ports_that_run_out_cost_the_other_tenant_nothing() -> Result<()> {
     let Some(test) = Test::start(&[])? else { return Ok(()) };
-    let (before, after) = test.flood(Kind::Datagrams, 72_000, SERVER)?;
+    let (before, after) = test.flood(Kind::Datagrams, 66_000, SERVER)?;
     assert_eq!(after.sessions - before.sessions, PORTS, "to the last port: {after:?}");
-    after.require_refused("no_port", 72_000 - PORTS);
+    after.require_refused("no_port", 66_000 - PORTS);
     test.fixture.fetch(&PODS[1], &control::demo::server::url("whoami")).context("red still has TCP")?;
     Ok(())
 }
