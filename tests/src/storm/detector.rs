@@ -12,7 +12,7 @@ use control::demo::Lab;
 use control::demo::command::{run_ok, run_with_input};
 use control::demo::namespace::Namespace;
 use control::demo::process::Process;
-use control::demo::topology::{CLUSTER_CIDR, GATEWAY_INSIDE, GATEWAY_OUTSIDE, Host};
+use control::demo::topology::{CLUSTER_CIDR, GATEWAY_INSIDE, GATEWAY_OUTSIDE, Host, SERVER};
 use serde_json::Value;
 
 use super::frames::{MARK, NOBODY};
@@ -49,7 +49,7 @@ impl Counted {
         self.0.get("translated").copied().unwrap_or_default()
     }
 
-    /// Returns the kernel's own answers to pods that left outside.
+    /// Returns the kernel's own answers to pods that left outside, and what a forwarding host routes back for the server.
     pub(super) fn astray(&self) -> u64 {
         self.0.get("seen_astray").copied().unwrap_or_default()
     }
@@ -137,6 +137,7 @@ fn rules() -> String {
          \x20   ip saddr {egress} counter name translated accept\n\
          \x20   ip saddr {GATEWAY_OUTSIDE} counter name seen_own accept\n\
          \x20   ip saddr 192.168.99.0/24 ip daddr {CLUSTER_CIDR} counter name seen_astray accept\n\
+         \x20   ip saddr {SERVER} counter name seen_astray accept\n\
          \x20   ether type ip counter name leak_source drop\n\
          \x20   ether type arp arp saddr ip 192.168.55.0/24 counter name seen_arp accept\n\
          \x20   arp saddr ip {GATEWAY_INSIDE} counter name seen_astray accept\n\
