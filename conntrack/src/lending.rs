@@ -115,16 +115,20 @@ impl Conntrack {
             return None;
         }
         let loan = Loan { request: *request, lender: self.party(), port };
-        let lent = loan.returned().outside_tuple;
-        let borrower = borrower.worker;
+        self.begin_loan(&loan.returned());
+        Some(loan)
+    }
+
+    /// Notes what is lent, by what will come back.
+    pub(crate) fn begin_loan(&mut self, lent: &Return) {
+        let Return { borrower, tenant, outside_tuple, is_mapping, .. } = *lent;
         let role = if is_mapping { Role::LentMapping { borrower } } else { Role::LentPort { borrower } };
         self.is_changing = true;
-        self.take_port(tenant, &lent);
+        self.take_port(tenant, &outside_tuple);
         self.mappings += u32::from(is_mapping);
         let nobody = (Ipv4Addr::UNSPECIFIED, 0);
-        self.put_entry(Kind::Anchor(Anchor::of_port(tenant, role, nobody, &lent)));
+        self.put_entry(Kind::Anchor(Anchor::of_port(tenant, role, nobody, &outside_tuple)));
         self.is_changing = false;
-        Some(loan)
     }
 
     /// Takes a port back that this worker has lent. One that it has not is ignored.

@@ -4,20 +4,19 @@
 //! ports is decided by the first session that is taken up with one of them; what other workers have of the block counts
 //! as lent to them ([`crate::lending`]), as if they had asked for it.
 
-use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use thiserror::Error;
 
 use crate::Epoch;
 use crate::admit::{Admission, FoundPort, Ground, has_ports};
-use crate::anchor::{Anchor, Role, mapping_key_inside, mapping_key_outside, pod_key};
+use crate::anchor::{mapping_key_inside, mapping_key_outside, pod_key};
 use crate::flow::{Direction, FiveTuple, Key, TenantId};
+use crate::lending::Return;
 use crate::pairing::owner_of_inside;
 use crate::policy::{Mapping, Policy, Quota};
 use crate::replication::Record;
 use crate::session::SessionId;
-use crate::slab::Kind;
 use crate::table::{Conntrack, Revision};
 use crate::time::{Tick, Timeouts};
 
@@ -139,16 +138,10 @@ impl Conntrack {
         if self.slab.room() == 0 {
             return Err(NotRestored::Full);
         }
-        let (role, lent) = match record.mapping {
-            Some(_) => (Role::LentMapping { borrower }, outside_tuple.towards_anybody()),
-            None => (Role::LentPort { borrower }, outside_tuple),
-        };
-        self.is_changing = true;
-        self.take_port(tenant, &lent);
-        self.mappings += u32::from(record.mapping.is_some());
-        let nobody = (Ipv4Addr::UNSPECIFIED, 0);
-        self.put_entry(Kind::Anchor(Anchor::of_port(tenant, role, nobody, &lent)));
-        self.is_changing = false;
+        let is_mapping = record.mapping.is_some();
+        let outside_tuple = if is_mapping { outside_tuple.towards_anybody() } else { outside_tuple };
+        let lender = self.slot.worker;
+        self.begin_loan(&Return { lender, borrower, tenant, outside_tuple, is_mapping });
         Ok(())
     }
 

@@ -129,10 +129,11 @@ fn beside(path: &Path) -> PathBuf {
 }
 
 fn header(workers: u16, slots: usize) -> [u8; 32] {
+    let record_bytes = u16::try_from(RECORD_BYTES).expect("a record has 40 bytes");
     let mut header = [0; 32];
     header[0..8].copy_from_slice(&MAGIC);
     header[8..10].copy_from_slice(&FORMAT.to_be_bytes());
-    header[10..12].copy_from_slice(&40u16.to_be_bytes());
+    header[10..12].copy_from_slice(&record_bytes.to_be_bytes());
     header[12..16].copy_from_slice(&u32::from(workers).to_be_bytes());
     header[16..24].copy_from_slice(&(slots as u64).to_be_bytes());
     let sum = crc32fast::hash(&header[..CHECKED_BYTES]);
