@@ -219,6 +219,7 @@ impl Conntrack {
         let class = session.class;
         let id = self.put_entry(Kind::Session(session));
         self.expiry.append(self.slab.entries_mut(), id, class);
+        self.begun[id as usize] = now;
         self.live += 1;
         self.is_changing = false;
         self.replicate(SessionId(id), rests(admission));

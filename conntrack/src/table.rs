@@ -110,6 +110,8 @@ pub struct Conntrack {
     pub(crate) returns: Vec<Return>,
     pub(crate) hasher: RandomState,
     pub(crate) rng: StdRng,
+    /// When the session in each entry began.
+    pub(crate) begun: Box<[Tick]>,
     pub(crate) is_changing: bool,
     pub(crate) replica: Option<Box<dyn Replica>>,
 }
@@ -132,6 +134,7 @@ impl Conntrack {
             returns: Vec::with_capacity(1024),
             hasher,
             rng,
+            begun: vec![Tick::default(); capacity as usize].into(),
             is_changing: false,
             replica: None,
         }
@@ -208,7 +211,10 @@ impl Conntrack {
 
     /// Returns the memory taken for entries, their index and port bitmaps, in bytes.
     pub fn memory_bytes(&self) -> usize {
-        self.slab.memory_bytes() + self.index.memory_bytes() + self.crowds.memory_bytes()
+        self.slab.memory_bytes()
+            + self.index.memory_bytes()
+            + self.crowds.memory_bytes()
+            + size_of_val(&*self.begun)
     }
 
     /// Returns where entries and index lie, for whoever cares for how memory is mapped.
@@ -244,10 +250,28 @@ impl Conntrack {
 
     /// Returns live sessions, starting at entry `from`, out of the next `span` entries.
     pub fn scan(&self, from: u32, span: u32) -> impl Iterator<Item = &Session> {
-        self.slab.range(from, span).filter_map(|(_, entry)| match &entry.kind {
-            Kind::Session(session) => Some(session),
+        self.scan_entries(from, span).map(|(_, session)| session)
+    }
+
+    /// The same, each with its entry.
+    pub fn scan_entries(&self, from: u32, span: u32) -> impl Iterator<Item = (SessionId, &Session)> {
+        self.slab.range(from, span).filter_map(|(id, entry)| match &entry.kind {
+            Kind::Session(session) => Some((SessionId(id), session)),
             Kind::Free | Kind::Anchor(_) => None,
         })
+    }
+
+    /// Returns when a session began, or was taken up from the process before.
+    pub fn begun(&self, id: SessionId) -> Tick {
+        self.begun[id.0 as usize]
+    }
+
+    /// Returns a session as another table can take it up.
+    ///
+    /// # Panics
+    /// When it has ended.
+    pub fn record(&self, id: SessionId) -> Record {
+        self.record_of(self.slab.session(id), false)
     }
 
     /// Notes a packet of a session: moves its TCP state on and gives it new time where the state allows.
@@ -297,22 +321,29 @@ impl Conntrack {
 
     /// Has a session taken down. `rests` tells whether the port of its mapping rests when it is freed.
     pub(crate) fn replicate(&mut self, id: SessionId, rests: bool) {
-        let Some(replica) = &mut self.replica else { return };
-        let session = self.slab.session(id);
+        if self.replica.is_none() {
+            return;
+        }
+        let record = self.record_of(self.slab.session(id), rests);
+        if let Some(replica) = &mut self.replica {
+            replica.put(id.0, &record);
+        }
+    }
+
+    fn record_of(&self, session: &Session, rests: bool) -> Record {
         let mapping = match session.port {
             PortHolder::Session | PortHolder::Lender(_) => None,
             PortHolder::Mapping if session.has_peer => Some(Filtering::AddressDependent),
             PortHolder::Mapping if rests => Some(Filtering::EndpointIndependent),
             PortHolder::Mapping => Some(Filtering::AddressAndPortDependent),
         };
-        let record = Record {
+        Record {
             gateway: self.shared.tenant(session.tenant).gateway(),
             inside_tuple: session.inside_tuple(),
             outside: (session.outside, session.outside_port),
             tcp: session.tcp_state().unwrap_or(TcpState::Opening),
             mapping,
-        };
-        replica.put(id.0, &record);
+        }
     }
 
     /// Notes that a session was checked under a snapshot.

@@ -120,6 +120,14 @@ impl Client {
         self.send(Method::DELETE, path, Bytes::new()).await.map(drop)
     }
 
+    /// Deletes what is at a path, and returns the answer's JSON.
+    ///
+    /// # Errors
+    /// When the daemon does not answer, or refuses.
+    pub async fn delete_for<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        Ok(serde_json::from_slice(&self.send(Method::DELETE, path, Bytes::new()).await?)?)
+    }
+
     async fn send(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes, ClientError> {
         let (status, bytes) = self.in_time(self.converse(method, path, body)).await?;
         if status.is_success() { Ok(bytes) } else { Err(refusal(status, &bytes)) }

@@ -12,6 +12,7 @@
 //! - [`policy`]: what its sessions may do
 //! - [`refusal`]: why input from people was refused
 //! - [`config`]: the config file
+//! - [`selection`]: which sessions are meant
 //! - [`registry`]: all tenants, from every source, without conflicts
 //! - [`state`]: files that survive the process
 //! - [`netlink`]: the kernel's links, addresses, routes and neighbours, read and changed
@@ -46,6 +47,7 @@ pub mod plan;
 pub mod policy;
 pub mod refusal;
 pub mod registry;
+pub mod selection;
 pub mod state;
 pub mod sysctl;
 pub mod tenant;

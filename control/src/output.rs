@@ -45,6 +45,12 @@ pub fn print_error(text: &str) {
     let _ = writeln!(anstream::stderr(), "{}{text}", styled(BAD.bold(), "error: "));
 }
 
+/// Prints a remark on stderr, where it is not taken for output.
+pub fn print_note(text: &str) {
+    // A lost remark changes nothing.
+    let _ = writeln!(anstream::stderr(), "{}", styled(FAINT, text));
+}
+
 /// Prints a warning on stderr, without colours where they make no sense.
 pub fn print_warning(text: &str) {
     // A lost warning changes nothing.

@@ -11,7 +11,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use conntrack::{Epoch, SharedBook, TenantId};
-use crossbeam::channel::{Receiver, Sender, bounded};
+use crossbeam::channel::{Receiver, Sender};
 use crossbeam::queue::ArrayQueue;
 use thiserror::Error;
 
@@ -20,7 +20,7 @@ use crate::io::xsk::{XskError, XskPort};
 use crate::io::{Frame, FrameArea};
 use crate::launch::{Provisions, Queue, StartedWorkers};
 use crate::layout::Layout;
-use crate::mailbox::{ListSessions, Mailbox, RequestQueue};
+use crate::mailbox::{Mailbox, RequestQueue};
 use crate::parse::ETHERNET_BYTES;
 use crate::placement::SchedulerPolicy;
 use crate::pulse::Pulse;
@@ -33,6 +33,7 @@ use crate::snapshot::{Side, Snapshot};
 pub use crate::steer::Loss;
 use crate::steer::{Loader, SteerError, Steering, remove_all_pins};
 use crate::succession::{Inheritance, SessionFile, SessionFileError};
+use crate::survey::Surveyor;
 use crate::verdict::DropReason;
 use crate::worker::PortChange;
 
@@ -340,18 +341,9 @@ impl DataPlane {
         })
     }
 
-    /// Returns at most `limit` sessions, of one tenant or of all, in no particular order. Blocks for up to
-    /// a second.
-    pub fn sessions(&self, tenant: Option<TenantId>, limit: usize) -> Vec<SessionReport> {
-        let (reply, answers) = bounded(self.workers.len());
-        let asked = self.workers.iter().filter(|worker| {
-            let rows = Vec::with_capacity(limit);
-            worker.mailbox.ask(ListSessions { tenant, rows, reply: reply.clone() })
-        });
-        let asked = asked.count();
-        let deadline = Instant::now() + ANSWER_WITHIN;
-        let answers = (0..asked).map_while(|_| answers.recv_deadline(deadline).ok());
-        answers.flatten().take(limit).collect()
+    /// Returns who asks the workers about their sessions, from any thread.
+    pub fn surveyor(&self) -> Surveyor {
+        Surveyor { mailboxes: self.workers.iter().map(|worker| Arc::clone(&worker.mailbox)).collect() }
     }
 
     /// Returns what became of the sessions of the process before; none when they do not outlive it.

@@ -28,12 +28,13 @@
 //! - [`waiting`]: frames that wait for something, their next hop for one
 //! - [`announce`]: gratuitous ARP
 //! - [`mailbox`]: what reaches a worker from outside
-//! - [`listing`]: lists sessions, a piece each turn
+//! - [`tap`]: shows frames, and what becomes of them, to whoever looks
 //! - [`counters`]: what a worker counts
 //! - [`pulse`]: signs of life of the workers
 //! - [`runner`]: the thread that a worker runs on: clock, sleep, panics
 //! - [`placement`]: on which core that thread runs, before whom, and without privileges
 //! - [`steer`]: the XDP program: loads, attaches, pins it and keeps its maps in step
+//! - [`survey`]: lists and ends sessions, a piece of the table each turn
 //! - [`succession`]: sessions outlive the process: taken down in memory that stays
 //! - `layout`: which worker serves which queues on which core, and who sends for whom
 //! - `launch`: binds the sockets and starts the threads
@@ -52,7 +53,6 @@ pub mod fragments;
 pub mod io;
 mod launch;
 mod layout;
-pub mod listing;
 pub mod mailbox;
 pub mod mss;
 pub mod parse;
@@ -73,6 +73,8 @@ pub mod split;
 pub mod steer;
 pub mod stray;
 pub mod succession;
+pub mod survey;
+pub mod tap;
 #[cfg(any(test, feature = "fuzzing"))]
 #[expect(clippy::unwrap_used, reason = "a panic is how a test or a fuzz target fails")]
 #[cfg_attr(not(test), expect(dead_code, reason = "fuzz targets need less than the scenarios"))]

@@ -6,14 +6,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU64, Ordering, fence};
 
 use conntrack::{Return, TenantId};
-use crossbeam::channel::Sender;
 use crossbeam::queue::ArrayQueue;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use crate::dataplane::{NeighbourRequest, SessionReport};
+use crate::dataplane::NeighbourRequest;
 use crate::io::Frame;
 use crate::share::may_take;
 use crate::snapshot::{Side, Snapshot};
+use crate::survey::Question;
+use crate::tap::Tap;
 use crate::verdict::Errand;
 
 /// Frames that may wait to be taken over by one worker.
@@ -67,17 +68,6 @@ impl Notice {
     }
 }
 
-/// A question to a worker, answered over some turns.
-#[derive(Debug)]
-pub struct ListSessions {
-    /// Only sessions of this tenant.
-    pub tenant: Option<TenantId>,
-    /// Where rows are put, up to its capacity, so that the worker allocates nothing.
-    pub rows: Vec<SessionReport>,
-    /// Where they are sent.
-    pub reply: Sender<Vec<SessionReport>>,
-}
-
 /// The queues of one worker. Others put in, the worker takes out.
 #[derive(Debug)]
 pub struct Mailbox {
@@ -85,7 +75,10 @@ pub struct Mailbox {
     handed: ArrayQueue<HandedFrame>,
     /// Frames of each tenant that wait to be taken over, and of nobody.
     held: Box<[AtomicU16]>,
-    questions: ArrayQueue<ListSessions>,
+    questions: ArrayQueue<Question>,
+    taps: ArrayQueue<Arc<[Arc<Tap>]>>,
+    /// Taps that the worker no longer has, to be freed by others.
+    retired_taps: ArrayQueue<Arc<[Arc<Tap>]>>,
     returns: ArrayQueue<Return>,
     /// Workers that forgot all their sessions, a bit each.
     forgetful: AtomicU64,
@@ -107,6 +100,8 @@ impl Mailbox {
             handed: ArrayQueue::new(HANDED_FRAMES),
             held: (0..=NOBODY).map(|_| AtomicU16::new(0)).collect(),
             questions: ArrayQueue::new(4),
+            taps: ArrayQueue::new(1),
+            retired_taps: ArrayQueue::new(16),
             returns: ArrayQueue::new(RETURNS),
             forgetful: AtomicU64::new(0),
             notices: AtomicU8::new(0),
@@ -169,10 +164,28 @@ impl Mailbox {
     }
 
     /// Asks the worker; tells whether there was room for the question.
-    pub fn ask(&self, question: ListSessions) -> bool {
+    pub fn ask(&self, question: Question) -> bool {
         let is_accepted = self.questions.push(question).is_ok();
         self.wake_up();
         is_accepted
+    }
+
+    /// Puts what the worker shows frames to from now on, and frees what it showed them to before.
+    pub fn put_taps(&self, taps: Arc<[Arc<Tap>]>) {
+        while self.retired_taps.pop().is_some() {}
+        drop(self.taps.force_push(taps));
+        self.wake_up();
+    }
+
+    /// Takes what the worker shows frames to.
+    pub fn take_taps(&self) -> Option<Arc<[Arc<Tap>]>> {
+        self.taps.pop()
+    }
+
+    /// Gives back what the worker no longer shows frames to.
+    pub fn retire_taps(&self, taps: Arc<[Arc<Tap>]>) {
+        // It is freed at once if nobody has come for a long time.
+        let _ = self.retired_taps.push(taps);
     }
 
     /// Tells the worker to end.
@@ -224,7 +237,7 @@ impl Mailbox {
     }
 
     /// Takes a question.
-    pub fn take_question(&self) -> Option<ListSessions> {
+    pub fn take_question(&self) -> Option<Question> {
         self.questions.pop()
     }
 
@@ -251,6 +264,7 @@ impl Mailbox {
         self.snapshot.is_empty()
             && self.handed.is_empty()
             && self.questions.is_empty()
+            && self.taps.is_empty()
             && self.returns.is_empty()
             && self.forgetful.load(Ordering::Relaxed) == 0
             && self.notices.load(Ordering::Relaxed) == 0

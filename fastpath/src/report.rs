@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use conntrack::{Epoch, FiveTuple, TenantId};
 
 use crate::snapshot::Side;
+use crate::survey::SessionState;
 use crate::verdict::DropReason;
 
 /// How the XDP program is attached.
@@ -176,8 +177,10 @@ pub struct SessionReport {
     pub inside: FiveTuple,
     /// Egress address and port that stand for the pod.
     pub outside: (Ipv4Addr, u16),
-    /// State: `established`, `opening` or `closing` for TCP, else `active`.
-    pub state: &'static str,
+    /// State.
+    pub state: SessionState,
+    /// Seconds since it began, or was taken up from the process before.
+    pub age_seconds: u64,
     /// Seconds since its last packet.
     pub idle_seconds: u64,
     /// Seconds until it expires if no packet comes.

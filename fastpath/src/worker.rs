@@ -26,11 +26,12 @@ use crate::counters::WorkerCounters;
 use crate::dataplane::NeighbourRequest;
 use crate::express::Lanes;
 use crate::io::{Frame, FrameIo, FramePool};
-use crate::listing::Listing;
 use crate::mailbox::{HandedFrame, Mailbox, Notice, RequestQueue, Task};
 use crate::pipeline::{Engine, Outcome};
 use crate::snapshot::{Side, Snapshot};
 use crate::stray::FOR_OPENING;
+use crate::survey::{Ground, Survey};
+use crate::tap::{Occasion, Taps};
 use crate::verdict::{DatagramErrand, DropReason, Errand, Lending, Verdict};
 use crate::waiting::{FOR_NEIGHBOURS, WaitingRoom};
 pub use ports::{Port, PortChange};
@@ -79,7 +80,10 @@ pub struct Worker<I> {
     /// What the frame in the batch was handed over for.
     errand: Option<Errand>,
     announcements: VecDeque<Announcement>,
-    listing: Option<Listing>,
+    survey: Option<Survey>,
+    taps: Taps,
+    /// Whether the last turn found frames.
+    was_busy: bool,
     tx_ports: [Vec<usize>; 2],
     home_frames: usize,
     have_ports_changed: bool,
@@ -116,7 +120,9 @@ impl<I: FrameIo> Worker<I> {
             lanes: Lanes::default(),
             errand: None,
             announcements: VecDeque::new(),
-            listing: None,
+            survey: None,
+            taps: Taps::new(),
+            was_busy: false,
             tx_ports: tx_ports(&parts.ports),
             home_frames,
             have_ports_changed: false,
@@ -144,6 +150,7 @@ impl<I: FrameIo> Worker<I> {
         self.has_more = false;
         self.exchange_ports();
         self.adopt_snapshot();
+        self.adopt_taps(now);
         self.announce_again();
         self.answer_question(now);
         self.take_back_ports(now);
@@ -159,6 +166,7 @@ impl<I: FrameIo> Worker<I> {
         self.expire(now);
         self.expire_fragments(now);
         self.give_back_ports();
+        self.was_busy = found > 0;
         found
     }
 
@@ -259,14 +267,20 @@ impl<I: FrameIo> Worker<I> {
     }
 
     fn answer_question(&mut self, now: Tick) {
-        if self.listing.is_none() {
-            self.listing = self.mailbox().take_question().map(Listing::new);
+        if self.survey.is_none() {
+            self.survey = self.mailbox().take_question().map(Survey::new);
         }
-        if let Some(listing) = self.listing.take() {
-            let timeouts = &self.parts.engine.snapshot.spec().timeouts;
-            self.listing = listing.go_on(&self.parts.engine.conntrack, self.number(), timeouts, now);
-            self.has_more |= self.listing.is_some();
+        if let Some(survey) = self.survey.take() {
+            let Engine { conntrack, counters, snapshot, .. } = &mut self.parts.engine;
+            let (timeouts, is_busy) = (&snapshot.spec().timeouts, self.was_busy);
+            self.survey = survey.go_on(&mut Ground { conntrack, counters, timeouts, now, is_busy });
+            self.has_more |= self.survey.is_some();
         }
+    }
+
+    fn adopt_taps(&mut self, now: Tick) {
+        self.taps.adopt(&self.parts.mailboxes[usize::from(self.number())]);
+        self.taps.turn(now);
     }
 
     fn serve_handed(&mut self, now: Tick) -> usize {
@@ -350,7 +364,15 @@ impl<I: FrameIo> Worker<I> {
         let frame = self.batch.front_mut().expect("the caller has seen it");
         #[cfg(test)]
         assert!(!std::mem::take(&mut self.fails_at_next_frame), "asked to fail");
-        let outcome = self.parts.engine.process(frame, arrival.side, errand, now);
+        let Arrival { side, .. } = arrival;
+        let decide = |engine: &mut Engine, frame: &mut Frame| engine.process(frame, side, errand, now);
+        let outcome = match self.taps.is_empty() {
+            true => decide(&mut self.parts.engine, frame),
+            false => {
+                let occasion = Occasion { side, is_first: errand == Errand::NEW, now };
+                self.taps.watch(&mut self.parts.engine, frame, occasion, decide)
+            }
+        };
         let frame = self.batch.pop_front().expect("it was at the front");
         self.settle(frame, outcome, arrival, now);
         self.settle_freed(arrival.port, now);
@@ -410,6 +432,9 @@ impl<I: FrameIo> Worker<I> {
     }
 
     fn drop_frame(&mut self, frame: Frame, outcome: Outcome, reason: DropReason) {
+        if !self.taps.is_empty() && outcome.verdict != Verdict::Drop(reason) {
+            self.taps.show_lost(&self.parts.engine, &frame, outcome, reason);
+        }
         self.parts.engine.counters.dropped(reason, outcome.tenant);
         self.parts.pool.put(frame);
     }

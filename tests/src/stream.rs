@@ -52,6 +52,14 @@ impl Stream {
     /// # Errors
     /// When the pod cannot open a socket.
     pub fn start(lab: &Lab, pod: &Pod, to: SocketAddrV4) -> Result<Self> {
+        Self::start_with_pause(lab, pod, to, PACE)
+    }
+
+    /// Starts one that pauses for so long after each datagram.
+    ///
+    /// # Errors
+    /// When the pod cannot open a socket.
+    pub fn start_with_pause(lab: &Lab, pod: &Pod, to: SocketAddrV4, pause: Duration) -> Result<Self> {
         let open = || {
             let socket = UdpSocket::bind((pod.address, 0))?;
             socket.connect(to)?;
@@ -61,7 +69,7 @@ impl Stream {
         let socket = lab.namespace(pod.host).enter(open)?.context("stream")?;
         let shared = Arc::new(Shared::default());
         let own = Arc::clone(&shared);
-        Ok(Self { shared, thread: Some(std::thread::spawn(move || pump(&socket, &own))) })
+        Ok(Self { shared, thread: Some(std::thread::spawn(move || pump(&socket, &own, pause))) })
     }
 
     /// Waits until `count` more datagrams were sent.
@@ -109,7 +117,7 @@ fn until_grown(what: &str, counter: &AtomicU64, by: u64) -> Result<()> {
     })
 }
 
-fn pump(socket: &UdpSocket, shared: &Shared) -> Summary {
+fn pump(socket: &UdpSocket, shared: &Shared, pause: Duration) -> Summary {
     let mut summary = Summary::default();
     let mut open = BTreeSet::new();
     while !shared.stop.load(Ordering::Relaxed) {
@@ -122,7 +130,7 @@ fn pump(socket: &UdpSocket, shared: &Shared) -> Summary {
             Err(_) => summary.refused += 1,
         }
         take_answers(socket, shared, &mut open, &mut summary);
-        std::thread::sleep(PACE);
+        std::thread::sleep(pause);
     }
     let deadline = Instant::now() + LAST;
     while !open.is_empty() && !shared.abandoned.load(Ordering::Relaxed) && Instant::now() < deadline {

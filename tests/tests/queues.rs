@@ -1,6 +1,7 @@
 //! Workers with and without queues: traffic passes, replies come back, and status tells who sends for whom.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use control::demo::LabOptions;
@@ -9,6 +10,10 @@ use serde_json::Value;
 use spillway_tests::fixture::Fixture;
 use spillway_tests::peers::Peer;
 use spillway_tests::stream::Stream;
+
+/// A veth holds 256 frames, of all streams together: where other programs have the cores, its receiver may have to wait
+/// for a quarter of a second.
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// Queues of one worker on one side, and the worker that sends for it there.
 type Way = (Vec<u64>, u64);
@@ -49,8 +54,9 @@ fn require_passage(queues: [u32; 2], workers: Option<u32>, ways: [&[Way]; 2]) ->
     let peer = Peer::udp_echo(&fixture.lab, 7)?;
     fixture.require_service()?;
     let pods = PODS.iter().cycle().take(4 * PODS.len());
-    let streams =
-        pods.map(|pod| Stream::start(&fixture.lab, pod, peer.address())).collect::<Result<Vec<_>>>()?;
+    let streams = pods
+        .map(|pod| Stream::start_with_pause(&fixture.lab, pod, peer.address(), PAUSE))
+        .collect::<Result<Vec<_>>>()?;
     streams.iter().try_for_each(|stream| stream.until_answered(100))?;
     for stream in streams {
         let summary = stream.finish();

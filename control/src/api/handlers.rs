@@ -3,20 +3,20 @@
 use std::sync::Arc;
 
 use axum::body::Bytes;
-use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
-use axum::extract::{DefaultBodyLimit, FromRequestParts, Path, Query, State};
+use axum::extract::rejection::{BytesRejection, PathRejection};
+use axum::extract::{DefaultBodyLimit, FromRequestParts, Path, State};
 use axum::http::request::Parts;
 use axum::http::{StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
-use serde::Deserialize;
 use tokio::sync::{mpsc, oneshot};
 use tracing::warn;
 
 use super::caller::Caller;
 use super::error::ApiError;
-use super::types::{RouteView, SessionView, Status, TenantView};
+use super::sessions::{end_sessions, sessions};
+use super::types::{RouteView, Status, TenantView};
 use super::{Reply, Request};
 use crate::refusal::Refusal;
 use crate::tenant::Tenant;
@@ -25,12 +25,9 @@ use crate::vitals::{Fitness, Vitals};
 /// Largest body that is read.
 pub const MAX_BODY_BYTES: usize = 64 * 1024;
 
-const DEFAULT_SESSIONS: usize = 100;
-const MAX_SESSIONS: usize = 10_000;
-
-type Daemon = State<mpsc::Sender<Request>>;
+pub(super) type Daemon = State<mpsc::Sender<Request>>;
 type Signs = State<Arc<Vitals>>;
-type Answer<T> = Result<Json<T>, ApiError>;
+pub(super) type Answer<T> = Result<Json<T>, ApiError>;
 
 /// Returns the API, asking the daemon through `daemon`, and `vitals` for what does not wait for it.
 pub fn router(daemon: mpsc::Sender<Request>, vitals: Arc<Vitals>) -> Router {
@@ -44,7 +41,7 @@ pub fn router(daemon: mpsc::Sender<Request>, vitals: Arc<Vitals>) -> Router {
         .route("/v1/tenants", get(tenants))
         .route("/v1/tenants/{name}", get(tenant).put(put_tenant).delete(remove_tenant))
         .route("/v1/routes", get(routes))
-        .route("/v1/sessions", get(sessions))
+        .route("/v1/sessions", get(sessions).delete(end_sessions))
         .fallback(unknown_path)
         .method_not_allowed_fallback(unknown_method)
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
@@ -125,7 +122,7 @@ impl<S: Send + Sync> FromRequestParts<S> for TenantName {
 }
 
 /// Whoever asks for a change and may have it.
-struct Changer(Caller);
+pub(super) struct Changer(pub(super) Caller);
 
 impl<S: Send + Sync> FromRequestParts<S> for Changer {
     type Rejection = ApiError;
@@ -145,30 +142,6 @@ impl<S: Send + Sync> FromRequestParts<S> for Changer {
     }
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct SessionQuery {
-    tenant: Option<String>,
-    limit: Option<String>,
-}
-
-async fn sessions(
-    daemon: Daemon,
-    query: Result<Query<SessionQuery>, QueryRejection>,
-) -> Answer<Vec<SessionView>> {
-    let Query(query) =
-        query.map_err(|rejection| ApiError::of_field(rejection.status(), "query", rejection.body_text()))?;
-    let limit = query.limit.map_or(Ok(DEFAULT_SESSIONS), |text| read_limit(&text))?;
-    ask(&daemon, |reply| Request::Sessions(query.tenant, limit, reply)).await.map(Json)
-}
-
-fn read_limit(text: &str) -> Result<usize, Refusal> {
-    let limit = text.parse().ok().filter(|limit| (1..=MAX_SESSIONS).contains(limit));
-    limit.ok_or_else(|| {
-        Refusal::invalid("limit", format!("{text:?} is not a number between 1 and {MAX_SESSIONS}"))
-    })
-}
-
 async fn unknown_path(uri: Uri) -> ApiError {
     let known =
         "/v1/status, /v1/health, /v1/ready, /v1/tenants, /v1/tenants/NAME, /v1/routes and /v1/sessions";
@@ -176,11 +149,11 @@ async fn unknown_path(uri: Uri) -> ApiError {
 }
 
 async fn unknown_method() -> ApiError {
-    let message = "this path does not take this method; all take GET, /v1/tenants/NAME also PUT and DELETE";
+    let message = "this path does not take this method; all take GET, /v1/tenants/NAME also PUT and DELETE, /v1/sessions DELETE";
     ApiError::new(StatusCode::METHOD_NOT_ALLOWED, message)
 }
 
-async fn ask<T>(
+pub(super) async fn ask<T>(
     daemon: &mpsc::Sender<Request>,
     request: impl FnOnce(Reply<T>) -> Request,
 ) -> Result<T, ApiError> {

@@ -9,11 +9,13 @@
 //! | `PUT /v1/tenants/NAME`                 | takes [`Tenant`], returns [`types::TenantView`]; idempotent      |
 //! | `DELETE /v1/tenants/NAME`              | 204                                                              |
 //! | `GET /v1/routes`                       | list of [`types::RouteView`]                                     |
-//! | `GET /v1/sessions?tenant=NAME&limit=N` | list of [`types::SessionView`]; at most 100 unless told          |
+//! | `GET /v1/sessions?…`                   | [`types::SessionPage`]: those that a [`Selection`] means; `limit` (100), `after` |
+//! | `DELETE /v1/sessions?…`                | ends them: [`types::EndedSessions`]; all only by `all=true`      |
 //!
 //! Over plain HTTP, if the config file has an address for it: `/healthz` and `/readyz`, as `/v1/health` and `/v1/ready`.
 //!
 //! [`Fitness`]: crate::vitals::Fitness
+//! [`Selection`]: crate::selection::Selection
 //!
 //! A refusal is a 4xx or 5xx with [`types::ErrorBody`]: `{"error":{"field":"gatewayIP","message":"…"}}`.
 
@@ -21,11 +23,13 @@ mod caller;
 mod error;
 mod handlers;
 mod server;
+mod sessions;
 pub mod types;
 
 pub use caller::Caller;
 pub use handlers::{MAX_BODY_BYTES, health_router, router};
 pub use server::{Bounds, Listener, serve};
+pub use sessions::{MAX_SESSIONS, SessionDesk};
 
 use tokio::sync::oneshot;
 
@@ -50,6 +54,6 @@ pub enum Request {
     RemoveTenant(String, Caller, Reply<()>),
     /// Routes that the fast path uses.
     Routes(Reply<Vec<types::RouteView>>),
-    /// Sessions of one tenant or of all, at most so many.
-    Sessions(Option<String>, usize, Reply<Vec<types::SessionView>>),
+    /// Who asks the workers about sessions.
+    Sessions(Reply<SessionDesk>),
 }

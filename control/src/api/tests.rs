@@ -78,6 +78,10 @@ async fn refusals_have_a_status_a_field_and_a_message() {
         (&Method::GET, "/v1/sessions?limit=0", String::new(), 422, "limit"),
         (&Method::GET, "/v1/sessions?limit=many", String::new(), 422, "limit"),
         (&Method::GET, "/v1/sessions?most=1", String::new(), 400, "query"),
+        (&Method::GET, "/v1/sessions?after=2", String::new(), 422, "after"),
+        (&Method::DELETE, "/v1/sessions", String::new(), 422, "all"),
+        (&Method::DELETE, "/v1/sessions?all=false", String::new(), 422, "all"),
+        (&Method::DELETE, "/v1/sessions?pod=10.132.0.5&limit=1", String::new(), 422, "limit"),
         (&Method::GET, "/v1/tenants/%FF", String::new(), 400, "name"),
         (&put, "/v1/tenants/%FF", body("192.168.99.13", "192.168.55.113").to_string(), 400, "name"),
         (&Method::DELETE, "/v1/tenants/%FF", String::new(), 400, "name"),
@@ -97,7 +101,12 @@ async fn refusals_have_a_status_a_field_and_a_message() {
 async fn who_may_only_look_changes_nothing() {
     let api = Api { caller: Caller { uid: 1000, pid: 7, may_change: false }, ..start() };
     let blue = json!({ "gatewayIP": "192.168.99.13", "egressIPs": ["192.168.55.113"] }).to_string();
-    for (method, path) in [(Method::PUT, "/v1/tenants/ns-blue"), (Method::DELETE, "/v1/tenants/ns-red")] {
+    let changes = [
+        (Method::PUT, "/v1/tenants/ns-blue"),
+        (Method::DELETE, "/v1/tenants/ns-red"),
+        (Method::DELETE, "/v1/sessions?all=true"),
+    ];
+    for (method, path) in changes {
         let (status, answer) = api.ask(method, path, blue.clone()).await;
         assert_eq!(status, StatusCode::FORBIDDEN);
         assert!(answer["error"]["message"].as_str().unwrap().contains("user 1000 may look"), "{answer}");

@@ -295,7 +295,26 @@ pub struct RouteView {
     pub own: bool,
 }
 
-/// A session: one element of `GET /v1/sessions`.
+/// `GET /v1/sessions`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SessionPage {
+    /// Sessions, in no particular order.
+    pub sessions: Vec<SessionView>,
+    /// What to give as `after` for the next page; null when this was the last. A page may be short, or empty, and have a
+    /// next one.
+    pub next: Option<String>,
+}
+
+/// `DELETE /v1/sessions`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EndedSessions {
+    /// How many sessions ended.
+    pub ended: u64,
+}
+
+/// A session: one element of [`SessionPage`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SessionView {
@@ -317,6 +336,9 @@ pub struct SessionView {
     pub remote_port: u16,
     /// `established`, `opening` or `closing` for TCP, else `active`.
     pub state: String,
+    /// Seconds since it began, or was taken up from the process before.
+    #[serde(default)]
+    pub age_seconds: u64,
     /// Seconds since the last packet.
     pub idle_seconds: u64,
     /// Seconds until it expires if no packet comes.

@@ -62,7 +62,7 @@ enum Command {
     /// Show the routes that the fast path uses
     Routes(routes::Arguments),
     /// Show translated sessions
-    Sessions(sessions::Arguments),
+    Sessions(Box<sessions::Arguments>),
     /// Tell what is wrong, why it matters and how to put it right
     Doctor(doctor::Arguments),
     /// Print the custom resource definition of EgressTenants

@@ -1,13 +1,10 @@
 //! The running gateway in the words of the API.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::Instant;
 
-use conntrack::TenantId;
-use fastpath::dataplane::{
-    AttachMode, FramesReport, Report, SessionReport, SteerReport, TenantReport, WorkerReport,
-};
+use fastpath::dataplane::{AttachMode, FramesReport, Report, SteerReport, TenantReport, WorkerReport};
 use fastpath::snapshot::{RouteSpec, Side};
 use fastpath::succession::Inheritance;
 use fastpath::verdict::DropReason;
@@ -17,10 +14,9 @@ use super::changes::Change;
 use super::gateway::Gateway;
 use crate::api::types::{
     EpochStatus, FramesStatus, InterfaceStatus, KindStatus, KubernetesStatus, NoticeView, QueueStatus,
-    RefusedTenantView, RouteView, SessionView, Status, SuccessionStatus, TenantStatus, TenantView,
-    WorkerStatus,
+    RefusedTenantView, RouteView, Status, SuccessionStatus, TenantStatus, TenantView, WorkerStatus,
 };
-use crate::api::{Reply, Request};
+use crate::api::{Reply, Request, SessionDesk};
 use crate::compile::sources;
 use crate::kubernetes::health::{Health, KindHealth};
 use crate::kubernetes::view::{Kind, Notice};
@@ -46,7 +42,7 @@ impl Gateway {
                 Request::Tenants(reply) => drop(reply.send(self.tenants())),
                 Request::Tenant(name, reply) => drop(reply.send(self.tenant(&name))),
                 Request::Routes(reply) => drop(reply.send(Ok(self.routes()))),
-                Request::Sessions(tenant, limit, reply) => drop(reply.send(self.sessions(tenant, limit))),
+                Request::Sessions(reply) => drop(reply.send(Ok(self.sessions()))),
                 Request::PutTenant(tenant, by, reply) => {
                     askers.push(Asker::Put(tenant.name.clone(), reply));
                     changes.push(Change::Put(Box::new(tenant), by));
@@ -134,13 +130,12 @@ impl Gateway {
         self.publication.taken().routes.iter().map(|route| self.route_view(route)).collect()
     }
 
-    fn sessions(&self, tenant: Option<String>, limit: usize) -> Result<Vec<SessionView>, Refusal> {
-        let id = tenant.map(|name| self.registry.get(&name).map(|entry| entry.id)).transpose()?;
-        let names: HashMap<TenantId, &str> =
-            self.registry.entries().map(|entry| (entry.id, entry.tenant.name.as_str())).collect();
-        let sessions = block_in_place(|| self.data_plane.sessions(id, limit));
-        let view = |session: &SessionReport| Some(session_view(session, names.get(&session.tenant)?));
-        Ok(sessions.iter().filter_map(view).collect())
+    fn sessions(&self) -> SessionDesk {
+        let name = |entry: &Entry| (entry.id, entry.tenant.name.clone());
+        SessionDesk {
+            surveyor: self.data_plane.surveyor(),
+            tenants: self.registry.entries().map(name).collect(),
+        }
     }
 
     pub(super) fn report(&self) -> Result<Report, Refusal> {
@@ -308,23 +303,6 @@ fn worker_status(report: WorkerReport) -> WorkerStatus {
         inside_sender: report.senders[Side::Inside.index()],
         outside_sender: report.senders[Side::Outside.index()],
         queues: report.queues.into_iter().map(queue).collect(),
-    }
-}
-
-fn session_view(session: &SessionReport, tenant: &str) -> SessionView {
-    SessionView {
-        tenant: tenant.to_owned(),
-        protocol: session.inside.protocol.name().to_owned(),
-        inside_address: session.inside.source,
-        inside_port: session.inside.source_port,
-        outside_address: session.outside.0,
-        outside_port: session.outside.1,
-        remote_address: session.inside.destination,
-        remote_port: session.inside.destination_port,
-        state: session.state.to_owned(),
-        idle_seconds: session.idle_seconds,
-        expires_seconds: session.expires_seconds,
-        worker: session.worker,
     }
 }
 

@@ -20,7 +20,9 @@
 //! - [`queues`]: workers with any number of queues on each side, and queues that change
 //! - [`sources`]: whom a tenant's packets may come from, and what others hear
 //! - [`stray`]: packets that belong to no session and may not open one
-//! - [`workers`]: several workers, listings, panics, and what every frame comes to
+//! - [`surveys`]: sessions are listed and ended
+//! - [`taps`]: what is shown of frames
+//! - [`workers`]: several workers, panics, and what every frame comes to
 
 mod anything;
 mod changing;
@@ -42,6 +44,8 @@ mod queues;
 mod refusing;
 mod sources;
 mod stray;
+mod surveys;
+mod taps;
 mod workers;
 
 use std::net::Ipv4Addr;

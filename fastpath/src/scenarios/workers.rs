@@ -1,10 +1,10 @@
-//! Several workers, listings, panics, and frames of every kind at once.
+//! Several workers, panics, and frames of every kind at once.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use conntrack::Protocol::Udp;
-use conntrack::{TcpFlags, TenantId};
+use conntrack::TcpFlags;
 use proptest::prelude::*;
 use proptest::sample::Index;
 
@@ -56,30 +56,6 @@ fn frames_that_were_carried_away_come_home() {
         sent += rig.take(Outside).len();
     }
     assert_eq!((sent, rig.all_drops()), (8000, 0), "all of them came to the first worker");
-}
-
-#[test]
-fn sessions_are_listed_by_tenant_and_up_to_the_limit() {
-    let mut rig = Rig::new(gateway().spec());
-    for port in 0..20u32 {
-        leave(&mut rig, &udp_frame(&format!("10.132.0.5:{}", 2000 + port), "192.168.55.13:53", b"x"));
-    }
-    let ask = |rig: &mut Rig, tenant, limit| {
-        let (reply, answers) = crossbeam::channel::bounded(1);
-        let rows = Vec::with_capacity(limit);
-        assert!(rig.mailboxes[0].ask(crate::mailbox::ListSessions { tenant, rows, reply }));
-        rig.run();
-        answers.try_recv().unwrap()
-    };
-    rig.wait(Duration::from_secs(10));
-    let all = ask(&mut rig, None, 100);
-    assert_eq!(all.len(), 20);
-    assert!(
-        all.iter().all(|row| row.idle_seconds == 10 && row.expires_seconds == 290 && row.outside.0 == EGRESS)
-    );
-    assert_eq!(ask(&mut rig, Some(TenantId(0)), 100).len(), 20);
-    assert_eq!(ask(&mut rig, Some(TenantId(1)), 100).len(), 0);
-    assert_eq!(ask(&mut rig, None, 7).len(), 7);
 }
 
 #[test]

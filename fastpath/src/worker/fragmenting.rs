@@ -9,6 +9,7 @@ use crate::fragments::FreedFrame;
 use crate::io::{Frame, FrameIo};
 use crate::snapshot::Side;
 use crate::split::Cut;
+use crate::tap::Occasion;
 use crate::verdict::{DatagramErrand, DropReason, Errand, Lending};
 
 /// Datagrams that are given up in one turn.
@@ -28,7 +29,11 @@ impl<I: FrameIo> Worker<I> {
                     // In the batch it is found after a panic.
                     self.batch.push_front(frame);
                     let frame = self.batch.front_mut().expect("it was put there");
-                    let outcome = self.parts.engine.process(frame, side, errand, now);
+                    let occasion = Occasion { side, is_first: false, now };
+                    let outcome =
+                        self.taps.watch(&mut self.parts.engine, frame, occasion, |engine, frame| {
+                            engine.process(frame, side, errand, now)
+                        });
                     let frame = self.batch.pop_front().expect("it was put there");
                     self.settle(frame, outcome, Arrival { side, port }, now);
                 }

@@ -42,8 +42,15 @@ impl<I: FrameIo> Worker<I> {
             #[cfg(test)]
             assert!(!std::mem::take(&mut self.fails_at_next_frame), "asked to fail");
             let frames = self.batch.make_contiguous();
-            let lanes = frames.len().min(LANES);
+            let mut lanes = frames.len().min(LANES);
             let Engine { snapshot, conntrack, .. } = &self.parts.engine;
+            if !self.taps.is_empty() {
+                lanes = self.taps.unwanted(&frames[..lanes], arrival.side, snapshot);
+                if lanes == 0 {
+                    self.process_first(arrival, errand, now);
+                    continue;
+                }
+            }
             self.lanes.look_ahead(snapshot, conntrack, arrival.side, &frames[..lanes]);
             let (mut sent, mut lane, mut tries_again) = (0, 0, false);
             loop {
@@ -100,7 +107,8 @@ impl<I: FrameIo> Worker<I> {
     fn send_passed(&mut self, lanes: Range<usize>, arrival: Arrival) {
         let side = arrival.side.other();
         let Some(port) = self.tx_port(side, arrival.port) else { return self.let_send_passed(lanes, side) };
-        let counters = &self.parts.engine.counters;
+        let engine = &self.parts.engine;
+        let counters = &engine.counters;
         let port = &mut self.parts.ports[port];
         let mut sent = Tally::default();
         let frames = self.batch.drain(..lanes.len());
@@ -115,7 +123,18 @@ impl<I: FrameIo> Worker<I> {
                     sent.bytes += u64::from(frame_bytes);
                 }
                 Err(frame) => {
-                    counters.dropped(DropReason::TxRingFull, Some(tenant));
+                    let reason = DropReason::TxRingFull;
+                    counters.dropped(reason, Some(tenant));
+                    if !self.taps.is_empty() {
+                        let verdict = Verdict::Drop(reason);
+                        let outcome = Outcome {
+                            verdict,
+                            tenant: Some(tenant),
+                            side: arrival.side,
+                            errand: Errand::NEW,
+                        };
+                        self.taps.show_lost(engine, &frame, outcome, reason);
+                    }
                     self.parts.pool.put(frame);
                 }
             }

@@ -7,6 +7,7 @@ use crate::io::{Frame, FrameIo};
 use crate::pipeline::{Engine, Outcome};
 use crate::snapshot::Side;
 use crate::stray::release_syn;
+use crate::tap::Occasion;
 use crate::verdict::Verdict;
 use crate::waiting::WaitingFrame;
 
@@ -21,7 +22,7 @@ impl<I: FrameIo> Worker<I> {
             let Some(waiting) = self.waiting.take_oldest() else { break };
             let errand = waiting.errand;
             let (outcome, waiting) =
-                self.in_hand(waiting, |engine, frame, side| engine.process(frame, side, errand, now));
+                self.in_hand(waiting, now, |engine, frame, side| engine.process(frame, side, errand, now));
             if let Verdict::Wait(next_hop) = outcome.verdict {
                 let has_asked = waiting.has_asked && self.parts.requests.ask(next_hop);
                 let (arrival, errand) = (outcome.side, outcome.errand.again());
@@ -43,7 +44,7 @@ impl<I: FrameIo> Worker<I> {
         for _ in 0..GIVEN_UP_PER_TURN {
             let Some(waiting) = self.waiting.take_overdue(now) else { return };
             let (outcome, waiting) =
-                self.in_hand(waiting, |engine, frame, side| engine.give_up(frame, side, now));
+                self.in_hand(waiting, now, |engine, frame, side| engine.give_up(frame, side, now));
             self.settle(waiting.frame, outcome, Arrival { side: waiting.arrival, port: 0 }, now);
         }
         self.has_more = true;
@@ -55,7 +56,7 @@ impl<I: FrameIo> Worker<I> {
             let Some(held) = self.held_syns.take_overdue(now) else { return };
             let (key, tenant) = (held.awaited, held.tenant);
             let (outcome, held) =
-                self.in_hand(held, |engine, frame, _| release_syn(engine, frame, &key, tenant, now));
+                self.in_hand(held, now, |engine, frame, _| release_syn(engine, frame, &key, tenant, now));
             self.settle(held.frame, outcome, Arrival { side: held.arrival, port: 0 }, now);
         }
         self.has_more = true;
@@ -65,12 +66,16 @@ impl<I: FrameIo> Worker<I> {
     fn in_hand<T>(
         &mut self,
         waiting: WaitingFrame<T>,
+        now: Tick,
         work: impl FnOnce(&mut Engine, &mut Frame, Side) -> Outcome,
     ) -> (Outcome, WaitingFrame<T>) {
         let WaitingFrame { frame, arrival, .. } = waiting;
         self.batch.push_back(frame);
         let frame = self.batch.back_mut().expect("it was put there");
-        let outcome = work(&mut self.parts.engine, frame, arrival);
+        let occasion = Occasion { side: arrival, is_first: false, now };
+        let outcome = self
+            .taps
+            .watch(&mut self.parts.engine, frame, occasion, |engine, frame| work(engine, frame, arrival));
         let frame = self.batch.pop_back().expect("it was put there");
         (outcome, WaitingFrame { frame, ..waiting })
     }

@@ -24,6 +24,6 @@ impl<I: FrameIo> Worker<I> {
             self.parts.engine.conntrack.settle_loan(&loan);
         }
         self.parts.engine.answers.fill();
-        self.listing = None;
+        self.survey = None;
     }
 }
