@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -34,6 +34,7 @@ pub use crate::steer::Loss;
 use crate::steer::{Loader, SteerError, Steering, remove_all_pins};
 use crate::succession::{Inheritance, SessionFile, SessionFileError};
 use crate::survey::Surveyor;
+use crate::tap::{Tap, TapBoard};
 use crate::verdict::DropReason;
 use crate::worker::PortChange;
 
@@ -215,6 +216,7 @@ pub struct DataPlane {
     book: SharedBook,
     session_file: Option<SessionFile>,
     inheritance: Option<Inheritance>,
+    open_taps: Arc<Mutex<Vec<Arc<Tap>>>>,
 }
 
 /// What the control side keeps of a worker.
@@ -269,6 +271,7 @@ impl DataPlane {
             book,
             session_file: started.session_file,
             inheritance: started.inheritance,
+            open_taps: Arc::default(),
         })
     }
 
@@ -344,6 +347,17 @@ impl DataPlane {
     /// Returns who asks the workers about their sessions, from any thread.
     pub fn surveyor(&self) -> Surveyor {
         Surveyor { mailboxes: self.workers.iter().map(|worker| Arc::clone(&worker.mailbox)).collect() }
+    }
+
+    /// Returns who opens taps at the workers, from any thread.
+    pub fn tap_board(&self) -> TapBoard {
+        let mailboxes = self.workers.iter().map(|worker| Arc::clone(&worker.mailbox)).collect();
+        TapBoard { mailboxes, open: Arc::clone(&self.open_taps) }
+    }
+
+    /// Returns the newest snapshot that was published.
+    pub fn snapshot(&self) -> &Arc<Snapshot> {
+        &self.newest
     }
 
     /// Returns what became of the sessions of the process before; none when they do not outlive it.

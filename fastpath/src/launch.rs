@@ -258,7 +258,8 @@ pub(crate) fn open_ports(
     Ok((ports, queues))
 }
 
-fn draw_seed() -> io::Result<[u8; 32]> {
+/// Draws what hashing and the choice of ports begin with.
+pub(crate) fn draw_seed() -> io::Result<[u8; 32]> {
     let mut seed = [0; 32];
     SysRng.try_fill_bytes(&mut seed).map_err(io::Error::other)?;
     Ok(seed)

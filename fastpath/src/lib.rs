@@ -18,6 +18,7 @@
 //! - [`mss`]: lowers the greatest segment that the ends of a connection announce
 //! - [`split`]: cuts packets that are too large for the outgoing link
 //! - [`reject`]: answers to packets that are refused
+//! - [`stage`]: the stages by name, and where each reason drops a frame
 //! - [`verdict`]: what becomes of a frame, and every reason to drop one
 //!
 //! Around it:
@@ -35,6 +36,7 @@
 //! - [`placement`]: on which core that thread runs, before whom, and without privileges
 //! - [`steer`]: the XDP program: loads, attaches, pins it and keeps its maps in step
 //! - [`survey`]: lists and ends sessions, a piece of the table each turn
+//! - [`rehearsal`]: decides about a frame and leaves nothing behind
 //! - [`succession`]: sessions outlive the process: taken down in memory that stays
 //! - `layout`: which worker serves which queues on which core, and who sends for whom
 //! - `launch`: binds the sockets and starts the threads
@@ -59,6 +61,7 @@ pub mod parse;
 pub mod pipeline;
 pub mod placement;
 pub mod pulse;
+pub mod rehearsal;
 pub mod reject;
 mod renewal;
 pub mod report;
@@ -70,6 +73,7 @@ mod scenarios;
 mod share;
 pub mod snapshot;
 pub mod split;
+pub mod stage;
 pub mod steer;
 pub mod stray;
 pub mod succession;

@@ -4,6 +4,8 @@
 //! were made beforehand; it allocates nothing and waits for nobody. What there is no sample for, or what comes faster
 //! than the tap may take, is counted as missed. Frames that no tap wants stay in the express lane.
 
+mod board;
+
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,6 +22,7 @@ use crate::pipeline::{Engine, Outcome};
 use crate::snapshot::{Side, Snapshot};
 use crate::survey::{EndFilter, session_of};
 use crate::verdict::{DropReason, Errand, Verdict};
+pub use board::{OpenTap, TapBoard, TooManyTaps};
 
 /// Most taps at a time.
 pub const MOST_TAPS: usize = 4;
@@ -295,6 +298,13 @@ impl Taps {
             since: None,
             before: Copied::with_room_for(MOST_BYTES),
         }
+    }
+
+    /// Returns those of one tap.
+    pub(crate) fn of(tap: Arc<Tap>, now: Tick) -> Self {
+        let mut taps = Self { list: Arc::from([tap]), ..Self::new() };
+        taps.turn(now);
+        taps
     }
 
     /// Tells whether nobody looks.

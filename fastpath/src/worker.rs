@@ -7,6 +7,7 @@
 //! ```
 
 mod fragmenting;
+mod inquiry;
 mod lane;
 mod loans;
 mod patience;
@@ -30,7 +31,7 @@ use crate::mailbox::{HandedFrame, Mailbox, Notice, RequestQueue, Task};
 use crate::pipeline::{Engine, Outcome};
 use crate::snapshot::{Side, Snapshot};
 use crate::stray::FOR_OPENING;
-use crate::survey::{Ground, Survey};
+use crate::survey::Survey;
 use crate::tap::{Occasion, Taps};
 use crate::verdict::{DatagramErrand, DropReason, Errand, Lending, Verdict};
 use crate::waiting::{FOR_NEIGHBOURS, WaitingRoom};
@@ -205,6 +206,12 @@ impl<I: FrameIo> Worker<I> {
         &self.parts.engine.conntrack
     }
 
+    /// Returns the snapshot in use.
+    #[cfg(test)]
+    pub(crate) fn snapshot(&self) -> &Snapshot {
+        &self.parts.engine.snapshot
+    }
+
     /// Returns how many frames the worker, its ports and its pool own.
     pub fn frames_owned(&self) -> usize {
         let in_ports: usize = self.parts.ports.iter().map(|port| port.io.frames_owned()).sum();
@@ -264,23 +271,6 @@ impl<I: FrameIo> Worker<I> {
                 self.announcements.extend(again);
             }
         }
-    }
-
-    fn answer_question(&mut self, now: Tick) {
-        if self.survey.is_none() {
-            self.survey = self.mailbox().take_question().map(Survey::new);
-        }
-        if let Some(survey) = self.survey.take() {
-            let Engine { conntrack, counters, snapshot, .. } = &mut self.parts.engine;
-            let (timeouts, is_busy) = (&snapshot.spec().timeouts, self.was_busy);
-            self.survey = survey.go_on(&mut Ground { conntrack, counters, timeouts, now, is_busy });
-            self.has_more |= self.survey.is_some();
-        }
-    }
-
-    fn adopt_taps(&mut self, now: Tick) {
-        self.taps.adopt(&self.parts.mailboxes[usize::from(self.number())]);
-        self.taps.turn(now);
     }
 
     fn serve_handed(&mut self, now: Tick) -> usize {

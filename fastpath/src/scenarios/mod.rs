@@ -18,6 +18,7 @@
 //! - [`mapping`]: which outside address and port stand for a pod's, and who may use them
 //! - [`portless`]: protocols without ports are translated by address
 //! - [`queues`]: workers with any number of queues on each side, and queues that change
+//! - [`rehearsals`]: what is decided on a copy is what happens
 //! - [`sources`]: whom a tenant's packets may come from, and what others hear
 //! - [`stray`]: packets that belong to no session and may not open one
 //! - [`surveys`]: sessions are listed and ended
@@ -42,6 +43,7 @@ mod oversize;
 mod portless;
 mod queues;
 mod refusing;
+mod rehearsals;
 mod sources;
 mod stray;
 mod surveys;
