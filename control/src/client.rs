@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Full};
-use hyper::body::Bytes;
+use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1;
-use hyper::{Method, Request, StatusCode};
+use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -52,6 +52,9 @@ pub enum ClientError {
     /// The conversation broke off.
     #[error("the daemon broke off")]
     Broken(#[from] hyper::Error),
+    /// What came cannot be written.
+    #[error("the answer cannot be written")]
+    Output(#[source] io::Error),
     /// The answer is not what this command expects.
     #[error("the daemon's answer cannot be read; are daemon and command of the same version?")]
     Unreadable(#[from] serde_json::Error),
@@ -128,6 +131,28 @@ impl Client {
         Ok(serde_json::from_slice(&self.send(Method::DELETE, path, Bytes::new()).await?)?)
     }
 
+    /// Gets a path's answer bit by bit, for as long as it goes on; `take` is given each bit as it comes.
+    ///
+    /// # Errors
+    /// When the daemon does not answer, or refuses, or a bit cannot be taken.
+    pub async fn stream(
+        &self,
+        path: &str,
+        mut take: impl FnMut(&[u8]) -> io::Result<()>,
+    ) -> Result<(), ClientError> {
+        let mut response = self.in_time(self.begin(Method::GET, path, Bytes::new())).await?;
+        if !response.status().is_success() {
+            let status = response.status();
+            return Err(refusal(status, &response.into_body().collect().await?.to_bytes()));
+        }
+        while let Some(frame) = response.body_mut().frame().await {
+            if let Ok(bytes) = frame?.into_data() {
+                take(&bytes).map_err(ClientError::Output)?;
+            }
+        }
+        Ok(())
+    }
+
     async fn send(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes, ClientError> {
         let (status, bytes) = self.in_time(self.converse(method, path, body)).await?;
         if status.is_success() { Ok(bytes) } else { Err(refusal(status, &bytes)) }
@@ -148,19 +173,27 @@ impl Client {
         path: &str,
         body: Bytes,
     ) -> Result<(StatusCode, Bytes), ClientError> {
+        let response = self.begin(method, path, body).await?;
+        let status = response.status();
+        Ok((status, response.into_body().collect().await?.to_bytes()))
+    }
+
+    /// Sends a request; returns the beginning of the answer.
+    async fn begin(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<Response<Incoming>, ClientError> {
         let stream = UnixStream::connect(&self.socket).await.map_err(|source| self.unreachable(source))?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-        let driver = tokio::spawn(connection);
+        tokio::spawn(connection);
         let request = Request::builder().method(method).uri(path).header("host", "spillway");
         let request = request.body(Full::new(body)).map_err(|error| ClientError::Refused {
             field: None,
             message: format!("{path:?} cannot be asked for: {error}"),
         })?;
-        let response = sender.send_request(request).await?;
-        let status = response.status();
-        let bytes = response.into_body().collect().await?.to_bytes();
-        driver.abort();
-        Ok((status, bytes))
+        Ok(sender.send_request(request).await?)
     }
 
     fn unreachable(&self, source: io::Error) -> ClientError {

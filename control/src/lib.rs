@@ -23,6 +23,10 @@
 //! - [`daemon`]: the process that keeps all of it in step
 //! - [`kubernetes`]: what the cluster asks for, and what it is told
 //! - [`doctor`]: what is wrong with a gateway, and how to put it right
+//! - [`explanation`]: what became of a frame, stage by stage
+//! - [`imagined`]: a packet that is only imagined
+//! - [`look`]: which frames are looked at, and for how long
+//! - [`recording`]: a capture file
 //! - [`demo`]: two tenants, two nodes and a server in network namespaces
 //! - [`api`]: HTTP and JSON over the control socket
 //! - [`client`]: the command line's end of the control socket
@@ -39,12 +43,16 @@ pub mod config;
 pub mod daemon;
 pub mod demo;
 pub mod doctor;
+pub mod explanation;
+pub mod imagined;
 pub mod kubernetes;
 pub mod logging;
+pub mod look;
 pub mod netlink;
 pub mod output;
 pub mod plan;
 pub mod policy;
+pub mod recording;
 pub mod refusal;
 pub mod registry;
 pub mod selection;

@@ -61,7 +61,7 @@ pub fn rehearse(
     let tap = Arc::new(Tap::new(TapFilter::default(), limits));
     let now = Tick::default().after(Duration::from_secs(1));
     let mut taps = Taps::of(Arc::clone(&tap), now);
-    let occasion = Occasion { side, is_first: true, now };
+    let occasion = Occasion { side, is_first: true, is_counted: true, now };
     taps.watch(&mut engine, &mut copied, occasion, |engine, frame| {
         engine.process(frame, side, Errand::NEW, now)
     });

@@ -79,7 +79,7 @@ pub struct Sample {
     pub worker: u16,
     /// Side that the frame came from.
     pub side: Side,
-    /// Whether it came from the wire just now; else it had waited, or was handed over by another worker.
+    /// Whether nothing was decided about it before but which worker it belongs to; else it had waited.
     pub is_first: bool,
     /// What was decided.
     pub outcome: Outcome,
@@ -285,8 +285,10 @@ pub(crate) struct Taps {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Occasion {
     pub(crate) side: Side,
-    /// Whether it came from the wire just now.
+    /// Whether nothing was decided about it before but which worker it belongs to.
     pub(crate) is_first: bool,
+    /// Whether taps that may not take it have counted it already.
+    pub(crate) is_counted: bool,
     pub(crate) now: Tick,
 }
 
@@ -377,7 +379,7 @@ impl Taps {
     pub(crate) fn show_lost(&mut self, engine: &Engine, frame: &Frame, outcome: Outcome, reason: DropReason) {
         let outcome = Outcome { verdict: Verdict::Drop(reason), ..outcome };
         let now = self.since.unwrap_or_default();
-        let occasion = Occasion { side: outcome.side, is_first: false, now };
+        let occasion = Occasion { side: outcome.side, is_first: false, is_counted: false, now };
         let concerned = self.concerned(frame.bytes(), occasion, &engine.snapshot);
         self.before.copy(frame.bytes());
         self.show(engine, None, occasion, (outcome, false), concerned);
@@ -389,7 +391,7 @@ impl Taps {
         for (place, tap) in self.list.iter().enumerate() {
             if self.allowances[place] > 0 {
                 concerned[place] = tap.may_want(frame, occasion.side, snapshot);
-            } else if (tap.filter.drops_only || !occasion.is_first)
+            } else if (tap.filter.drops_only || !occasion.is_counted)
                 && tap.may_want(frame, occasion.side, snapshot)
             {
                 // Others are counted before they take the express lane.

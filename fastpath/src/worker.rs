@@ -359,7 +359,8 @@ impl<I: FrameIo> Worker<I> {
         let outcome = match self.taps.is_empty() {
             true => decide(&mut self.parts.engine, frame),
             false => {
-                let occasion = Occasion { side, is_first: errand == Errand::NEW, now };
+                let is_counted = errand == Errand::NEW || errand == Errand::OWNED;
+                let occasion = Occasion { side, is_first: true, is_counted, now };
                 self.taps.watch(&mut self.parts.engine, frame, occasion, decide)
             }
         };

@@ -17,6 +17,7 @@ use super::caller::Caller;
 use super::error::ApiError;
 use super::sessions::{end_sessions, sessions};
 use super::types::{RouteView, Status, TenantView};
+use super::watch::{capture, explain, trace};
 use super::{Reply, Request};
 use crate::refusal::Refusal;
 use crate::tenant::Tenant;
@@ -42,6 +43,9 @@ pub fn router(daemon: mpsc::Sender<Request>, vitals: Arc<Vitals>) -> Router {
         .route("/v1/tenants/{name}", get(tenant).put(put_tenant).delete(remove_tenant))
         .route("/v1/routes", get(routes))
         .route("/v1/sessions", get(sessions).delete(end_sessions))
+        .route("/v1/explain", get(explain))
+        .route("/v1/capture", get(capture))
+        .route("/v1/trace", get(trace))
         .fallback(unknown_path)
         .method_not_allowed_fallback(unknown_method)
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
@@ -143,8 +147,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Changer {
 }
 
 async fn unknown_path(uri: Uri) -> ApiError {
-    let known =
-        "/v1/status, /v1/health, /v1/ready, /v1/tenants, /v1/tenants/NAME, /v1/routes and /v1/sessions";
+    let known = "/v1/status, /v1/health, /v1/ready, /v1/tenants, /v1/tenants/NAME, /v1/routes, /v1/sessions, /v1/explain, /v1/capture and /v1/trace";
     ApiError::new(StatusCode::NOT_FOUND, format!("{} does not exist; there are {known}", uri.path()))
 }
 

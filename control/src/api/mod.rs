@@ -10,12 +10,18 @@
 //! | `DELETE /v1/tenants/NAME`              | 204                                                              |
 //! | `GET /v1/routes`                       | list of [`types::RouteView`]                                     |
 //! | `GET /v1/sessions?…`                   | [`types::SessionPage`]: those that a [`Selection`] means; `limit` (100), `after` |
+//! | `GET /v1/explain?…`                    | [`Explanation`] of an [`ImaginedPacket`]                         |
+//! | `GET /v1/capture?…`                    | a stream of pcapng: frames that a [`Look`] means                 |
+//! | `GET /v1/trace?…`                      | a stream of [`Explanation`]s, one a line; last `{"missed":N}`    |
 //! | `DELETE /v1/sessions?…`                | ends them: [`types::EndedSessions`]; all only by `all=true`      |
 //!
 //! Over plain HTTP, if the config file has an address for it: `/healthz` and `/readyz`, as `/v1/health` and `/v1/ready`.
 //!
 //! [`Fitness`]: crate::vitals::Fitness
 //! [`Selection`]: crate::selection::Selection
+//! [`Explanation`]: crate::explanation::Explanation
+//! [`ImaginedPacket`]: crate::imagined::ImaginedPacket
+//! [`Look`]: crate::look::Look
 //!
 //! A refusal is a 4xx or 5xx with [`types::ErrorBody`]: `{"error":{"field":"gatewayIP","message":"…"}}`.
 
@@ -25,11 +31,12 @@ mod handlers;
 mod server;
 mod sessions;
 pub mod types;
+mod watch;
 
 pub use caller::Caller;
 pub use handlers::{MAX_BODY_BYTES, health_router, router};
 pub use server::{Bounds, Listener, serve};
-pub use sessions::{MAX_SESSIONS, SessionDesk};
+pub use sessions::{Desk, MAX_SESSIONS};
 
 use tokio::sync::oneshot;
 
@@ -54,6 +61,6 @@ pub enum Request {
     RemoveTenant(String, Caller, Reply<()>),
     /// Routes that the fast path uses.
     Routes(Reply<Vec<types::RouteView>>),
-    /// Who asks the workers about sessions.
-    Sessions(Reply<SessionDesk>),
+    /// What tells of the workers without the control loop.
+    Desk(Reply<Desk>),
 }

@@ -25,6 +25,7 @@ use tracing::{debug, warn};
 use super::caller::Caller;
 use super::error::ApiError;
 use super::handlers::MAX_BODY_BYTES;
+use super::watch::Streams;
 
 /// Wait after a connection could not be accepted: open files may have run out.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -126,7 +127,7 @@ struct Conversation {
 impl Conversation {
     async fn hold(self, stream: impl AsyncRead + AsyncWrite + Unpin) {
         // Held until the answer is written, not only made.
-        let permit = OnceLock::new();
+        let (permit, streams) = (OnceLock::new(), OnceLock::new());
         let service = service_fn(async |request| {
             let request = match self.read(request).await {
                 Ok(request) => request,
@@ -134,7 +135,11 @@ impl Conversation {
             };
             let asked = Arc::clone(&self.requests).acquire_owned().await;
             let _ = permit.set(asked.expect("the semaphore is never closed"));
-            self.router.clone().oneshot(request).await
+            let response = self.router.clone().oneshot(request).await?;
+            if let Some(Streams(lasts)) = response.extensions().get() {
+                let _ = streams.set(*lasts);
+            }
+            Ok(response)
         });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
@@ -142,10 +147,17 @@ impl Conversation {
             .max_buf_size(MAX_HEADER_BYTES)
             .keep_alive(false)
             .serve_connection(TokioIo::new(stream), service);
-        match timeout(self.bounds.connection, connection).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => debug!("a client broke off: {error}"),
-            Err(_) => debug!("a client took too long"),
+        let overdue = async {
+            sleep(self.bounds.connection).await;
+            if let Some(lasts) = streams.get() {
+                sleep(*lasts).await;
+            }
+        };
+        tokio::select! {
+            ended = connection => if let Err(error) = ended {
+                debug!("a client broke off: {error}");
+            },
+            () = overdue => debug!("a client took too long"),
         }
     }
 

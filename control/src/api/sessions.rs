@@ -1,6 +1,7 @@
 //! Sessions: listed page by page, and ended, without the control loop waiting for it.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::Query;
@@ -8,7 +9,9 @@ use axum::extract::rejection::QueryRejection;
 use axum::http::StatusCode;
 use conntrack::TenantId;
 use fastpath::dataplane::SessionReport;
+use fastpath::snapshot::Snapshot;
 use fastpath::survey::{Cursor, SessionFilter, SurveyError, Surveyor};
+use fastpath::tap::TapBoard;
 use tokio::task::spawn_blocking;
 use tracing::info;
 
@@ -23,26 +26,38 @@ const DEFAULT_SESSIONS: usize = 100;
 /// Most sessions of one page.
 pub const MAX_SESSIONS: usize = 10_000;
 
-/// Who asks the workers, and who their tenants are.
+/// What tells of the workers without the control loop: who asks them, and what their tenants are called.
 #[derive(Clone, Debug)]
-pub struct SessionDesk {
-    /// Asks the workers.
+pub struct Desk {
+    /// Asks the workers about sessions.
     pub surveyor: Surveyor,
+    /// Has the workers show frames.
+    pub taps: TapBoard,
+    /// The newest snapshot.
+    pub snapshot: Arc<Snapshot>,
+    /// Names of the interfaces, inside first.
+    pub interfaces: [String; 2],
     /// Names of the tenants.
     pub tenants: HashMap<TenantId, String>,
 }
 
-impl SessionDesk {
+impl Desk {
     /// Returns the filter for a selection.
     ///
     /// # Errors
     /// When the selection means nothing, or a tenant that does not exist.
     pub fn filter(&self, selection: &Selection) -> Result<SessionFilter, Refusal> {
-        selection.filter(|name| {
-            let mut tenants = self.tenants.iter();
-            let found = tenants.find(|(_, tenant)| *tenant == name).map(|(id, _)| *id);
-            found.ok_or_else(|| Refusal::UnknownTenant { name: name.to_owned() })
-        })
+        selection.filter(|name| self.tenant(name))
+    }
+
+    /// Returns a tenant by its name.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn tenant(&self, name: &str) -> Result<TenantId, Refusal> {
+        let mut tenants = self.tenants.iter();
+        let found = tenants.find(|(_, tenant)| *tenant == name).map(|(id, _)| *id);
+        found.ok_or_else(|| Refusal::UnknownTenant { name: name.to_owned() })
     }
 }
 
@@ -82,9 +97,9 @@ pub(super) async fn sessions(daemon: Daemon, pairs: Pairs) -> Answer<SessionPage
     let query = SessionQuery::read(pairs)?;
     let limit = query.limit.as_deref().map_or(Ok(DEFAULT_SESSIONS), read_limit)?;
     let from = query.after.as_deref().map_or(Ok(Cursor::default()), parse_cursor)?;
-    let desk = ask(&daemon, Request::Sessions).await?;
+    let desk = ask(&daemon, Request::Desk).await?;
     let filter = desk.filter(&query.selection)?;
-    let SessionDesk { surveyor, tenants } = desk;
+    let Desk { surveyor, tenants, .. } = desk;
     let page = off_loop(move || surveyor.list(&filter, from, limit)).await?;
     let view = |session: &SessionReport| Some(session_view(session, tenants.get(&session.tenant)?));
     Ok(Json(SessionPage {
@@ -108,7 +123,7 @@ pub(super) async fn end_sessions(
         let message = "limit and after are for lists; all sessions that are meant end";
         return Err(Refusal::invalid("limit", message).into());
     }
-    let desk = ask(&daemon, Request::Sessions).await?;
+    let desk = ask(&daemon, Request::Desk).await?;
     let filter = desk.filter(&selection)?;
     let ended = off_loop(move || desk.surveyor.end(&filter)).await?;
     info!(uid = caller.uid, pid = caller.pid, ended, ?selection, "sessions were ended on request");

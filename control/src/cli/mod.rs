@@ -6,15 +6,18 @@
 //! - `policy`: what a tenant's sessions may do
 //! - `legacy`: `add-tenant` and `remove-tenant` with the flags of the tool before
 //! - `status`, `routes`, `sessions`: what the gateway does
+//! - `explain`, `capture`, `trace`: what becomes of packets
 //! - `health`: whether the gateway lives and is ready
 //! - `doctor`: what is wrong, and how to put it right
 //! - `crd`: the custom resource definition
 //! - `detach`: removes what outlives the daemon
 
+mod capture;
 mod crd;
 mod demo;
 mod detach;
 mod doctor;
+mod explain;
 mod health;
 mod legacy;
 mod policy;
@@ -23,6 +26,7 @@ mod run;
 mod sessions;
 mod status;
 mod tenant;
+mod trace;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -63,6 +67,12 @@ enum Command {
     Routes(routes::Arguments),
     /// Show translated sessions
     Sessions(Box<sessions::Arguments>),
+    /// Tell what would happen to a packet, stage by stage
+    Explain(Box<explain::Arguments>),
+    /// Write packets to a file, with what was decided about them
+    Capture(Box<capture::Arguments>),
+    /// Show packets stage by stage, as they come
+    Trace(Box<trace::Arguments>),
     /// Tell what is wrong, why it matters and how to put it right
     Doctor(doctor::Arguments),
     /// Print the custom resource definition of EgressTenants
@@ -107,6 +117,9 @@ impl Arguments {
                 Command::Status(status) => status.execute(&client).await,
                 Command::Routes(routes) => routes.execute(&client).await,
                 Command::Sessions(sessions) => sessions.execute(&client).await,
+                Command::Explain(explain) => explain.execute(&client).await,
+                Command::Capture(capture) => capture.execute(&client).await,
+                Command::Trace(trace) => trace.execute(&client).await,
                 Command::Detach(detach) => detach.execute().await,
                 Command::AddTenant(add) => add.execute(&client).await,
                 Command::RemoveTenant(remove) => remove.execute(&client).await,

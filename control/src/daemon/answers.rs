@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Instant;
 
 use fastpath::dataplane::{AttachMode, FramesReport, Report, SteerReport, TenantReport, WorkerReport};
@@ -16,7 +17,7 @@ use crate::api::types::{
     EpochStatus, FramesStatus, InterfaceStatus, KindStatus, KubernetesStatus, NoticeView, QueueStatus,
     RefusedTenantView, RouteView, Status, SuccessionStatus, TenantStatus, TenantView, WorkerStatus,
 };
-use crate::api::{Reply, Request, SessionDesk};
+use crate::api::{Desk, Reply, Request};
 use crate::compile::sources;
 use crate::kubernetes::health::{Health, KindHealth};
 use crate::kubernetes::view::{Kind, Notice};
@@ -42,7 +43,7 @@ impl Gateway {
                 Request::Tenants(reply) => drop(reply.send(self.tenants())),
                 Request::Tenant(name, reply) => drop(reply.send(self.tenant(&name))),
                 Request::Routes(reply) => drop(reply.send(Ok(self.routes()))),
-                Request::Sessions(reply) => drop(reply.send(Ok(self.sessions()))),
+                Request::Desk(reply) => drop(reply.send(Ok(self.desk()))),
                 Request::PutTenant(tenant, by, reply) => {
                     askers.push(Asker::Put(tenant.name.clone(), reply));
                     changes.push(Change::Put(Box::new(tenant), by));
@@ -130,10 +131,13 @@ impl Gateway {
         self.publication.taken().routes.iter().map(|route| self.route_view(route)).collect()
     }
 
-    fn sessions(&self) -> SessionDesk {
+    fn desk(&self) -> Desk {
         let name = |entry: &Entry| (entry.id, entry.tenant.name.clone());
-        SessionDesk {
+        Desk {
             surveyor: self.data_plane.surveyor(),
+            taps: self.data_plane.tap_board(),
+            snapshot: Arc::clone(self.data_plane.snapshot()),
+            interfaces: Side::BOTH.map(|side| self.constants.interfaces.name(side).to_owned()),
             tenants: self.registry.entries().map(name).collect(),
         }
     }

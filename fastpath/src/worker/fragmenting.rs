@@ -29,7 +29,7 @@ impl<I: FrameIo> Worker<I> {
                     // In the batch it is found after a panic.
                     self.batch.push_front(frame);
                     let frame = self.batch.front_mut().expect("it was put there");
-                    let occasion = Occasion { side, is_first: false, now };
+                    let occasion = Occasion { side, is_first: false, is_counted: false, now };
                     let outcome =
                         self.taps.watch(&mut self.parts.engine, frame, occasion, |engine, frame| {
                             engine.process(frame, side, errand, now)

@@ -72,7 +72,7 @@ impl<I: FrameIo> Worker<I> {
         let WaitingFrame { frame, arrival, .. } = waiting;
         self.batch.push_back(frame);
         let frame = self.batch.back_mut().expect("it was put there");
-        let occasion = Occasion { side: arrival, is_first: false, now };
+        let occasion = Occasion { side: arrival, is_first: false, is_counted: false, now };
         let outcome = self
             .taps
             .watch(&mut self.parts.engine, frame, occasion, |engine, frame| work(engine, frame, arrival));

@@ -83,6 +83,7 @@ fn silence(error: ClientError) -> Silence {
         ClientError::Forbidden { .. } => Silence::Forbidden(described(error)),
         ClientError::NoAnswer { .. }
         | ClientError::Broken(_)
+        | ClientError::Output(_)
         | ClientError::Unreadable(_)
         | ClientError::Refused { .. } => Silence::NoAnswer(described(error)),
     }
