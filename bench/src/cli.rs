@@ -14,7 +14,7 @@ use crate::system::Setup;
 use crate::topology::Cores;
 use crate::{
     connections, control_plane, engine, first_frame, idle, latency, memory, namespace, neighbours, nodes,
-    ports, raw, restart, system, tcp, wire,
+    ports, raw, restart, system, tcp, watching, wire,
 };
 
 /// What `short` measures, one after the other.
@@ -89,6 +89,7 @@ enum Measurement {
     Control(control_plane::Options),
     Memory(memory::Options),
     Restart(restart::Options),
+    Watching(watching::Options),
     /// Forwards frames as the peer raw-afxdp of other measurements
     #[command(hide = true)]
     ForwardRaw(raw::Options),
@@ -155,7 +156,7 @@ impl Cli {
             Measurement::Latency(options) => options.needs_spillway(),
             Measurement::Neighbours(options) => options.needs_spillway(),
             Measurement::Control(_) | Measurement::Memory(_) | Measurement::Short => true,
-            Measurement::Restart(_) => true,
+            Measurement::Restart(_) | Measurement::Watching(_) => true,
             Measurement::Engine(_)
             | Measurement::Ports(_)
             | Measurement::ForwardRaw(_)
@@ -185,6 +186,7 @@ impl Measurement {
             Self::Control(options) => Part::of("control", &control_plane::measure(options, cores, setup)?),
             Self::Memory(options) => Part::of("memory", &memory::measure(options, cores, setup)?),
             Self::Restart(options) => Part::of("restart", &restart::measure(options, cores, setup)?),
+            Self::Watching(options) => Part::of("watching", &watching::measure(options, cores, setup)?),
             Self::ForwardRaw(_) | Self::Echo(_) | Self::Short => {
                 unreachable!("they are no measurements of their own")
             }

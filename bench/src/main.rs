@@ -68,6 +68,8 @@ mod tcp;
 mod topology;
 /// Both ends of traffic whose rate is kept, as XDP programs.
 mod traffic;
+/// Measures what it costs to look.
+mod watching;
 /// Measures throughput over veth.
 mod wire;
 

@@ -69,12 +69,15 @@ fn explain_on(desk: &Desk, packet: &ImaginedPacket) -> Result<Explanation, ApiEr
     let (sessions, is_whole) = copy_sessions(&desk.surveyor, snapshot, side, &frame).map_err(failed)?;
     let sample = rehearse(snapshot, &sessions, side, &frame).map_err(|error| failed(error.to_string()))?;
     let explanation = Explainer { snapshot, tenants: &desk.tenants }.explain(&sample);
-    let remark = (!is_whole).then(|| {
-        format!(
+    let remark = if !is_whole {
+        Some(format!(
             "the tenant has more than {MOST_COPIED} sessions, and only the pod's were looked at: whether ports and \
              sessions run out is not told"
-        )
-    });
+        ))
+    } else {
+        let is_example = sample.is_new_session && sample.session.is_some_and(|session| session.outside.1 != 0);
+        is_example.then(|| "the outside port is an example: it is drawn when the session begins".to_owned())
+    };
     Ok(Explanation { worker: None, remark, ..explanation })
 }
 

@@ -1,0 +1,228 @@
+use std::fmt;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, value_parser};
+use control::demo::process::Process;
+use control::demo::wait;
+use serde::Serialize;
+
+use crate::flows::Flows;
+use crate::frames::Frames;
+use crate::generator::Generator;
+use crate::report::{Findings, Sheet};
+use crate::sink::Sink;
+use crate::statistics::Summary;
+use crate::system::{Gateway, Setup, System};
+use crate::topology::{Cores, Topology};
+
+/// Every flow had this many turns on average before it begins.
+const WARM_ROUNDS: u64 = 3;
+const WARM_WITHIN: Duration = Duration::from_secs(30);
+/// A command that looks has begun after this time.
+const BEGINS: Duration = Duration::from_millis(500);
+
+/// What it costs to look: throughput at overload while somebody captures, traces or lists sessions
+///
+/// Example: spillway-bench watching --flows 1024 1000000 --rounds 5
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// Number of UDP flows; repeat it for several
+    #[arg(long, num_args = 1.., default_values_t = [1024, 1_000_000],
+          value_parser = value_parser!(u32).range(1..=i64::from(Flows::MAXIMUM)))]
+    flows: Vec<u32>,
+    /// Length of each measurement
+    #[arg(long, default_value_t = 3, value_parser = value_parser!(u64).range(1..=60))]
+    seconds: u64,
+    /// How often each has its turn
+    #[arg(long, default_value_t = 5, value_parser = value_parser!(u32).range(1..=50))]
+    rounds: u32,
+}
+
+/// Somebody who looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum Looker {
+    Nobody,
+    /// Captures every packet, as many as it may.
+    Capture,
+    /// Captures what is dropped; nothing is.
+    CaptureDrops,
+    /// Captures one pod.
+    CapturePod,
+    /// Lists all sessions, again and again.
+    Sessions,
+    /// Asks for the state ten times a second.
+    Status,
+}
+
+impl Looker {
+    const ALL: [Self; 6] =
+        [Self::Nobody, Self::Capture, Self::CaptureDrops, Self::CapturePod, Self::Sessions, Self::Status];
+
+    /// Returns what is run, in a shell; none: nothing.
+    fn command(self, spillway: &Path, socket: &Path) -> Option<String> {
+        let spillway = format!("{} --socket {}", spillway.display(), socket.display());
+        let again =
+            |what: &str, pause: &str| format!("while {spillway} {what} >/dev/null; do sleep {pause}; done");
+        let capture = |what: &str| format!("exec {spillway} capture {what} --for 10m -w - >/dev/null");
+        match self {
+            Self::Nobody => None,
+            Self::Capture => Some(capture("")),
+            Self::CaptureDrops => Some(capture("--drops")),
+            Self::CapturePod => Some(capture("--pod 10.132.0.5")),
+            Self::Sessions => Some(again("sessions --all --csv", "0")),
+            Self::Status => Some(again("status --json", "0.1")),
+        }
+    }
+}
+
+impl fmt::Display for Looker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Nobody => "nobody",
+            Self::Capture => "capture of everything",
+            Self::CaptureDrops => "capture --drops",
+            Self::CapturePod => "capture --pod",
+            Self::Sessions => "sessions --all --csv",
+            Self::Status => "status --json",
+        })
+    }
+}
+
+/// What was found with so many flows.
+#[derive(Debug, Serialize)]
+struct Case {
+    flows: u32,
+    lookers: Vec<Found>,
+}
+
+/// Throughput while somebody looks.
+#[derive(Debug, Serialize)]
+struct Found {
+    looker: Looker,
+    mpps: Summary,
+    /// Of what it is while nobody looks, in the same round.
+    ratio: Summary,
+}
+
+/// Throughput at overload while somebody looks.
+#[derive(Debug, Serialize)]
+pub(crate) struct Results {
+    xdp_mode: &'static str,
+    seconds: u64,
+    rounds: u32,
+    cases: Vec<Case>,
+}
+
+/// Measures one worker at overload while each looks in turn.
+pub(crate) fn measure(options: &Options, cores: Cores, setup: &Setup) -> Result<Results> {
+    let (mut cases, mut xdp_mode) = (Vec::new(), "none");
+    for count in &options.flows {
+        let flows = Flows::new(*count).with_seed(setup.flows.seed());
+        let setup = Setup { flows, ..setup.clone() };
+        let topology = Topology::build(cores, flows)?;
+        let gateway = System::Spillway.start(&topology, &setup)?;
+        let Gateway::Spillway(daemon) = &gateway else { bail!("only the daemon can be looked into") };
+        let sink = Sink::attach(&topology)?;
+        topology.poll_sink()?;
+        let generator = Generator::prepare(&topology, flows, Frames::Small)?;
+        generator.flood()?;
+        wait::until("every flow has its session", WARM_WITHIN, || {
+            Ok((sink.arrived()?.translated >= WARM_ROUNDS * u64::from(*count)).then_some(()))
+        })?;
+        let mut rates = vec![Vec::new(); Looker::ALL.len()];
+        for round in 1..=options.rounds {
+            for (looker, rates) in Looker::ALL.into_iter().zip(&mut rates) {
+                let command = looker.command(&setup.spillway, &daemon.socket());
+                let rate = measure_one(command, &sink, Duration::from_secs(options.seconds))?;
+                eprintln!("{count} flows, round {round}, {looker}: {rate:.3} Mpps");
+                rates.push(rate);
+            }
+        }
+        generator.stop()?;
+        xdp_mode = topology.xdp_mode()?;
+        cases.push(Case { flows: *count, lookers: summarise(&rates) });
+    }
+    Ok(Results { xdp_mode, seconds: options.seconds, rounds: options.rounds, cases })
+}
+
+fn measure_one(command: Option<String>, sink: &Sink, duration: Duration) -> Result<f64> {
+    let log = tempfile::NamedTempFile::new()?;
+    let looking = command
+        .map(|command| Process::start(Command::new("sh").args(["-c", &command]), log.path()))
+        .transpose()?;
+    wait::pause(BEGINS)?;
+    let (before, start) = (sink.arrived()?.translated, Instant::now());
+    wait::pause(duration)?;
+    let (after, elapsed) = (sink.arrived()?.translated, start.elapsed());
+    if let Some(mut looking) = looking {
+        if let Some(status) = looking.ended()? {
+            bail!("whoever looked ended too early, with {status}: {}", looking.output());
+        }
+        looking.kill().context("whoever looks")?;
+    }
+    Ok(mega_per_second(after - before, elapsed))
+}
+
+fn summarise(rates: &[Vec<f64>]) -> Vec<Found> {
+    let alone = &rates[0];
+    let found = |(looker, rates): (Looker, &Vec<f64>)| {
+        let ratios: Vec<_> = rates.iter().zip(alone).map(|(rate, alone)| rate / alone).collect();
+        Found { looker, mpps: Summary::of(rates), ratio: Summary::of(&ratios) }
+    };
+    Looker::ALL.into_iter().zip(rates).map(found).collect()
+}
+
+#[expect(clippy::cast_precision_loss, reason = "2^52 frames take longer than any measurement")]
+fn mega_per_second(frames: u64, duration: Duration) -> f64 {
+    frames as f64 / duration.as_secs_f64() / 1e6
+}
+
+impl Findings for Results {
+    fn xdp_mode(&self) -> &str {
+        self.xdp_mode
+    }
+
+    fn sheets(&self) -> Vec<Sheet> {
+        let sheet = |case: &Case| Sheet {
+            title: format!("Throughput while somebody looks, {} flows", case.flows),
+            header: ["who looks", "of alone", "Mpps"].map(str::to_owned).to_vec(),
+            rows: case
+                .lookers
+                .iter()
+                .map(|found| vec![found.looker.to_string(), found.ratio.show(), found.mpps.show()])
+                .collect(),
+            charts: Vec::new(),
+            notes: vec![format!(
+                "64-byte UDP at overload, one worker; {} rounds of {} s; medians, least and most.",
+                self.rounds, self.seconds
+            )],
+        };
+        self.cases.iter().map(sheet).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ratios_are_taken_within_a_round() {
+        let rates = [vec![1.0, 2.0], vec![0.5, 1.0]];
+        let found = summarise(&rates);
+        assert_eq!(found.len(), 2);
+        assert_eq!((found[1].ratio.minimum, found[1].ratio.maximum), (0.5, 0.5));
+    }
+
+    #[test]
+    fn who_looks_is_a_command_of_the_daemons_program() {
+        let command = |looker: Looker| looker.command(Path::new("/bin/spillway"), Path::new("/s"));
+        assert_eq!(command(Looker::Nobody), None);
+        for looker in &Looker::ALL[1..] {
+            assert!(command(*looker).is_some_and(|it| it.contains("/bin/spillway --socket /s ")), "{looker}");
+        }
+    }
+}
