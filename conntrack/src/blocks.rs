@@ -51,6 +51,11 @@ impl EgressPorts {
         self.owned[usize::from(worker)].load(Ordering::Relaxed)
     }
 
+    /// Returns how many blocks are owned, by any worker.
+    pub fn blocks_owned(&self) -> u32 {
+        self.owned.iter().map(|owned| owned.load(Ordering::Relaxed)).sum()
+    }
+
     /// Returns how many pods are paired with the address.
     pub fn pods(&self) -> u32 {
         self.pods.load(Ordering::Relaxed)

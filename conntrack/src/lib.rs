@@ -22,6 +22,7 @@
 //! - [`lending`]: ports that workers lend to each other
 //! - [`replication`]: what a session is outside its table
 //! - [`mod@restore`]: takes sessions up from there
+//! - [`usage`]: which outside ports are taken, and towards where
 //! - `share`: how many entries one tenant may hold
 //! - `slab`, `anchor`: the table's entries: sessions, and what several of them have in common
 //! - [`index`]: open-addressing index from keys to entries
@@ -71,6 +72,7 @@ pub mod table;
 pub mod tcp;
 pub mod tenants;
 pub mod time;
+pub mod usage;
 
 pub use admit::Admission;
 pub use ahead::{Candidate, KeyHash, Slot};
@@ -87,6 +89,7 @@ pub use table::{Conntrack, Found, Refusal, Revision, WorkerSlot};
 pub use tcp::{TcpFlags, TcpSegment, TcpState};
 pub use tenants::ByTenant;
 pub use time::{PortTimeout, Tick, TimeoutClass, Timeouts};
+pub use usage::{PortUse, port_capacity};
 
 /// Number of a configuration snapshot; a newer snapshot has a greater number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

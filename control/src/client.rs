@@ -89,6 +89,14 @@ impl Client {
         Ok(serde_json::from_slice(&self.send(Method::GET, path, Bytes::new()).await?)?)
     }
 
+    /// Gets a path's text.
+    ///
+    /// # Errors
+    /// When the daemon does not answer, or refuses.
+    pub async fn get_text(&self, path: &str) -> Result<String, ClientError> {
+        Ok(String::from_utf8_lossy(&self.send(Method::GET, path, Bytes::new()).await?).into_owned())
+    }
+
     /// Asks whether something is as it should be.
     ///
     /// # Errors

@@ -19,6 +19,7 @@
 //! - [`plan`]: what differs between what the tenants need and what the kernel has
 //! - [`compile`]: registry, facts and config into a snapshot for the fast path
 //! - [`sysctl`]: ARP isolation, set and restored
+//! - [`metrics`]: what the gateway counts, as Prometheus reads it
 //! - [`vitals`]: whether the gateway lives and is ready
 //! - [`daemon`]: the process that keeps all of it in step
 //! - [`kubernetes`]: what the cluster asks for, and what it is told
@@ -48,6 +49,7 @@ pub mod imagined;
 pub mod kubernetes;
 pub mod logging;
 pub mod look;
+pub mod metrics;
 pub mod netlink;
 pub mod output;
 pub mod plan;

@@ -30,19 +30,19 @@ impl Counter {
     }
 }
 
-/// Dropped packets, by reason.
+/// Dropped packets, by the side that they came from and by reason.
 #[derive(Debug)]
-struct DropCounters([Counter; DropReason::ALL.len()]);
+struct DropCounters([[Counter; DropReason::ALL.len()]; 2]);
 
 impl Default for DropCounters {
     fn default() -> Self {
-        Self(std::array::from_fn(|_| Counter::default()))
+        Self(std::array::from_fn(|_| std::array::from_fn(|_| Counter::default())))
     }
 }
 
 impl DropCounters {
-    fn of(&self, reason: DropReason) -> &Counter {
-        &self.0[reason.index()]
+    fn of(&self, from: Side, reason: DropReason) -> &Counter {
+        &self.0[from.index()][reason.index()]
     }
 }
 
@@ -55,6 +55,7 @@ pub struct TenantCounters {
     inbound_packets: Counter,
     inbound_bytes: Counter,
     sessions: Counter,
+    sessions_begun: Counter,
     drops: DropCounters,
 }
 
@@ -74,13 +75,19 @@ impl TenantCounters {
         total.add(bytes);
     }
 
-    /// Counts a dropped packet.
-    pub fn dropped(&self, reason: DropReason) {
-        self.drops.of(reason).add(1);
+    /// Counts a dropped packet that came from a side.
+    pub fn dropped(&self, from: Side, reason: DropReason) {
+        self.drops.of(from, reason).add(1);
     }
 
     /// Counts a session that began.
     pub fn session_began(&self) {
+        self.sessions.add(1);
+        self.sessions_begun.add(1);
+    }
+
+    /// Counts a session that began in the process before and goes on.
+    pub fn session_resumed(&self) {
         self.sessions.add(1);
     }
 
@@ -101,8 +108,11 @@ impl TenantCounters {
         report.inbound_packets += self.inbound_packets.get();
         report.inbound_bytes += self.inbound_bytes.get();
         report.sessions += self.sessions.get();
+        report.sessions_begun += self.sessions_begun.get();
         for reason in DropReason::ALL {
-            report.add_drops(*reason, self.drops.of(*reason).get());
+            for from in Side::BOTH {
+                report.add_drops(from, *reason, self.drops.of(from, *reason).get());
+            }
         }
     }
 }
@@ -121,6 +131,8 @@ pub struct QueueCounters {
 #[derive(Debug, Default)]
 pub struct WorkerCounters {
     drops: DropCounters,
+    /// Packets lost in a panic, when it is not known any more where they came from.
+    lost: Counter,
     /// Made when the tenant first comes in a snapshot, and never freed.
     tenants: ByTenant<TenantCounters>,
     /// Stands in for tenants that came in no snapshot; nobody reads it.
@@ -164,17 +176,28 @@ impl WorkerCounters {
         self.tenants.iter()
     }
 
-    /// Counts a dropped packet, under its tenant too if that is known.
-    pub fn dropped(&self, reason: DropReason, tenant: Option<TenantId>) {
-        self.drops.of(reason).add(1);
+    /// Counts a dropped packet that came from a side, under its tenant too if that is known.
+    pub fn dropped(&self, from: Side, reason: DropReason, tenant: Option<TenantId>) {
+        self.drops.of(from, reason).add(1);
         if let Some(tenant) = tenant {
-            self.tenant(tenant).dropped(reason);
+            self.tenant(tenant).dropped(from, reason);
         }
+    }
+
+    /// Counts a packet that the worker had in hand when it panicked.
+    pub fn lost(&self) {
+        self.lost.add(1);
     }
 
     /// Returns how many packets were dropped for a reason.
     pub fn drops(&self, reason: DropReason) -> u64 {
-        self.drops.of(reason).get()
+        let lost = if reason == DropReason::WorkerPanic { self.lost.get() } else { 0 };
+        Side::BOTH.iter().map(|from| self.drops_from(*from, reason)).sum::<u64>() + lost
+    }
+
+    /// Returns how many packets that came from a side were dropped for a reason.
+    pub fn drops_from(&self, from: Side, reason: DropReason) -> u64 {
+        self.drops.of(from, reason).get()
     }
 
     /// Forgets the sessions of all tenants.

@@ -27,7 +27,8 @@ use crate::pulse::Pulse;
 use crate::renewal::Renewal;
 pub use crate::renewal::SideState;
 pub use crate::report::{
-    AttachMode, FramesReport, QueueReport, Report, SessionReport, SteerReport, TenantReport, WorkerReport,
+    AttachMode, DropCounts, FramesReport, QueueReport, Report, SessionReport, SteerReport, TenantReport,
+    WorkerReport,
 };
 use crate::snapshot::{Side, Snapshot};
 pub use crate::steer::Loss;
@@ -326,18 +327,26 @@ impl DataPlane {
     /// When an XDP map cannot be read.
     pub fn report(&self) -> Result<Report, DataPlaneError> {
         let steering: Vec<_> = self.steering.iter().map(Steering::report).collect::<Result<_, _>>()?;
-        let sum = |reason: &DropReason| -> u64 {
-            match reason {
-                DropReason::QueueShare => steering.iter().map(SteerReport::over_share).sum(),
-                reason => self.workers.iter().map(|worker| worker.counters.drops(*reason)).sum(),
-            }
+        let counters = || self.workers.iter().map(|worker| &worker.counters);
+        let drops_from = |from: Side| -> DropCounts {
+            let over_share = &steering[from.index()];
+            let count = |reason: DropReason| match reason {
+                DropReason::QueueShare => over_share.over_share(),
+                reason => counters().map(|counters| counters.drops_from(from, reason)).sum(),
+            };
+            DropReason::ALL.iter().map(|reason| (*reason, count(*reason))).collect()
+        };
+        let sum = |reason: DropReason| match reason {
+            DropReason::QueueShare => steering.iter().map(SteerReport::over_share).sum(),
+            reason => counters().map(|counters| counters.drops(reason)).sum(),
         };
         Ok(Report {
             workers: (0..)
                 .zip(&self.workers)
                 .map(|(number, worker)| self.report_worker(number, worker))
                 .collect(),
-            drops: DropReason::ALL.iter().map(|reason| (*reason, sum(reason))).collect(),
+            drops: DropReason::ALL.iter().map(|reason| (*reason, sum(*reason))).collect(),
+            drops_from: Side::BOTH.map(drops_from),
             steering,
             tenants: self.report_tenants(),
             frames: self.report_frames(),
@@ -426,6 +435,10 @@ impl DataPlane {
             handed_over: worker.counters.handed_over.get(),
             sent_by_others: worker.counters.sent_by_others.get(),
             senders: worker.senders.map(|sender| sender.map(usize::from)),
+            turns: worker.counters.life.turns(),
+            times: worker.counters.life.timing.read(),
+            hairpinned: worker.counters.hairpinned.get(),
+            fragments_made: worker.counters.fragments_made.get(),
             queues: worker.queues.iter().map(Queue::report).collect(),
         }
     }
@@ -441,18 +454,15 @@ impl DataPlane {
         }
     }
 
-    /// Returns how many frames of a tenant the XDP programs dropped because it had its share of a queue.
-    fn refused(&self, tenant: TenantId) -> u64 {
-        self.steering.iter().map(|steering| steering.refused(tenant)).sum()
-    }
-
     fn report_tenants(&self) -> Vec<(TenantId, TenantReport)> {
         let mut tenants: BTreeMap<TenantId, TenantReport> = BTreeMap::new();
         for (id, counters) in self.workers.iter().flat_map(|worker| worker.counters.tenants()) {
             counters.add_to(tenants.entry(id).or_default());
         }
         for (id, report) in &mut tenants {
-            report.add_drops(DropReason::QueueShare, self.refused(*id));
+            for (side, steering) in Side::BOTH.into_iter().zip(&self.steering) {
+                report.add_drops(side, DropReason::QueueShare, steering.refused(*id));
+            }
         }
         tenants.into_iter().collect()
     }

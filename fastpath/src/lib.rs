@@ -29,9 +29,11 @@
 //! - [`waiting`]: frames that wait for something, their next hop for one
 //! - [`announce`]: gratuitous ARP
 //! - [`mailbox`]: what reaches a worker from outside
+//! - [`port_survey`]: counts which outside ports are taken, a piece each turn
 //! - [`tap`]: shows frames, and what becomes of them, to whoever looks
 //! - [`counters`]: what a worker counts
 //! - [`pulse`]: signs of life of the workers
+//! - [`timing`]: how long their turns take
 //! - [`runner`]: the thread that a worker runs on: clock, sleep, panics
 //! - [`placement`]: on which core that thread runs, before whom, and without privileges
 //! - [`steer`]: the XDP program: loads, attaches, pins it and keeps its maps in step
@@ -60,6 +62,7 @@ pub mod mss;
 pub mod parse;
 pub mod pipeline;
 pub mod placement;
+pub mod port_survey;
 pub mod pulse;
 pub mod rehearsal;
 pub mod reject;
@@ -83,6 +86,7 @@ pub mod tap;
 #[expect(clippy::unwrap_used, reason = "a panic is how a test or a fuzz target fails")]
 #[cfg_attr(not(test), expect(dead_code, reason = "fuzz targets need less than the scenarios"))]
 pub mod testing;
+pub mod timing;
 pub mod track;
 pub mod verdict;
 pub mod waiting;

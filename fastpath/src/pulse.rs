@@ -5,6 +5,7 @@ use std::sync::Arc;
 use nix::unistd::gettid;
 
 use crate::counters::{Counter, WorkerCounters};
+use crate::timing::TurnTiming;
 
 /// What a worker tells of itself while it runs. One writer, any number of readers.
 #[derive(Debug, Default)]
@@ -12,6 +13,8 @@ pub struct Life {
     turns: Counter,
     thread: Counter,
     is_asleep: Counter,
+    /// Times of the turns that found frames.
+    pub(crate) timing: TurnTiming,
 }
 
 impl Life {
@@ -23,6 +26,11 @@ impl Life {
     /// Notes a turn that came to its end. A turn that panicked did not.
     pub(crate) fn turned(&self) {
         self.turns.add(1);
+    }
+
+    /// Returns how many turns came to their end.
+    pub(crate) fn turns(&self) -> u64 {
+        self.turns.get()
     }
 
     /// Notes that the worker goes to sleep.
@@ -57,7 +65,7 @@ impl Pulse {
 
     /// Returns how many turns the worker has finished. An idle one takes ten a second.
     pub fn turns(&self) -> u64 {
-        self.counters.life.turns.get()
+        self.counters.life.turns()
     }
 
     /// Returns the kernel's number of the worker's thread; 0 until it runs.

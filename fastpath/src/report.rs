@@ -6,6 +6,7 @@ use conntrack::{Epoch, FiveTuple, TenantId};
 
 use crate::snapshot::Side;
 use crate::survey::SessionState;
+pub use crate::timing::TurnTimes;
 use crate::verdict::DropReason;
 
 /// How the XDP program is attached.
@@ -16,6 +17,9 @@ pub enum AttachMode {
     /// In the generic hook, after the kernel made a socket buffer: slower.
     Generic,
 }
+
+/// Packets dropped, by reason, in the order of [`DropReason::ALL`].
+pub type DropCounts = Vec<(DropReason, u64)>;
 
 /// Packets and bytes of one tenant since the data plane started, and its sessions now.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -31,22 +35,33 @@ pub struct TenantReport {
     /// Packets dropped, whatever the reason.
     pub dropped_packets: u64,
     /// Packets dropped, by reason, in the order of [`DropReason::ALL`]; only reasons that there were.
-    pub drops: Vec<(DropReason, u64)>,
+    pub drops: DropCounts,
+    /// Those of them that came from pods.
+    pub outbound_drops: DropCounts,
     /// Sessions in the tables now.
     pub sessions: u64,
+    /// Sessions that began, those of the process before not counted.
+    pub sessions_begun: u64,
 }
 
 impl TenantReport {
-    /// Adds drops for a reason, with all others and among those of the reason.
-    pub fn add_drops(&mut self, reason: DropReason, packets: u64) {
+    /// Adds drops of packets from a side for a reason, with all others and among those of the reason.
+    pub fn add_drops(&mut self, from: Side, reason: DropReason, packets: u64) {
         if packets == 0 {
             return;
         }
         self.dropped_packets += packets;
-        match self.drops.binary_search_by_key(&reason, |(reason, _)| *reason) {
-            Ok(place) => self.drops[place].1 += packets,
-            Err(place) => self.drops.insert(place, (reason, packets)),
+        add_to(&mut self.drops, reason, packets);
+        if from == Side::Inside {
+            add_to(&mut self.outbound_drops, reason, packets);
         }
+    }
+}
+
+fn add_to(drops: &mut DropCounts, reason: DropReason, packets: u64) {
+    match drops.binary_search_by_key(&reason, |(reason, _)| *reason) {
+        Ok(place) => drops[place].1 += packets,
+        Err(place) => drops.insert(place, (reason, packets)),
     }
 }
 
@@ -95,6 +110,14 @@ pub struct WorkerReport {
     /// Worker that sends its frames on each side, inside first: itself where it has a queue; none while the interface is
     /// away.
     pub senders: [Option<usize>; 2],
+    /// Turns that it finished.
+    pub turns: u64,
+    /// Times of the turns that found frames; their sum is the time that it was busy.
+    pub times: TurnTimes,
+    /// Packets that came back in by the outside.
+    pub hairpinned: u64,
+    /// Fragments that it made.
+    pub fragments_made: u64,
     /// Queues that it serves.
     pub queues: Vec<QueueReport>,
 }
@@ -153,7 +176,9 @@ pub struct Report {
     /// XDP programs, inside first.
     pub steering: Vec<SteerReport>,
     /// Drops of all workers, by reason; every reason is there.
-    pub drops: Vec<(DropReason, u64)>,
+    pub drops: DropCounts,
+    /// Those of them that came from each side, inside first. Where packets came from that were lost in a panic is not known.
+    pub drops_from: [DropCounts; 2],
     /// Tenants that were ever in a snapshot, by slot.
     pub tenants: Vec<(TenantId, TenantReport)>,
     /// Frames.

@@ -135,8 +135,15 @@ pub fn run<I: FrameIo>(worker: &mut Worker<I>, sleeper: &Sleeper, started: Insta
 
 fn turn_until_stopped<I: FrameIo>(worker: &mut Worker<I>, sleeper: &Sleeper, started: Instant) {
     let mut patience = Patience::default();
+    let mut busy_since = None;
     while !worker.mailbox().is_stopping() {
-        let found = worker.turn(Tick::since_start(started.elapsed()));
+        let now = started.elapsed();
+        // A turn that found frames is followed by another at once, whose clock tells how long it took.
+        if let Some(since) = busy_since {
+            worker.counters().life.timing.add(now - since);
+        }
+        let found = worker.turn(Tick::since_start(now));
+        busy_since = (found > 0).then_some(now);
         worker.counters().life.turned();
         if found > 0 || worker.is_busy() {
             patience.reward();

@@ -29,6 +29,7 @@ use crate::express::Lanes;
 use crate::io::{Frame, FrameIo, FramePool};
 use crate::mailbox::{HandedFrame, Mailbox, Notice, RequestQueue, Task};
 use crate::pipeline::{Engine, Outcome};
+use crate::port_survey::PortPage;
 use crate::snapshot::{Side, Snapshot};
 use crate::stray::FOR_OPENING;
 use crate::survey::Survey;
@@ -82,6 +83,7 @@ pub struct Worker<I> {
     errand: Option<Errand>,
     announcements: VecDeque<Announcement>,
     survey: Option<Survey>,
+    port_page: Option<PortPage>,
     taps: Taps,
     /// Whether the last turn found frames.
     was_busy: bool,
@@ -122,6 +124,7 @@ impl<I: FrameIo> Worker<I> {
             errand: None,
             announcements: VecDeque::new(),
             survey: None,
+            port_page: None,
             taps: Taps::new(),
             was_busy: false,
             tx_ports: tx_ports(&parts.ports),
@@ -382,7 +385,7 @@ impl<I: FrameIo> Worker<I> {
             Verdict::Split(side) => self.send_in_fragments(frame, side, tenant, arrival),
             Verdict::Hold(datagram) => self.parts.engine.fragments.hold(datagram, frame, from),
             Verdict::Reject(reason) => {
-                self.parts.engine.counters.dropped(reason, tenant);
+                self.parts.engine.counters.dropped(from, reason, tenant);
                 if let Err(Unsent { frame, .. }) = self.transmit(frame, from, arrival.port, None) {
                     self.parts.pool.put(frame);
                 }
@@ -426,7 +429,7 @@ impl<I: FrameIo> Worker<I> {
         if !self.taps.is_empty() && outcome.verdict != Verdict::Drop(reason) {
             self.taps.show_lost(&self.parts.engine, &frame, outcome, reason);
         }
-        self.parts.engine.counters.dropped(reason, outcome.tenant);
+        self.parts.engine.counters.dropped(outcome.side, reason, outcome.tenant);
         self.parts.pool.put(frame);
     }
 

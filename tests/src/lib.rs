@@ -8,6 +8,7 @@ pub mod flood;
 pub mod manager;
 pub mod manifests;
 pub mod peers;
+pub mod prometheus;
 
 pub mod soak;
 pub mod storm;

@@ -19,6 +19,7 @@ use super::sessions::{end_sessions, sessions};
 use super::types::{RouteView, Status, TenantView};
 use super::watch::{capture, explain, trace};
 use super::{Reply, Request};
+use crate::metrics::{self, Metering};
 use crate::refusal::Refusal;
 use crate::tenant::Tenant;
 use crate::vitals::{Fitness, Vitals};
@@ -36,7 +37,12 @@ pub fn router(daemon: mpsc::Sender<Request>, vitals: Arc<Vitals>) -> Router {
         .route("/v1/health", get(health))
         .route("/v1/ready", get(readiness))
         .method_not_allowed_fallback(unknown_method)
-        .with_state(vitals);
+        .with_state(Arc::clone(&vitals));
+    let metering = Metering { daemon: daemon.clone(), vitals };
+    let metrics = Router::new()
+        .route("/v1/metrics", get(metrics::expose))
+        .method_not_allowed_fallback(unknown_method)
+        .with_state(metering);
     Router::new()
         .route("/v1/status", get(status))
         .route("/v1/tenants", get(tenants))
@@ -51,6 +57,7 @@ pub fn router(daemon: mpsc::Sender<Request>, vitals: Arc<Vitals>) -> Router {
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .with_state(daemon)
         .merge(fitness)
+        .merge(metrics)
 }
 
 /// Returns what is told over plain HTTP: health and readiness, nothing else.
@@ -147,7 +154,8 @@ impl<S: Send + Sync> FromRequestParts<S> for Changer {
 }
 
 async fn unknown_path(uri: Uri) -> ApiError {
-    let known = "/v1/status, /v1/health, /v1/ready, /v1/tenants, /v1/tenants/NAME, /v1/routes, /v1/sessions, /v1/explain, /v1/capture and /v1/trace";
+    let known = "/v1/status, /v1/health, /v1/ready, /v1/metrics, /v1/tenants, /v1/tenants/NAME, /v1/routes, /v1/sessions, \
+                 /v1/explain, /v1/capture and /v1/trace";
     ApiError::new(StatusCode::NOT_FOUND, format!("{} does not exist; there are {known}", uri.path()))
 }
 

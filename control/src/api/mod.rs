@@ -4,6 +4,7 @@
 //! |----------------------------------------|------------------------------------------------------------------|
 //! | `GET /v1/status`                       | [`types::Status`]                                                |
 //! | `GET /v1/health`, `GET /v1/ready`      | [`Fitness`], 503 unless it is well                               |
+//! | `GET /v1/metrics`                      | every metric, as Prometheus reads it ([`crate::metrics`])        |
 //! | `GET /v1/tenants`                      | list of [`types::TenantView`]                                    |
 //! | `GET /v1/tenants/NAME`                 | [`types::TenantView`]                                            |
 //! | `PUT /v1/tenants/NAME`                 | takes [`Tenant`], returns [`types::TenantView`]; idempotent      |
@@ -15,7 +16,8 @@
 //! | `GET /v1/trace?…`                      | a stream of [`Explanation`]s, one a line; last `{"missed":N}`    |
 //! | `DELETE /v1/sessions?…`                | ends them: [`types::EndedSessions`]; all only by `all=true`      |
 //!
-//! Over plain HTTP, if the config file has an address for it: `/healthz` and `/readyz`, as `/v1/health` and `/v1/ready`.
+//! Over plain HTTP, if the config file has an address for it: `/healthz` and `/readyz`, as `/v1/health` and `/v1/ready`. At
+//! another address, which it has unless told otherwise: `/metrics`, as `/v1/metrics`.
 //!
 //! [`Fitness`]: crate::vitals::Fitness
 //! [`Selection`]: crate::selection::Selection
@@ -40,6 +42,7 @@ pub use sessions::{Desk, MAX_SESSIONS};
 
 use tokio::sync::oneshot;
 
+use crate::metrics::Sample;
 use crate::refusal::Refusal;
 use crate::tenant::Tenant;
 
@@ -51,6 +54,8 @@ pub type Reply<T> = oneshot::Sender<Result<T, Refusal>>;
 pub enum Request {
     /// Everything that is counted.
     Status(Reply<types::Status>),
+    /// Everything that metrics are made of.
+    Metrics(Reply<Sample>),
     /// All tenants.
     Tenants(Reply<Vec<types::TenantView>>),
     /// One tenant, by name.

@@ -53,6 +53,14 @@ impl Bounds {
         speak: Duration::from_secs(2),
         connection: Duration::from_secs(5),
     };
+
+    /// Bounds of the address for metrics: few ask, and answers may be of many tenants.
+    pub const METRICS: Self = Self {
+        connections: 32,
+        requests: 2,
+        speak: Duration::from_secs(2),
+        connection: Duration::from_secs(30),
+    };
 }
 
 impl Default for Bounds {

@@ -35,6 +35,9 @@ pub struct Status {
     pub sessions: u64,
     /// What became of the sessions of the process before; null when sessions end with the process.
     pub succession: Option<SuccessionStatus>,
+    /// Egress addresses and their ports.
+    #[serde(default)]
+    pub egress: Vec<EgressStatus>,
     /// Packets dropped by workers, by reason; every reason is there.
     pub drops: BTreeMap<String, u64>,
     /// Tenants.
@@ -199,8 +202,41 @@ pub struct WorkerStatus {
     pub inside_sender: Option<usize>,
     /// The same for the outside interface.
     pub outside_sender: Option<usize>,
+    /// Milliseconds that it spent in turns that found frames, since the daemon started.
+    #[serde(default)]
+    pub busy_milliseconds: u64,
     /// Queues that it serves.
     pub queues: Vec<QueueStatus>,
+}
+
+/// An egress address.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EgressStatus {
+    /// Tenant that has it.
+    pub tenant: String,
+    /// The address.
+    pub address: Ipv4Addr,
+    /// Pods that are paired with it.
+    pub pods: u32,
+    /// Blocks of 64 ports that workers have leased, of 1,024.
+    pub port_blocks: u32,
+    /// Its ports, by protocol, as a survey every ten seconds finds them.
+    pub ports: Vec<PortStatus>,
+}
+
+/// The ports of an egress address in one protocol.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PortStatus {
+    /// `tcp`, `udp` or `icmp`.
+    pub protocol: String,
+    /// Ports that are taken towards the busiest destination.
+    pub used: u32,
+    /// Ports that there are towards each destination.
+    pub capacity: u32,
+    /// Seconds until all are taken at the rate of the last minute; null while no more are taken than before.
+    pub exhaustion_seconds: Option<u64>,
 }
 
 /// One queue of one interface.
@@ -262,6 +298,9 @@ pub struct TenantStatus {
     pub drains_seconds: Option<u64>,
     /// Sessions now.
     pub sessions: u64,
+    /// Sessions that began since the daemon started.
+    #[serde(default)]
+    pub sessions_begun: u64,
     /// Packets forwarded from pods.
     pub outbound_packets: u64,
     /// Bytes forwarded from pods.

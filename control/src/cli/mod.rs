@@ -7,6 +7,7 @@
 //! - `legacy`: `add-tenant` and `remove-tenant` with the flags of the tool before
 //! - `status`, `routes`, `sessions`: what the gateway does
 //! - `explain`, `capture`, `trace`: what becomes of packets
+//! - `metrics`: what Prometheus reads
 //! - `health`: whether the gateway lives and is ready
 //! - `doctor`: what is wrong, and how to put it right
 //! - `crd`: the custom resource definition
@@ -20,6 +21,7 @@ mod doctor;
 mod explain;
 mod health;
 mod legacy;
+mod metrics;
 mod policy;
 mod routes;
 mod run;
@@ -63,6 +65,8 @@ enum Command {
     Status(status::Arguments),
     /// Tell whether the gateway lives and is ready, by exit code
     Health(health::Arguments),
+    /// Print the metrics that Prometheus reads
+    Metrics(metrics::Arguments),
     /// Show the routes that the fast path uses
     Routes(routes::Arguments),
     /// Show translated sessions
@@ -115,6 +119,7 @@ impl Arguments {
                 Command::Run(_) | Command::Demo(_) | Command::Crd(_) | Command::Doctor(_) => Ok(()), // executed above
                 Command::Tenant(tenant) => tenant.execute(&client).await,
                 Command::Status(status) => status.execute(&client).await,
+                Command::Metrics(metrics) => metrics.execute(&client).await,
                 Command::Routes(routes) => routes.execute(&client).await,
                 Command::Sessions(sessions) => sessions.execute(&client).await,
                 Command::Explain(explain) => explain.execute(&client).await,

@@ -1,6 +1,6 @@
 //! What a config file may say: bounds, and keys that must agree with each other.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -12,7 +12,10 @@ use fastpath::snapshot::{MidStream, TcpPolicy, UnsolicitedSyn};
 use ipnet::Ipv4Net;
 
 use super::file;
-use super::{Config, ConfigError, DEFAULT_PIN_DIR, Kubernetes, ReturnRoute, SessionFile};
+use super::{
+    Config, ConfigError, DEFAULT_METRICS, DEFAULT_PIN_DIR, Kubernetes, MetricsAddress, ReturnRoute,
+    SessionFile,
+};
 use crate::policy::Limits;
 use crate::refusal::Refusal;
 use crate::tenant::{Sources, Tenant, check_network};
@@ -20,13 +23,16 @@ use crate::tenant::{Sources, Tenant, check_network};
 const DEFAULT_STATE_DIR: &str = "/var/lib/spillway";
 const DEFAULT_CAPACITY: u32 = 1 << 20;
 const MAX_CAPACITY: u32 = 1 << 26;
+/// As the example of a config file has it; there is no default.
+const HEALTH_EXAMPLE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9478);
+const DEFAULT_DESTINATIONS: usize = 10;
+const MAX_DESTINATIONS: usize = 1000;
 const MAX_WORKERS: usize = 64;
 const MAX_TIMEOUT: Duration = Duration::from_secs(7 * 24 * 3600);
 
 pub(super) fn check(file: file::File, usable_cores: &[usize]) -> Result<Config, ConfigError> {
     check_interfaces(&file.inside.interface, &file.outside.interface)?;
     check_workers(&file.workers, usable_cores)?;
-    check_not_available(&file.control)?;
     let routes = check_routes(&file.cluster.routes)?;
     for (index, cidr) in file.cluster.pod_cidrs.iter().enumerate() {
         check_cidr(&format!("cluster.pod_cidrs[{index}]"), *cidr)?;
@@ -54,6 +60,8 @@ pub(super) fn check(file: file::File, usable_cores: &[usize]) -> Result<Config, 
         routes,
         socket: file.control.socket.map(|path| absolute("control.socket", path)).transpose()?,
         health: file.control.health.as_deref().map(check_health).transpose()?,
+        metrics: check_metrics(file.control.metrics.as_deref())?,
+        metrics_destinations: check_destinations(file.control.metrics_destinations)?,
         state_dir: absolute(
             "control.state_dir",
             file.control.state_dir.unwrap_or_else(|| DEFAULT_STATE_DIR.into()),
@@ -107,21 +115,33 @@ fn check_workers(workers: &file::Workers, usable_cores: &[usize]) -> Result<(), 
     }
 }
 
-fn check_not_available(control: &file::Control) -> Result<(), ConfigError> {
-    if let Some(metrics) = &control.metrics {
-        let message =
-            format!("{metrics:?} is not available yet; leave it out, `spillway status` shows counters");
-        return Err(ConfigError::value("control.metrics", message));
-    }
-    Ok(())
+fn check_address(key: &str, text: &str, example: SocketAddr) -> Result<SocketAddr, ConfigError> {
+    let address = text.parse().ok().filter(|address: &SocketAddr| address.port() != 0);
+    address.ok_or_else(|| {
+        let message = format!("{text:?} is no address and port; give some like \"{example}\"");
+        ConfigError::value(key, message)
+    })
 }
 
 fn check_health(text: &str) -> Result<SocketAddr, ConfigError> {
-    let address = text.parse().ok().filter(|address: &SocketAddr| address.port() != 0);
-    address.ok_or_else(|| {
-        let message = format!("{text:?} is no address and port; give some like \"127.0.0.1:9478\"");
-        ConfigError::value("control.health", message)
+    check_address("control.health", text, HEALTH_EXAMPLE)
+}
+
+fn check_metrics(text: Option<&str>) -> Result<MetricsAddress, ConfigError> {
+    Ok(match text {
+        None => MetricsAddress::IfFree,
+        Some("") => MetricsAddress::Off,
+        Some(text) => MetricsAddress::At(check_address("control.metrics", text, DEFAULT_METRICS)?),
     })
+}
+
+fn check_destinations(wanted: Option<usize>) -> Result<usize, ConfigError> {
+    let wanted = wanted.unwrap_or(DEFAULT_DESTINATIONS);
+    if wanted <= MAX_DESTINATIONS {
+        return Ok(wanted);
+    }
+    let message = format!("{wanted} is more than {MAX_DESTINATIONS}; each is a series of metrics");
+    Err(ConfigError::value("control.metrics_destinations", message))
 }
 
 fn check_kubernetes(file: file::Kubernetes) -> Result<Option<Kubernetes>, ConfigError> {

@@ -171,6 +171,7 @@ pub(super) struct Kubernetes {
 pub(super) struct Control {
     pub(super) socket: Option<PathBuf>,
     pub(super) metrics: Option<String>,
+    pub(super) metrics_destinations: Option<usize>,
     pub(super) health: Option<String>,
     pub(super) state_dir: Option<PathBuf>,
 }

@@ -3,7 +3,7 @@
 mod check;
 mod file;
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use conntrack::Timeouts;
@@ -20,6 +20,9 @@ use crate::tenant::Tenant;
 pub const DEFAULT_SOCKET: &str = "/run/spillway/spillway.sock";
 /// Directory of pinned programs and maps when the config file names none.
 pub const DEFAULT_PIN_DIR: &str = "/sys/fs/bpf/spillway";
+
+/// Where metrics are served when the config file does not say.
+pub const DEFAULT_METRICS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9477);
 
 /// A config file that was read and checked.
 #[derive(Clone, Debug)]
@@ -55,6 +58,10 @@ pub struct Config {
     pub socket: Option<PathBuf>,
     /// Where health and readiness are told over plain HTTP; none: nowhere.
     pub health: Option<SocketAddr>,
+    /// Where metrics are served over plain HTTP.
+    pub metrics: MetricsAddress,
+    /// Destinations with the most ports that metrics tell of.
+    pub metrics_destinations: usize,
     /// Directory in which state is kept.
     pub state_dir: PathBuf,
     /// The Kubernetes API; none: it is not asked.
@@ -84,6 +91,18 @@ impl SessionFile {
             Self::Off => None,
         }
     }
+}
+
+/// Where metrics are served.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MetricsAddress {
+    /// At [`DEFAULT_METRICS`], unless somebody else listens there.
+    #[default]
+    IfFree,
+    /// At this address.
+    At(SocketAddr),
+    /// On the control socket alone.
+    Off,
 }
 
 /// Which node a pod network is reached through.

@@ -7,7 +7,7 @@ use conntrack::{Filtering, Mapping, Policy, PortTimeout, Protocol, Quota, Timeou
 use fastpath::placement::SchedulerPolicy;
 use fastpath::snapshot::{MidStream, TcpPolicy, UnsolicitedSyn};
 
-use super::super::{Config, DEFAULT_SOCKET};
+use super::super::{Config, DEFAULT_METRICS, DEFAULT_SOCKET, MetricsAddress};
 
 const FULL: &str = r#"
     [inside]
@@ -62,6 +62,15 @@ fn an_address_for_health_is_read() {
         let error = Config::parse(&control(&format!("health = '{wrong}'")), &[0, 1]).unwrap_err().to_string();
         assert!(error.starts_with(&format!("control.health: {wrong:?} is no address and port")), "{error}");
     }
+}
+
+#[test]
+fn metrics_are_served_at_the_default_address_unless_told_otherwise() {
+    let control = |line: &str| FULL.replacen("[control]", &format!("[control]\n{line}"), 1);
+    let read = |text: &str| Config::parse(text, &[0, 1]).unwrap().metrics;
+    assert_eq!(read(FULL), MetricsAddress::IfFree);
+    assert_eq!(read(&control("metrics = ''")), MetricsAddress::Off);
+    assert_eq!(read(&control("metrics = '[::]:80'")), MetricsAddress::At("[::]:80".parse().unwrap()));
 }
 
 #[test]
@@ -149,7 +158,7 @@ fn two_interfaces_are_all_that_is_needed() {
 #[test]
 fn the_examples_commented_keys_are_the_defaults() {
     let example = include_str!("../../../deploy/spillway.toml");
-    let not_available = |line: &&str| !line.starts_with("#kubeconfig") && !line.starts_with("#metrics");
+    let not_available = |line: &&str| !line.starts_with("#kubeconfig");
     let key = |line: &str| match line.strip_prefix('#') {
         Some(key) if !key.starts_with(' ') => format!("{key}\n"),
         _ => format!("{line}\n"),
@@ -158,6 +167,9 @@ fn the_examples_commented_keys_are_the_defaults() {
     let spelt = Config::parse(&spelt, &[2, 3]).unwrap();
     let left_out = Config::parse(example, &[2, 3]).unwrap();
     assert_eq!(Timeouts { ports: left_out.timeouts.ports, ..spelt.timeouts }, left_out.timeouts);
+    assert_eq!(spelt.metrics, MetricsAddress::At(DEFAULT_METRICS));
+    assert_eq!(left_out.metrics, MetricsAddress::IfFree);
+    assert_eq!(spelt.metrics_destinations, left_out.metrics_destinations);
     assert_eq!((spelt.tcp, spelt.session_capacity), (left_out.tcp, left_out.session_capacity));
     let file_of = |config: &Config| config.session_file.clone().path(Path::new(DEFAULT_SOCKET));
     assert_eq!(file_of(&spelt), file_of(&left_out));
@@ -211,8 +223,13 @@ fn refusals_name_the_key_the_value_and_what_is_accepted() {
         ),
         (
             "[control]",
-            "[control]\nmetrics = \"127.0.0.1:9477\"",
-            "control.metrics: \"127.0.0.1:9477\" is not available",
+            "[control]\nmetrics = \"9477\"",
+            "control.metrics: \"9477\" is no address and port; give some like \"127.0.0.1:9477\"",
+        ),
+        (
+            "[control]",
+            "[control]\nmetrics_destinations = 1001",
+            "control.metrics_destinations: 1001 is more than 1000",
         ),
         ("\"/var/lib/spillway\"", "\"state\"", "control.state_dir: \"state\" is not an absolute path"),
         ("\"ns-blue\"", "\"Blue\"", "tenant[0].name: \"Blue\" is not a tenant name; use"),

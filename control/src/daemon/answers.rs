@@ -40,6 +40,7 @@ impl Gateway {
         for request in requests {
             match request {
                 Request::Status(reply) => drop(reply.send(self.status())),
+                Request::Metrics(reply) => drop(reply.send(self.sample())),
                 Request::Tenants(reply) => drop(reply.send(self.tenants())),
                 Request::Tenant(name, reply) => drop(reply.send(self.tenant(&name))),
                 Request::Routes(reply) => drop(reply.send(Ok(self.routes()))),
@@ -88,6 +89,7 @@ impl Gateway {
             interfaces: Side::BOTH.into_iter().map(|side| self.interface(side, &report)).collect(),
             sessions: report.workers.iter().map(|worker| worker.sessions).sum(),
             succession: self.data_plane.inheritance().map(succession_status),
+            egress: self.egress_status(),
             drops: report.drops.iter().map(|(reason, count)| (reason.name().to_owned(), *count)).collect(),
             tenants: self.registry.entries().map(|entry| self.tenant_view(entry, &report)).collect(),
             frames: frames_status(report.frames),
@@ -188,6 +190,8 @@ impl Gateway {
             dropped_packets,
             drops,
             sessions,
+            sessions_begun,
+            outbound_drops: _,
         } = counted;
         let link = self.cluster.state.links.get(&entry.tenant.gateway_ip).cloned().unwrap_or_default();
         let pods = |(name, pods): (String, BTreeSet<_>)| (name, pods.len() as u64);
@@ -204,6 +208,7 @@ impl Gateway {
                     .drains_until
                     .map(|until| until.saturating_duration_since(Instant::now()).as_secs()),
                 sessions,
+                sessions_begun,
                 outbound_packets,
                 outbound_bytes,
                 inbound_packets,
@@ -306,6 +311,7 @@ fn worker_status(report: WorkerReport) -> WorkerStatus {
         sent_by_others: report.sent_by_others,
         inside_sender: report.senders[Side::Inside.index()],
         outside_sender: report.senders[Side::Outside.index()],
+        busy_milliseconds: u64::try_from(report.times.sum().as_millis()).unwrap_or(u64::MAX),
         queues: report.queues.into_iter().map(queue).collect(),
     }
 }

@@ -7,7 +7,7 @@ use std::collections::HashSet;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use anyhow::Context;
 use conntrack::Epoch;
@@ -28,6 +28,7 @@ use super::shortage::Shortages;
 use crate::compile::{Constants, compile, host};
 use crate::config::ReturnRoute;
 use crate::kubernetes::state::ClusterState;
+use crate::metrics::ports::{PortUsage, keep_surveying};
 use crate::netlink::facts::Facts;
 use crate::netlink::monitor::{Changes, Monitor};
 use crate::netlink::neighbours::Resolution;
@@ -56,6 +57,8 @@ pub struct Setup {
     pub cluster: ClusterSide,
     /// What the fast path is started with.
     pub options: DataPlaneOptions,
+    /// Destinations that metrics tell of.
+    pub metrics_destinations: usize,
 }
 
 /// The running gateway.
@@ -72,10 +75,12 @@ pub struct Gateway {
     pub(super) data_plane: DataPlane,
     pub(super) publication: Publication,
     pub(super) started: Instant,
+    pub(super) began: SystemTime,
     pub(super) shortages: Shortages,
     pub(super) attachments: [Attachment; 2],
     /// Tenants of the control socket that were in a damaged file.
     pub(super) tenants_set_aside: Vec<PathBuf>,
+    pub(super) port_usage: watch::Receiver<Arc<PortUsage>>,
     requested: HashSet<(Side, Ipv4Addr)>,
     pub(super) facts_are_old: bool,
     last_trouble: String,
@@ -112,6 +117,7 @@ impl Gateway {
         let first = Snapshot::compile(published.clone());
         let data_plane = block_in_place(|| DataPlane::start(&setup.options, first))
             .context("the fast path did not start")?;
+        let port_usage = keep_surveying(data_plane.port_surveyor(), setup.metrics_destinations);
         tell_inheritance(data_plane.inheritance());
         let tenants_set_aside = setup.state.tenants_set_aside();
         let mut gateway = Self {
@@ -126,7 +132,9 @@ impl Gateway {
             return_routes,
             data_plane,
             publication: Publication::first(published),
+            port_usage,
             started: Instant::now(),
+            began: SystemTime::now(),
             shortages: Shortages::default(),
             attachments: Default::default(),
             tenants_set_aside,

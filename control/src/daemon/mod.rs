@@ -6,6 +6,7 @@
 //! - [`gateway`]: the running gateway
 //! - [`cluster`]: what the cluster asks for, and what came of it
 //! - `changes`: what people ask of tenants, carried out
+//! - `metering`: what metrics are made of
 //! - [`program`]: a plan, carried out over netlink
 //! - [`publication`]: which snapshot the fast path has
 //! - `readiness`: whether the gateway serves as it should
@@ -20,6 +21,7 @@ mod converge;
 pub mod gateway;
 pub mod guard;
 pub mod host;
+mod metering;
 pub mod program;
 pub mod publication;
 mod readiness;
@@ -55,6 +57,7 @@ use crate::config::Config;
 use crate::kubernetes::follow;
 use crate::kubernetes::state::ClusterState;
 use crate::kubernetes::view::Surroundings;
+use crate::metrics::{self, Metering};
 use crate::netlink::Netlink;
 use crate::netlink::facts::{Facts, Interfaces};
 use crate::netlink::monitor::{Changes, Monitor};
@@ -158,6 +161,7 @@ impl Daemon {
     ) -> anyhow::Result<SignalKind> {
         let signals = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
         let health = config.health.map(listen_for_health).transpose()?;
+        let metrics = metrics::listen(config.metrics)?;
         let monitor = Monitor::subscribe()?; // before the first read, so that nothing is missed
         let session_file = config.session_file.clone().path(socket.path());
         let setup = prepare(config, session_file, state, monitor).await?;
@@ -175,6 +179,10 @@ impl Daemon {
         let vitals = Arc::new(Vitals::default());
         vitals.set_obstacles(gateway.obstacles());
         let mut servers = JoinSet::new();
+        if let Some(listener) = metrics {
+            let metering = Metering { daemon: sender.clone(), vitals: Arc::clone(&vitals) };
+            servers.spawn(serve(listener, metrics::router(metering), Bounds::METRICS));
+        }
         servers.spawn(serve(socket.listener()?, router(sender, Arc::clone(&vitals)), Bounds::default()));
         if let Some(listener) = health {
             servers.spawn(serve(listener, health_router(Arc::clone(&vitals)), Bounds::HEALTH));
@@ -318,6 +326,7 @@ async fn prepare(
         configured_routes: config.routes,
         cluster,
         options,
+        metrics_destinations: config.metrics_destinations,
     })
 }
 

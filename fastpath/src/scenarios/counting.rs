@@ -21,8 +21,13 @@ fn drops_are_counted_by_tenant_and_reason() {
 
     let blue = rig.blue();
     assert_eq!(blue.drops, [(DropReason::UnknownSource, 2), (DropReason::NoSession, 1)]);
-    assert_eq!(blue.dropped_packets, 3);
+    assert_eq!(blue.outbound_drops, blue.drops, "all came from pods");
+    assert_eq!((blue.dropped_packets, blue.sessions_begun), (3, 1));
     assert_eq!(rig.all_tenants().drops, [(DropReason::UnknownSource, 2), (DropReason::NoSession, 2)]);
+    let all = rig.all_tenants();
+    assert_eq!(all.outbound_drops, [(DropReason::UnknownSource, 2), (DropReason::NoSession, 1)]);
+    let counters = rig.workers[0].counters();
+    assert_eq!(counters.drops_from(Outside, DropReason::UnknownTenant), 1);
     assert_eq!(rig.drops(DropReason::UnknownTenant), 1, "in the total, of no tenant");
 }
 

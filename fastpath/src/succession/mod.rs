@@ -75,7 +75,7 @@ pub(crate) fn succeed(
     let inheritance = heirs.inheritance;
     for (table, counters) in tables.iter().zip(counters) {
         let sessions = table.scan(0, table.capacity());
-        sessions.for_each(|session| counters.as_ref().tenant(session.tenant()).session_began());
+        sessions.for_each(|session| counters.as_ref().tenant(session.tenant()).session_resumed());
     }
     new.take_place()?;
     Ok((new, inheritance))

@@ -38,7 +38,7 @@ impl<I: FrameIo> Worker<I> {
                     self.settle(frame, outcome, Arrival { side, port }, now);
                 }
                 Err(reason) => {
-                    self.parts.engine.counters.dropped(reason, Some(tenant));
+                    self.parts.engine.counters.dropped(side, reason, Some(tenant));
                     self.parts.pool.put(frame);
                 }
             }
@@ -56,7 +56,7 @@ impl<I: FrameIo> Worker<I> {
     pub(super) fn forget_fragments(&mut self) {
         let engine = &mut self.parts.engine;
         for frame in engine.fragments.forget_all(engine.conntrack.slot()) {
-            engine.counters.dropped(DropReason::WorkerPanic, None);
+            engine.counters.lost();
             self.parts.pool.put(frame);
         }
     }
@@ -83,7 +83,7 @@ impl<I: FrameIo> Worker<I> {
         self.parts.engine.counters.fragments_made.add(cut.pieces() as u64 - 1);
         for piece in 0..cut.pieces() {
             if let Err(reason) = self.send_piece(&cut, piece, &packet, (side, tenant), arrival.port) {
-                self.parts.engine.counters.dropped(reason, tenant);
+                self.parts.engine.counters.dropped(arrival.side, reason, tenant);
             }
         }
         self.parts.pool.put(packet);

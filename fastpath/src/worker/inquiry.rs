@@ -19,6 +19,10 @@ impl<I: FrameIo> Worker<I> {
             self.survey = survey.go_on(&mut Ground { conntrack, counters, timeouts, now, is_busy });
             self.has_more |= self.survey.is_some();
         }
+        if let Some(page) = self.port_page.take().or_else(|| self.mailbox().take_port_page()) {
+            self.port_page = page.go_on(&self.parts.engine.conntrack);
+            self.has_more |= self.port_page.is_some();
+        }
     }
 
     /// Shows frames to whom the control side says, from now on.

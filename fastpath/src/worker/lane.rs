@@ -124,7 +124,7 @@ impl<I: FrameIo> Worker<I> {
                 }
                 Err(frame) => {
                     let reason = DropReason::TxRingFull;
-                    counters.dropped(reason, Some(tenant));
+                    counters.dropped(arrival.side, reason, Some(tenant));
                     if !self.taps.is_empty() {
                         let verdict = Verdict::Drop(reason);
                         let outcome = Outcome {
@@ -149,7 +149,7 @@ impl<I: FrameIo> Worker<I> {
             let frame = self.batch.pop_front().expect("it has passed");
             let Passed { tenant, .. } = self.lanes.passed_in(lane);
             if let Err(Unsent { frame, reason }) = self.transmit(frame, side, 0, Some(tenant)) {
-                self.parts.engine.counters.dropped(reason, Some(tenant));
+                self.parts.engine.counters.dropped(side.other(), reason, Some(tenant));
                 self.parts.pool.put(frame);
             }
         }

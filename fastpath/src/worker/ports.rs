@@ -94,7 +94,7 @@ impl<I: FrameIo> Worker<I> {
         };
         if let Err(Unsent { frame, reason }) = sent {
             if tenant.is_some() {
-                self.parts.engine.counters.dropped(reason, tenant);
+                self.parts.engine.counters.dropped(side.other(), reason, tenant);
             }
             self.parts.pool.put(frame);
         }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::Worker;
 use crate::io::FrameIo;
-use crate::verdict::{DropReason, Errand, Lending};
+use crate::verdict::{Errand, Lending};
 
 impl<I: FrameIo> Worker<I> {
     /// Makes the worker usable after a panic in a turn: the batch that it had in hand is dropped, and sessions
@@ -13,7 +13,7 @@ impl<I: FrameIo> Worker<I> {
         let counters = Arc::clone(&self.parts.engine.counters);
         counters.panics.add(1);
         while let Some(frame) = self.batch.pop_front() {
-            counters.dropped(DropReason::WorkerPanic, None);
+            counters.lost();
             self.parts.pool.put(frame);
         }
         self.forget_fragments();
@@ -25,5 +25,6 @@ impl<I: FrameIo> Worker<I> {
         }
         self.parts.engine.answers.fill();
         self.survey = None;
+        self.port_page = None;
     }
 }
