@@ -13,3 +13,4 @@ pub mod prometheus;
 pub mod soak;
 pub mod storm;
 pub mod stream;
+pub mod terminal;

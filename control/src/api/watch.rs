@@ -75,7 +75,8 @@ fn explain_on(desk: &Desk, packet: &ImaginedPacket) -> Result<Explanation, ApiEr
              sessions run out is not told"
         ))
     } else {
-        let is_example = sample.is_new_session && sample.session.is_some_and(|session| session.outside.1 != 0);
+        let is_example =
+            sample.is_new_session && sample.session.is_some_and(|session| session.outside.1 != 0);
         is_example.then(|| "the outside port is an example: it is drawn when the session begins".to_owned())
     };
     Ok(Explanation { worker: None, remark, ..explanation })

@@ -7,6 +7,7 @@
 //! - `legacy`: `add-tenant` and `remove-tenant` with the flags of the tool before
 //! - `status`, `routes`, `sessions`: what the gateway does
 //! - `explain`, `capture`, `trace`: what becomes of packets
+//! - `top`: the same, live
 //! - `metrics`: what Prometheus reads
 //! - `health`: whether the gateway lives and is ready
 //! - `doctor`: what is wrong, and how to put it right
@@ -28,6 +29,7 @@ mod run;
 mod sessions;
 mod status;
 mod tenant;
+mod top;
 mod trace;
 
 use std::path::{Path, PathBuf};
@@ -65,6 +67,8 @@ enum Command {
     Status(status::Arguments),
     /// Tell whether the gateway lives and is ready, by exit code
     Health(health::Arguments),
+    /// Show what goes on right now, live
+    Top(top::Arguments),
     /// Print the metrics that Prometheus reads
     Metrics(metrics::Arguments),
     /// Show the routes that the fast path uses
@@ -108,6 +112,10 @@ impl Arguments {
             Command::Run(run) => return run.execute(self.socket).map(|()| ExitCode::SUCCESS),
             Command::Demo(demo) => return demo.execute().map(|()| ExitCode::SUCCESS),
             Command::Doctor(doctor) => return runtime()?.block_on(doctor.execute(self.socket)),
+            Command::Top(top) => {
+                let socket = self.socket.unwrap_or_else(|| DEFAULT_SOCKET.into());
+                return top.execute(&socket).map(|()| ExitCode::SUCCESS);
+            }
             Command::Crd(crd) => return crd.execute().map(|()| ExitCode::SUCCESS),
             command => command,
         };
@@ -116,7 +124,12 @@ impl Arguments {
         runtime()?.block_on(async {
             let done = match command {
                 Command::Health(health) => return health.execute(&client).await,
-                Command::Run(_) | Command::Demo(_) | Command::Crd(_) | Command::Doctor(_) => Ok(()), // executed above
+                // Executed above.
+                Command::Run(_)
+                | Command::Demo(_)
+                | Command::Crd(_)
+                | Command::Doctor(_)
+                | Command::Top(_) => Ok(()),
                 Command::Tenant(tenant) => tenant.execute(&client).await,
                 Command::Status(status) => status.execute(&client).await,
                 Command::Metrics(metrics) => metrics.execute(&client).await,
