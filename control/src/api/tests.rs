@@ -187,7 +187,7 @@ fn answer(registry: &mut Registry, request: Request) {
         Request::RemoveTenant(name, _, reply) => {
             drop(reply.send(registry.remove(&name, Source::ControlSocket, std::time::Instant::now())));
         }
-        Request::Status(_) | Request::Metrics(_) | Request::Routes(_) | Request::Sessions(..) => {}
+        Request::Status(_) | Request::Metrics(_) | Request::Routes(_) | Request::Desk(_) => {}
     }
 }
 
