@@ -28,12 +28,14 @@ fn dependencies_run_one_way() -> Result<()> {
 
 #[test]
 fn a_library_with_one_home_is_named_in_no_other_manifest() -> Result<()> {
-    let homes: [(&str, &[&str]); 6] = [
+    let homes: [(&str, &[&str]); 8] = [
         ("afxdp", &["fastpath"]),
         ("aya", &["fastpath", "bench"]),
         ("tokio", &["control", "tests/apiserver"]),
         ("kube", &["control", "tests/apiserver"]),
         ("rtnetlink", &["control"]),
+        ("prometheus", &["control"]),
+        ("ratatui", &["control"]),
         ("clap", &["control", "bench", "tests/apiserver"]),
     ];
     for name in CRATES {

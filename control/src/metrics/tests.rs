@@ -127,6 +127,13 @@ fn a_gateway_without_kubernetes_has_none_of_its_metrics() {
     assert!(!text.contains("kubernetes") && !text.contains("succession") && !text.contains("tenant=\""));
 }
 
+#[test]
+fn each_tenant_has_so_many_series_as_is_documented() {
+    let series = |tenants| samples(&render(&sample(tenants), &well()).unwrap()).len();
+    let lost = 2; // reasons and directions in which each lost packets
+    assert_eq!(series(10_000) - series(1), 9999 * (16 + lost));
+}
+
 /// Reads an exposition: series and value.
 fn samples(text: &str) -> BTreeMap<String, f64> {
     let samples = text.lines().filter(|line| !line.starts_with('#'));
@@ -168,7 +175,7 @@ fn sample(tenants: u16) -> Sample {
                 is_troubled: false,
             })
             .collect(),
-        egress: vec![EgressReport { tenant: TenantId(0), address: EGRESS, blocks: 2, pods: 1 }],
+        egress: (0..tenants).map(egress).collect(),
         ports: Arc::new(port_usage()),
         interfaces: [interface(Side::Inside, "enp1s0"), interface(Side::Outside, "enp7s0")],
         cluster: Some(ClusterSample {
@@ -182,6 +189,11 @@ fn sample(tenants: u16) -> Sample {
 }
 
 const EGRESS: Ipv4Addr = Ipv4Addr::new(192, 168, 55, 113);
+
+fn egress(tenant: u16) -> EgressReport {
+    let address = Ipv4Addr::from_bits(EGRESS.to_bits() + u32::from(tenant));
+    EgressReport { tenant: TenantId(tenant), address, blocks: 2, pods: 1 }
+}
 
 /// Returns the usage of one egress address that was asked of twice.
 fn port_usage() -> PortUsage {
