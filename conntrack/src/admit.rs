@@ -6,6 +6,7 @@ use crate::anchor::{Anchor, Role, mapping_key_inside, mapping_key_outside, peer_
 use crate::blocks::EgressPorts;
 use crate::checksum::ChecksumDelta;
 use crate::flow::{Direction, FiveTuple, Key, Portless, Protocol, TenantId};
+use crate::journal::Event;
 use crate::lending::{Loan, LoanRequest};
 use crate::mapping::rests;
 use crate::pairing::pair_egress;
@@ -65,13 +66,18 @@ impl Conntrack {
     /// Why there is none. Nothing has changed then.
     #[cold]
     pub fn admit(&mut self, admission: &Admission<'_>, now: Tick) -> Result<SessionId, Refusal> {
+        self.date(now);
         let ground = self.survey(admission)?;
         self.check_share(admission.tenant, needed(admission, ground))?;
         self.check_pod_quota(admission, ground, now)?;
         let quota = &admission.policy.tenant_quota;
         let second = self.shared.tenant(admission.tenant).begin(quota, ground.new_ports, second(now))?;
         match self.find_port(admission, ground) {
-            Ok(port) => Ok(self.begin(admission, ground, port, now)),
+            Ok(port) => {
+                let id = self.begin(admission, ground, port, now);
+                self.note(|table| Event::Began(table.translation(table.session(id))));
+                Ok(id)
+            }
             Err(refusal) => {
                 self.shared.tenant(admission.tenant).undo(quota, ground.new_ports, second);
                 Err(refusal)

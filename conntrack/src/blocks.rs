@@ -121,11 +121,12 @@ impl EgressPorts {
         is_last
     }
 
-    /// Returns all blocks of a worker that has lost its sessions.
-    pub(crate) fn give_back_all(&self, worker: u16) {
-        for word in &self.words {
+    /// Returns all blocks of a worker that has lost its sessions, and shows the first port of each.
+    pub(crate) fn give_back_all(&self, worker: u16, mut on_return: impl FnMut(u16)) {
+        for (block, word) in (0..BLOCKS).zip(&self.words) {
             if owner_of(word.load(Ordering::Relaxed)) == Some(worker) {
                 word.store(0, Ordering::Release);
+                on_return(block * BLOCK_PORTS);
             }
         }
         self.owned[usize::from(worker)].store(0, Ordering::Relaxed);
@@ -175,7 +176,9 @@ mod tests {
             assert!(ports.claim(port, worker));
             ports.take(port, worker);
         }
-        ports.give_back_all(1);
+        let mut returned = Vec::new();
+        ports.give_back_all(1, |port| returned.push(port));
+        assert_eq!(returned, [0, 65_472]);
         assert_eq!([0, 64, 65_535].map(|port| ports.owner(port)), [None, Some(2), None]);
     }
 

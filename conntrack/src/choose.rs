@@ -13,6 +13,7 @@ use crate::anchor::mapping_key_outside;
 use crate::blocks::{BLOCK_PORTS, BLOCKS, EgressPorts};
 use crate::crowd::{Destination, FreePort, Taken};
 use crate::flow::{Direction, FiveTuple, Key, Protocol, TenantId};
+use crate::journal::Event;
 use crate::lending::LoanRequest;
 use crate::pairing::mix;
 use crate::ports::{SYSTEM_PORTS, class_of, port_at};
@@ -225,8 +226,12 @@ impl Conntrack {
     /// Claims the block of a port; tells whether it was free.
     fn claim(&mut self, ports: &EgressPorts, wanted: &Wanted, port: u16) -> bool {
         let is_claimed = ports.claim(port, self.slot.worker);
+        let egress = wanted.outside_tuple.source;
+        if is_claimed {
+            self.note(|_| Event::BlockTaken(egress, *block_of(port).start()));
+        }
         if is_claimed && !self.crowds.is_empty() {
-            self.crowds.open_block(wanted.tenant, wanted.outside_tuple.source, &block_of(port));
+            self.crowds.open_block(wanted.tenant, egress, &block_of(port));
         }
         is_claimed
     }
@@ -286,6 +291,9 @@ impl Conntrack {
             .shared
             .ports(outside_tuple.source)
             .is_some_and(|ports| ports.give_back(port, self.slot.worker));
+        if is_returned {
+            self.note(|_| Event::BlockReturned(outside_tuple.source, *block_of(port).start()));
+        }
         if is_returned && !self.crowds.is_empty() {
             self.crowds.close_block(tenant, outside_tuple.source, &block_of(port));
         }

@@ -10,6 +10,7 @@ use crate::anchor::{peer_key, pod_key};
 use crate::blocks::EgressPorts;
 use crate::flow::{Direction, TenantId};
 use crate::index::Place;
+use crate::journal::{Cause, Event};
 use crate::session::{PortHolder, Session, SessionId};
 use crate::shared::Shared;
 use crate::slab::Kind;
@@ -60,7 +61,8 @@ impl Conntrack {
     /// # Panics
     /// When it has ended.
     pub fn remove(&mut self, id: SessionId, now: Tick) {
-        let ended = self.end(self.ending(id.0), now);
+        self.date(now);
+        let ended = self.end(self.ending(id.0), Cause::Removed, now);
         ended.count(&self.shared);
     }
 
@@ -73,6 +75,7 @@ impl Conntrack {
         mut on_end: impl FnMut(&Session),
     ) -> usize {
         let mut ended = 0;
+        self.date(now);
         for class in TimeoutClass::ALL {
             loop {
                 let (endings, count) = self.find_ending(class, now, timeouts, bound - ended);
@@ -81,8 +84,10 @@ impl Conntrack {
                     if class == TimeoutClass::Resting {
                         self.end_rest(ending.id);
                     } else {
-                        on_end(self.slab.session(SessionId(ending.id)));
-                        all = all.add(self.end(*ending, now), &self.shared);
+                        let session = self.slab.session(SessionId(ending.id));
+                        on_end(session);
+                        let cause = Cause::of_expired(session);
+                        all = all.add(self.end(*ending, cause, now), &self.shared);
                     }
                 }
                 all.count(&self.shared);
@@ -150,7 +155,7 @@ impl Conntrack {
     }
 
     /// Ends a session, which is still to be counted.
-    fn end(&mut self, ending: Ending, now: Tick) -> Ended {
+    fn end(&mut self, ending: Ending, cause: Cause, now: Tick) -> Ended {
         let Ending { id, keys, pod } = ending;
         let session = self.slab.session(SessionId(id)).clone();
         self.is_changing = true;
@@ -162,6 +167,7 @@ impl Conntrack {
         if let Some(replica) = &mut self.replica {
             replica.remove(id);
         }
+        self.note(|table| Event::Ended(table.translation(&session), cause));
         self.live -= 1;
         let own_ports = match session.port {
             PortHolder::Session => {

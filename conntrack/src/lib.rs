@@ -23,6 +23,7 @@
 //! - [`replication`]: what a session is outside its table
 //! - [`mod@restore`]: takes sessions up from there
 //! - [`usage`]: which outside ports are taken, and towards where
+//! - [`journal`]: what it tells a log of translations
 //! - `share`: how many entries one tenant may hold
 //! - `slab`, `anchor`: the table's entries: sessions, and what several of them have in common
 //! - [`index`]: open-addressing index from keys to entries
@@ -57,6 +58,7 @@ mod ending;
 pub mod expiry;
 pub mod flow;
 pub mod index;
+pub mod journal;
 pub mod lending;
 mod mapping;
 pub mod pairing;
@@ -78,6 +80,7 @@ pub use admit::Admission;
 pub use ahead::{Candidate, KeyHash, Slot};
 pub use checksum::ChecksumDelta;
 pub use flow::{Direction, FiveTuple, Key, Portless, Protocol, TenantId, Wire};
+pub use journal::{Cause, Event, Journal, Translation};
 pub use lending::{Loan, LoanRequest, Party, Return};
 pub use pairing::{owner_of_inside, pair_egress};
 pub use policy::{Filtering, Mapping, Policy, Quota};

@@ -85,6 +85,11 @@ impl Session {
         }
     }
 
+    /// Returns the egress address and the port that stand for its inside ones.
+    pub fn outside(&self) -> (Ipv4Addr, u16) {
+        (self.outside, self.outside_port)
+    }
+
     /// Returns the tuple of its outbound packets after translation.
     pub fn outside_tuple(&self) -> FiveTuple {
         FiveTuple { source: self.outside, source_port: self.outside_port, ..self.inside_tuple() }

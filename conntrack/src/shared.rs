@@ -43,8 +43,11 @@ impl Shared {
         self.lives[usize::from(worker)].fetch_add(1, Ordering::Release);
     }
 
-    pub(crate) fn give_back_all(&self, worker: u16) {
-        self.egress.values().for_each(|ports| ports.give_back_all(worker));
+    /// Returns all blocks of a worker that has lost its sessions, and shows each by its address and first port.
+    pub(crate) fn give_back_all(&self, worker: u16, mut on_return: impl FnMut(Ipv4Addr, u16)) {
+        for (egress, ports) in &self.egress {
+            ports.give_back_all(worker, |port| on_return(*egress, port));
+        }
     }
 }
 
@@ -269,7 +272,7 @@ mod tests {
         let gone = book.next([].into_iter(), [].into_iter(), Epoch(2), Epoch(1));
         assert_eq!(gone.ports(EGRESS).unwrap().owner(5000), Some(0));
         let still = book.next([].into_iter(), [].into_iter(), Epoch(3), Epoch(2));
-        still.ports(EGRESS).unwrap().give_back_all(0);
+        still.ports(EGRESS).unwrap().give_back_all(0, |_| {});
         assert!(book.next([].into_iter(), [].into_iter(), Epoch(4), Epoch(3)).ports(EGRESS).is_none());
     }
 

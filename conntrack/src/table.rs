@@ -16,6 +16,7 @@ use crate::crowd::Crowds;
 use crate::expiry::ExpiryLists;
 use crate::flow::{Direction, Key};
 use crate::index::{Index, Place};
+use crate::journal::{Cause, Event, Notebook};
 use crate::lending::{LoanRequest, Return};
 use crate::policy::Filtering;
 use crate::replication::{Record, Replica};
@@ -114,6 +115,7 @@ pub struct Conntrack {
     pub(crate) begun: Box<[Tick]>,
     pub(crate) is_changing: bool,
     pub(crate) replica: Option<Box<dyn Replica>>,
+    pub(crate) notebook: Option<Notebook>,
 }
 
 impl Conntrack {
@@ -137,6 +139,7 @@ impl Conntrack {
             begun: vec![Tick::default(); capacity as usize].into(),
             is_changing: false,
             replica: None,
+            notebook: None,
         }
     }
 
@@ -159,12 +162,15 @@ impl Conntrack {
     /// ([`Conntrack::forget_worker`]).
     pub fn forget_all(&mut self) {
         self.shared.begin_life(self.slot.worker);
-        let mut replica = self.replica.take();
+        let (mut replica, mut notebook) = (self.replica.take(), self.notebook.take());
         for (id, entry) in self.slab.range(0, self.capacity()) {
             match &entry.kind {
                 Kind::Session(session) => {
                     if let Some(replica) = &mut replica {
                         replica.remove(id);
+                    }
+                    if let Some(notebook) = &mut notebook {
+                        notebook.note(&Event::Ended(self.translation(session), Cause::Lost));
                     }
                     let own_ports = u32::from(session.port != PortHolder::Mapping);
                     self.shared.tenant(session.tenant).end(own_ports);
@@ -179,9 +185,13 @@ impl Conntrack {
                 Kind::Free => {}
             }
         }
-        self.shared.give_back_all(self.slot.worker);
+        self.shared.give_back_all(self.slot.worker, |egress, port| {
+            if let Some(notebook) = &mut notebook {
+                notebook.note(&Event::BlockReturned(egress, port));
+            }
+        });
         *self = Self::new(self.capacity(), self.slot, Arc::clone(&self.shared), self.rng.random());
-        self.replica = replica;
+        (self.replica, self.notebook) = (replica, notebook);
     }
 
     /// Returns the worker whose table it is.

@@ -1,6 +1,7 @@
 //! The tables of one worker and of several.
 //!
 //! - `gateway`: several tables that share egress addresses
+//! - `journal`: what a log of translations is told
 //! - `loans`: ports that workers lend to each other
 //! - `mappings`: endpoint-independent mappings among older sessions
 //! - `model`: behave like a naive model, whatever the order of events
@@ -13,6 +14,7 @@
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 mod gateway;
+mod journal;
 mod loans;
 mod mappings;
 mod model;
