@@ -50,7 +50,7 @@ pub enum Cause {
     Closed,
     /// One end of the connection had reset it.
     Reset,
-    /// The configuration no longer allows it, or the worker that lent its port forgot all that it knew.
+    /// Somebody ended it, the configuration no longer allows it, or the worker that lent its port forgot all that it knew.
     Removed,
     /// Its worker forgot all that it knew, after a panic.
     Lost,

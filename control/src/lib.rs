@@ -23,6 +23,7 @@
 //! - [`vitals`]: whether the gateway lives and is ready
 //! - [`daemon`]: the process that keeps all of it in step
 //! - [`kubernetes`]: what the cluster asks for, and what it is told
+//! - [`nat_log`]: who was behind an address, and when
 //! - [`doctor`]: what is wrong with a gateway, and how to put it right
 //! - [`explanation`]: what became of a frame, stage by stage
 //! - [`imagined`]: a packet that is only imagined
@@ -50,6 +51,7 @@ pub mod kubernetes;
 pub mod logging;
 pub mod look;
 pub mod metrics;
+pub mod nat_log;
 pub mod netlink;
 pub mod output;
 pub mod plan;

@@ -18,6 +18,7 @@ use thiserror::Error;
 use crate::counters::WorkerCounters;
 use crate::io::xsk::{XskError, XskPort};
 use crate::io::{Frame, FrameArea};
+use crate::journal::{Events, Records};
 use crate::launch::{Provisions, Queue, StartedWorkers};
 use crate::layout::Layout;
 use crate::mailbox::{Mailbox, RequestQueue};
@@ -79,6 +80,8 @@ pub struct DataPlaneOptions {
     pub session_capacity: u32,
     /// File in memory that sessions are taken down in, so that they outlive the process; none: they end with it.
     pub session_file: Option<PathBuf>,
+    /// What workers tell a log of translations; none: nothing.
+    pub records: Option<Records>,
 }
 
 /// Why the data plane could not start, or could not be kept in step.
@@ -218,6 +221,7 @@ pub struct DataPlane {
     session_file: Option<SessionFile>,
     inheritance: Option<Inheritance>,
     open_taps: Arc<Mutex<Vec<Arc<Tap>>>>,
+    events: Option<Events>,
 }
 
 /// What the control side keeps of a worker.
@@ -273,6 +277,7 @@ impl DataPlane {
             session_file: started.session_file,
             inheritance: started.inheritance,
             open_taps: Arc::default(),
+            events: started.events,
         })
     }
 
@@ -372,6 +377,11 @@ impl DataPlane {
     /// Returns what became of the sessions of the process before; none when they do not outlive it.
     pub fn inheritance(&self) -> Option<&Inheritance> {
         self.inheritance.as_ref()
+    }
+
+    /// Returns what workers tell a log of translations; none when nothing is wanted.
+    pub fn events(&self) -> Option<&Events> {
+        self.events.as_ref()
     }
 
     /// Notes that the sessions are alive now: the next process will know for how long they were not served.

@@ -17,6 +17,7 @@ use crate::fragments::Limits;
 use crate::io::probe::XskProbe;
 use crate::io::xsk::XskPort;
 use crate::io::{Frame, FrameArea, FramePool};
+use crate::journal::Events;
 use crate::layout::Layout;
 use crate::mailbox::{Mailbox, RequestQueue};
 use crate::pipeline::Engine;
@@ -41,6 +42,7 @@ pub(crate) struct StartedWorkers {
     pub(crate) commons: Arc<ArrayQueue<Frame>>,
     pub(crate) session_file: Option<SessionFile>,
     pub(crate) inheritance: Option<Inheritance>,
+    pub(crate) events: Option<Events>,
 }
 
 /// The memory of all workers.
@@ -52,6 +54,7 @@ pub(crate) struct Provisions {
     counters: Vec<Arc<WorkerCounters>>,
     session_file: Option<SessionFile>,
     inheritance: Option<Inheritance>,
+    events: Option<Events>,
 }
 
 impl Provisions {
@@ -63,10 +66,15 @@ impl Provisions {
     ) -> Result<Self, DataPlaneError> {
         let (area, frames) = FrameArea::allocate(layout.total_frames()).map_err(lacking("the frame area"))?;
         let (mut tables, counters) = make_tables(layout, options, first)?;
+        let events = options.records.map(|records| Events::new(layout.workers(), records));
+        if let Some(events) = &events {
+            let tables = tables.iter_mut().enumerate();
+            tables.for_each(|(worker, table)| table.report_to(events.reporter(worker)));
+        }
         let succeeded = options.session_file.as_deref();
         let succeeded = succeeded.map(|path| succeed(path, &mut tables, &counters, first)).transpose()?;
         let (session_file, inheritance) = succeeded.unzip();
-        Ok(Self { area, frames, tables, counters, session_file, inheritance })
+        Ok(Self { area, frames, tables, counters, session_file, inheritance, events })
     }
 }
 
@@ -79,7 +87,8 @@ impl StartedWorkers {
         steering: &[Steering; 2],
         provisions: Provisions,
     ) -> Result<Self, DataPlaneError> {
-        let Provisions { area, mut frames, tables, counters, session_file, inheritance } = provisions;
+        let Provisions { area, mut frames, tables, counters, session_file, inheritance, mut events } =
+            provisions;
         let total_frames = layout.total_frames();
         let mailboxes = (0..layout.workers())
             .map(|_| Mailbox::new().map(Arc::new))
@@ -105,9 +114,10 @@ impl StartedWorkers {
         }
         // One clock for all: tenants' new sessions are counted by its seconds.
         let started = Instant::now();
+        events.iter_mut().for_each(|events| events.started_at(started));
         let workers = ready.into_iter().map(|worker| worker.spawn(started)).collect::<Result<_, _>>()?;
         let (requests, commons) = (shared.requests, shared.commons);
-        Ok(Self { workers, retired, requests, area, commons, session_file, inheritance })
+        Ok(Self { workers, retired, requests, area, commons, session_file, inheritance, events })
     }
 }
 

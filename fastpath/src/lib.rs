@@ -39,6 +39,7 @@
 //! - [`steer`]: the XDP program: loads, attaches, pins it and keeps its maps in step
 //! - [`survey`]: lists and ends sessions, a piece of the table each turn
 //! - [`rehearsal`]: decides about a frame and leaves nothing behind
+//! - [`journal`]: what workers tell a log of translations
 //! - [`succession`]: sessions outlive the process: taken down in memory that stays
 //! - `layout`: which worker serves which queues on which core, and who sends for whom
 //! - `launch`: binds the sockets and starts the threads
@@ -55,6 +56,7 @@ pub mod dataplane;
 pub mod express;
 pub mod fragments;
 pub mod io;
+pub mod journal;
 mod launch;
 mod layout;
 pub mod mailbox;

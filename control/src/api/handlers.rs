@@ -18,6 +18,7 @@ use super::error::ApiError;
 use super::sessions::{end_sessions, sessions};
 use super::types::{RouteView, Status, TenantView};
 use super::watch::{capture, explain, trace};
+use super::who::who;
 use super::{Reply, Request};
 use crate::metrics::{self, Metering};
 use crate::refusal::Refusal;
@@ -52,6 +53,7 @@ pub fn router(daemon: mpsc::Sender<Request>, vitals: Arc<Vitals>) -> Router {
         .route("/v1/explain", get(explain))
         .route("/v1/capture", get(capture))
         .route("/v1/trace", get(trace))
+        .route("/v1/who", get(who))
         .fallback(unknown_path)
         .method_not_allowed_fallback(unknown_method)
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
@@ -155,7 +157,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Changer {
 
 async fn unknown_path(uri: Uri) -> ApiError {
     let known = "/v1/status, /v1/health, /v1/ready, /v1/metrics, /v1/tenants, /v1/tenants/NAME, /v1/routes, /v1/sessions, \
-                 /v1/explain, /v1/capture and /v1/trace";
+                 /v1/explain, /v1/capture, /v1/trace and /v1/who";
     ApiError::new(StatusCode::NOT_FOUND, format!("{} does not exist; there are {known}", uri.path()))
 }
 

@@ -15,10 +15,12 @@
 //! | `GET /v1/capture?…`                    | a stream of pcapng: frames that a [`Look`] means                 |
 //! | `GET /v1/trace?…`                      | a stream of [`Explanation`]s, one a line; last `{"missed":N}`    |
 //! | `DELETE /v1/sessions?…`                | ends them: [`types::EndedSessions`]; all only by `all=true`      |
+//! | `GET /v1/who?outside=ADDRESS:PORT`     | [`Answer`]; `&protocol=`, `&remote=`, `&from=TIME`, `&until=TIME` |
 //!
 //! Over plain HTTP, if the config file has an address for it: `/healthz` and `/readyz`, as `/v1/health` and `/v1/ready`. At
 //! another address, which it has unless told otherwise: `/metrics`, as `/v1/metrics`.
 //!
+//! [`Answer`]: crate::nat_log::who::Answer
 //! [`Fitness`]: crate::vitals::Fitness
 //! [`Selection`]: crate::selection::Selection
 //! [`Explanation`]: crate::explanation::Explanation
@@ -34,11 +36,13 @@ mod server;
 mod sessions;
 pub mod types;
 mod watch;
+mod who;
 
 pub use caller::Caller;
 pub use handlers::{MAX_BODY_BYTES, health_router, router};
 pub use server::{Bounds, Listener, serve};
 pub use sessions::{Desk, MAX_SESSIONS};
+pub use who::WhoDesk;
 
 use tokio::sync::oneshot;
 
@@ -68,4 +72,6 @@ pub enum Request {
     Routes(Reply<Vec<types::RouteView>>),
     /// What tells of the workers without the control loop.
     Desk(Reply<Desk>),
+    /// Who looks for whoever is or was behind an egress address and port.
+    Who(Reply<WhoDesk>),
 }

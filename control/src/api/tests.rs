@@ -187,7 +187,11 @@ fn answer(registry: &mut Registry, request: Request) {
         Request::RemoveTenant(name, _, reply) => {
             drop(reply.send(registry.remove(&name, Source::ControlSocket, std::time::Instant::now())));
         }
-        Request::Status(_) | Request::Metrics(_) | Request::Routes(_) | Request::Desk(_) => {}
+        Request::Status(_)
+        | Request::Metrics(_)
+        | Request::Routes(_)
+        | Request::Desk(_)
+        | Request::Who(_) => {}
     }
 }
 

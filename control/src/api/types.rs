@@ -44,6 +44,39 @@ pub struct Status {
     pub tenants: Vec<TenantView>,
     /// What the cluster says; null when the Kubernetes API is not asked.
     pub kubernetes: Option<KubernetesStatus>,
+    /// The log of translations; null when there is none.
+    #[serde(default)]
+    pub nat_log: Option<NatLogStatus>,
+}
+
+/// The log of translations.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NatLogStatus {
+    /// Records that were handed to the sinks.
+    pub records: u64,
+    /// Records that were not, because there were more in a second than may be.
+    pub over_rate: u64,
+    /// Records that were not, because a worker's queue was full.
+    pub lost: u64,
+    /// What it is written to.
+    pub sinks: Vec<NatLogSink>,
+}
+
+/// Something that the log of translations is written to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NatLogSink {
+    /// Kind and place.
+    pub name: String,
+    /// Records that it took.
+    pub written: u64,
+    /// Records that it did not take.
+    pub lost: u64,
+    /// Tries that failed.
+    pub errors: u64,
+    /// Why it does not take any now; null when it does.
+    pub trouble: Option<String>,
 }
 
 /// What is known of the cluster, and how fresh it is.

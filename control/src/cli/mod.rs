@@ -9,6 +9,7 @@
 //! - `explain`, `capture`, `trace`: what becomes of packets
 //! - `top`: the same, live
 //! - `metrics`: what Prometheus reads
+//! - `who`: who is, or was, behind an egress address and port
 //! - `health`: whether the gateway lives and is ready
 //! - `doctor`: what is wrong, and how to put it right
 //! - `crd`: the custom resource definition
@@ -31,6 +32,7 @@ mod status;
 mod tenant;
 mod top;
 mod trace;
+mod who;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -81,6 +83,8 @@ enum Command {
     Capture(Box<capture::Arguments>),
     /// Show packets stage by stage, as they come
     Trace(Box<trace::Arguments>),
+    /// Tell who is, or was, behind an egress address and port
+    Who(who::Arguments),
     /// Tell what is wrong, why it matters and how to put it right
     Doctor(doctor::Arguments),
     /// Print the custom resource definition of EgressTenants
@@ -130,6 +134,7 @@ impl Arguments {
                 | Command::Crd(_)
                 | Command::Doctor(_)
                 | Command::Top(_) => Ok(()),
+                Command::Who(who) => return who.execute(&client).await,
                 Command::Tenant(tenant) => tenant.execute(&client).await,
                 Command::Status(status) => status.execute(&client).await,
                 Command::Metrics(metrics) => metrics.execute(&client).await,

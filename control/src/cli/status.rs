@@ -4,10 +4,11 @@ use clap::Args;
 
 use super::tenant;
 use crate::api::types::{
-    InterfaceStatus, KubernetesStatus, QueueStatus, Status, SuccessionStatus, WorkerStatus,
+    InterfaceStatus, KubernetesStatus, NatLogSink, NatLogStatus, QueueStatus, Status, SuccessionStatus,
+    WorkerStatus,
 };
 use crate::client::Client;
-use crate::output::{self, BAD, FAINT, GOOD, HEADING, styled};
+use crate::output::{self, BAD, FAINT, GOOD, HEADING, WARN, styled};
 
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  spillway status --json | jq .drops")]
@@ -59,13 +60,30 @@ fn headline(status: &Status) -> String {
     };
     let inherited = status.succession.as_ref().and_then(inheritance);
     let inherited = inherited.map(|line| format!("\n{line}")).unwrap_or_default();
+    let logged = status.nat_log.as_ref().map(|log| format!("\n{}", translations(log))).unwrap_or_default();
     format!(
-        "{}, process {}, up {}, {} sessions\n{applied}{inherited}",
+        "{}, process {}, up {}, {} sessions\n{applied}{inherited}{logged}",
         styled(HEADING, format!("spillway {}", status.version)),
         status.pid,
         output::seconds(status.uptime_seconds),
         status.sessions,
     ) + &obstacles
+}
+
+/// Tells how the log of translations does.
+fn translations(log: &NatLogStatus) -> String {
+    let NatLogStatus { records, over_rate, lost, sinks } = log;
+    let sink = |sink: &NatLogSink| match (&sink.trouble, sink.lost) {
+        (None, 0) => sink.name.clone(),
+        (None, lost) => styled(WARN, format!("{}, {lost} lost", sink.name)),
+        (Some(trouble), lost) => styled(BAD, format!("{} fails, {lost} lost: {trouble}", sink.name)),
+    };
+    let sinks: Vec<_> = sinks.iter().map(sink).collect();
+    let told = format!("translations: {records} records to {}", sinks.join("; "));
+    match over_rate + lost {
+        0 => told,
+        _ => told + &styled(WARN, format!("; not written: {over_rate} over the rate, {lost} too fast")),
+    }
 }
 
 /// Tells what became of the sessions of the process before, if there were any.

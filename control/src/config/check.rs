@@ -67,6 +67,7 @@ pub(super) fn check(file: file::File, usable_cores: &[usize]) -> Result<Config, 
             file.control.state_dir.unwrap_or_else(|| DEFAULT_STATE_DIR.into()),
         )?,
         kubernetes: check_kubernetes(file.kubernetes)?,
+        nat_log: file.nat_log.map(super::nat_log::check).transpose()?,
         tenants: file.tenant.into_iter().enumerate().map(check_tenant).collect::<Result<_, _>>()?,
     })
 }
@@ -279,7 +280,7 @@ fn check_cidr(key: &str, cidr: Ipv4Net) -> Result<(), ConfigError> {
     check_network(cidr).map_err(|message| ConfigError::value(key, message))
 }
 
-fn absolute(key: &str, path: PathBuf) -> Result<PathBuf, ConfigError> {
+pub(super) fn absolute(key: &str, path: PathBuf) -> Result<PathBuf, ConfigError> {
     if path.is_absolute() {
         return Ok(path);
     }

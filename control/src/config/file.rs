@@ -31,6 +31,7 @@ pub(super) struct File {
     pub(super) kubernetes: Kubernetes,
     #[serde(default)]
     pub(super) control: Control,
+    pub(super) nat_log: Option<super::nat_log::Section>,
     #[serde(default)]
     pub(super) tenant: Vec<Tenant>,
 }

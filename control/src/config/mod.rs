@@ -2,6 +2,7 @@
 
 mod check;
 mod file;
+mod nat_log;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -14,6 +15,7 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+pub use self::nat_log::{NatLog, NatLogFile};
 use crate::tenant::Tenant;
 
 /// Control socket when neither flag, environment nor config file names one.
@@ -66,6 +68,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// The Kubernetes API; none: it is not asked.
     pub kubernetes: Option<Kubernetes>,
+    /// What is logged of translations; none: nothing.
+    pub nat_log: Option<NatLog>,
     /// Tenants.
     pub tenants: Vec<Tenant>,
 }

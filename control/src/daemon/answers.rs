@@ -21,6 +21,7 @@ use crate::api::{Desk, Reply, Request};
 use crate::compile::sources;
 use crate::kubernetes::health::{Health, KindHealth};
 use crate::kubernetes::view::{Kind, Notice};
+use crate::nat_log::NatLog;
 use crate::refusal::Refusal;
 use crate::registry::Entry;
 use crate::tenant::mac_to_text;
@@ -43,6 +44,7 @@ impl Gateway {
                 Request::Metrics(reply) => drop(reply.send(self.sample())),
                 Request::Tenants(reply) => drop(reply.send(self.tenants())),
                 Request::Tenant(name, reply) => drop(reply.send(self.tenant(&name))),
+                Request::Who(reply) => drop(reply.send(Ok(self.who()))),
                 Request::Routes(reply) => drop(reply.send(Ok(self.routes()))),
                 Request::Desk(reply) => drop(reply.send(Ok(self.desk()))),
                 Request::PutTenant(tenant, by, reply) => {
@@ -95,6 +97,7 @@ impl Gateway {
             frames: frames_status(report.frames),
             workers: report.workers.into_iter().map(worker_status).collect(),
             kubernetes: self.cluster.health().map(|health| self.kubernetes_status(&health)),
+            nat_log: self.nat_log.as_ref().map(NatLog::status),
         })
     }
 
@@ -133,7 +136,7 @@ impl Gateway {
         self.publication.taken().routes.iter().map(|route| self.route_view(route)).collect()
     }
 
-    fn desk(&self) -> Desk {
+    pub(super) fn desk(&self) -> Desk {
         let name = |entry: &Entry| (entry.id, entry.tenant.name.clone());
         Desk {
             surveyor: self.data_plane.surveyor(),

@@ -122,6 +122,7 @@ impl Gateway {
     /// # Errors
     /// When an interface is not usable, or the fast path did not take it; it is given again next time.
     pub(super) fn publish_changes(&mut self) -> anyhow::Result<()> {
+        self.name_translations();
         let epoch = self.publication.wanted();
         let cluster = &self.cluster.state;
         let next =

@@ -25,10 +25,12 @@ use super::converge::{Refused, Stakes, Subject};
 use super::program;
 use super::publication::Publication;
 use super::shortage::Shortages;
+use super::translations::start_log;
 use crate::compile::{Constants, compile, host};
 use crate::config::ReturnRoute;
 use crate::kubernetes::state::ClusterState;
 use crate::metrics::ports::{PortUsage, keep_surveying};
+use crate::nat_log::NatLog;
 use crate::netlink::facts::Facts;
 use crate::netlink::monitor::{Changes, Monitor};
 use crate::netlink::neighbours::Resolution;
@@ -59,6 +61,8 @@ pub struct Setup {
     pub options: DataPlaneOptions,
     /// Destinations that metrics tell of.
     pub metrics_destinations: usize,
+    /// What is logged of translations; none: nothing.
+    pub nat_log: Option<crate::config::NatLog>,
 }
 
 /// The running gateway.
@@ -78,6 +82,7 @@ pub struct Gateway {
     pub(super) began: SystemTime,
     pub(super) shortages: Shortages,
     pub(super) attachments: [Attachment; 2],
+    pub(super) nat_log: Option<NatLog>,
     /// Tenants of the control socket that were in a damaged file.
     pub(super) tenants_set_aside: Vec<PathBuf>,
     pub(super) port_usage: watch::Receiver<Arc<PortUsage>>,
@@ -119,6 +124,7 @@ impl Gateway {
             .context("the fast path did not start")?;
         let port_usage = keep_surveying(data_plane.port_surveyor(), setup.metrics_destinations);
         tell_inheritance(data_plane.inheritance());
+        let nat_log = start_log(setup.nat_log.as_ref(), &data_plane, &setup.registry, &setup.cluster.state)?;
         let tenants_set_aside = setup.state.tenants_set_aside();
         let mut gateway = Self {
             netlink: setup.netlink,
@@ -137,6 +143,7 @@ impl Gateway {
             began: SystemTime::now(),
             shortages: Shortages::default(),
             attachments: Default::default(),
+            nat_log,
             tenants_set_aside,
             requested: HashSet::new(),
             facts_are_old: false,
@@ -172,6 +179,9 @@ impl Gateway {
         info!("stopping the workers");
         for worker in block_in_place(|| self.data_plane.stop()) {
             error!(worker, "worker {worker} does not stop; it ends with the process");
+        }
+        if let Some(log) = self.nat_log {
+            block_in_place(|| log.stop());
         }
     }
 

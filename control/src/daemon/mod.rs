@@ -11,6 +11,7 @@
 //! - [`publication`]: which snapshot the fast path has
 //! - `readiness`: whether the gateway serves as it should
 //! - [`supervisor`]: watches over the workers and the control loop
+//! - `translations`: the log of translations
 //! - [`shortage`]: new sessions that were refused for lack of room
 
 mod answers;
@@ -27,6 +28,7 @@ pub mod publication;
 mod readiness;
 pub mod shortage;
 pub mod supervisor;
+mod translations;
 
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
@@ -310,6 +312,7 @@ async fn prepare(
         scheduler_policy: config.scheduler_policy,
         session_capacity: config.session_capacity,
         session_file,
+        records: config.nat_log.as_ref().map(|log| log.records),
     };
     let follower = config
         .kubernetes
@@ -327,6 +330,7 @@ async fn prepare(
         cluster,
         options,
         metrics_destinations: config.metrics_destinations,
+        nat_log: config.nat_log,
     })
 }
 

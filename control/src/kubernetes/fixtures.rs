@@ -80,6 +80,7 @@ pub(super) fn pod(name: &str, created: i64, last: u8) -> PodObject {
         identity: identity(name, created),
         addresses: [Ipv4Addr::new(10, 132, 0, last)].into(),
         is_announced: false,
+        node: None,
     }
 }
 

@@ -18,6 +18,7 @@
 //! - `routes`: nodes into return routes
 //! - `tenants`: EgressTenants into tenants, oldest first
 //! - `links`: policies, namespaces and pods into what is routed to each tenant
+//! - `pods`: names of the pods behind addresses
 //! - [`status`]: what each EgressTenant is told of itself
 //! - [`writes`]: which statuses have to be written
 //! - [`bulletin`]: which notices have to be published
@@ -39,6 +40,7 @@ pub mod health;
 mod keeper;
 mod links;
 pub mod objects;
+mod pods;
 pub mod report;
 mod routes;
 mod schema;

@@ -301,7 +301,7 @@ fn list(nodes: impl IntoIterator<Item = NodeObject>) -> BTreeMap<String, Arc<Nod
 }
 
 fn node(name: &str, created: i64, networks: &[&str], last: u8) -> NodeObject {
-    let created = Some(k8s_openapi::jiff::Timestamp::from_second(created).unwrap());
+    let created = Some(jiff::Timestamp::from_second(created).unwrap());
     NodeObject {
         identity: Identity { name: name.into(), uid: name.into(), created, ..Identity::default() },
         pod_cidrs: Ok(networks.iter().map(|text| text.parse().unwrap()).collect()),

@@ -22,6 +22,9 @@ pub struct ClusterState {
     pub tenants: Vec<ClusterTenant>,
     /// What is routed to each gateway address in use.
     pub links: BTreeMap<Ipv4Addr, Link>,
+    /// Live pods that are routed to them, by address. Not kept in the state file.
+    #[serde(skip)]
+    pub pods: BTreeMap<Ipv4Addr, PodName>,
     /// Whether all nodes were listed since the daemon started: routes that are not named here may then be removed.
     #[serde(skip)]
     pub are_nodes_listed: bool,
@@ -57,6 +60,19 @@ impl Link {
     pub fn pods(&self) -> impl Iterator<Item = Ipv4Addr> + '_ {
         self.namespaces.values().flatten().copied()
     }
+}
+
+/// A pod by name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodName {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub pod: String,
+    /// Its node, if it has one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub node: Option<String>,
 }
 
 /// What the gateway made of the cluster's state.

@@ -9,7 +9,7 @@ use ipnet::Ipv4Net;
 use super::objects::{Identity, NamespaceObject, NodeObject, PodObject, PolicyObject, TenantObject};
 use super::state::{ClusterState, Outcome};
 use super::status::{self, Acceptance};
-use super::{links, routes, tenants};
+use super::{links, pods, routes, tenants};
 use crate::config::ReturnRoute;
 
 /// Objects of one kind, by name; none until they were listed once. While the API is away they stay as they were.
@@ -122,6 +122,7 @@ pub fn compile(
     }
     let compiled = links::compile(view, &state, previous, surroundings, outcome);
     state.links = compiled.links;
+    state.pods = pods::name(view, &state, previous);
     notices.extend(compiled.notices);
     let namespaces = state.links.values().flat_map(|link| link.namespaces.keys());
     let pod_namespaces = namespaces.cloned().collect();

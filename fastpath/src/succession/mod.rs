@@ -118,18 +118,30 @@ impl<'a> Heirs<'a> {
         let owner = self.snapshot.tenant_by_egress(record.outside.0);
         let Some(tenant) = self.tenants.get(&record.gateway).copied().filter(|id| owner == Some(*id)) else {
             self.inheritance.disowned += 1;
+            self.note_end(record);
             return;
         };
         let timeouts = &self.snapshot.spec().timeouts;
         let (age, next_hops) = (self.inheritance.age, [UNRESOLVED; 2]);
         let resumption = Resumption { tenant, record, age, timeouts, next_hops };
-        let count = match restore(self.tables, &resumption, Tick::default()) {
+        let restored = restore(self.tables, &resumption, Tick::default());
+        if restored.is_err() {
+            self.note_end(record);
+        }
+        let count = match restored {
             Ok(()) => &mut self.inheritance.restored,
             Err(NotRestored::Over) => &mut self.inheritance.over,
             Err(NotRestored::NoAddress) => &mut self.inheritance.disowned,
             Err(NotRestored::Taken | NotRestored::Full) => &mut self.inheritance.unfit,
         };
         *count += 1;
+    }
+
+    /// Tells the log of translations that a session does not go on.
+    fn note_end(&mut self, record: &Record) {
+        if let Some(table) = self.tables.first_mut() {
+            table.note_not_restored(record);
+        }
     }
 }
 

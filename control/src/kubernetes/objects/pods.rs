@@ -22,6 +22,8 @@ pub struct PodObject {
     pub addresses: BTreeSet<Ipv4Addr>,
     /// Whether the addresses are announced by annotation only, which people may write, and the status has none yet.
     pub is_announced: bool,
+    /// Name of its node, once it has one.
+    pub node: Option<String>,
 }
 
 /// What `k8s.ovn.org/pod-networks` holds for a network, as far as addresses are concerned.
@@ -37,12 +39,13 @@ impl PodObject {
     pub fn read(pod: &Pod) -> Self {
         let identity = Identity::read(&pod.metadata);
         if !is_live(pod) {
-            return Self { identity, addresses: BTreeSet::new(), is_announced: false };
+            return Self { identity, addresses: BTreeSet::new(), is_announced: false, node: None };
         }
         let assigned = pod.status.as_ref().map(assigned_addresses).unwrap_or_default();
         let is_announced = assigned.is_empty();
         let addresses = if is_announced { announced_addresses(pod) } else { assigned };
-        Self { identity, addresses, is_announced }
+        let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
+        Self { identity, addresses, is_announced, node }
     }
 }
 

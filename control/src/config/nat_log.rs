@@ -1,0 +1,151 @@
+//! `[nat_log]`: what is logged of translations, and where to.
+
+use std::path::PathBuf;
+
+use fastpath::journal::Records;
+use serde::Deserialize;
+
+use super::ConfigError;
+
+const DEFAULT_PER_SECOND: u32 = 20_000;
+const MAX_PER_SECOND: u32 = 1_000_000;
+const DEFAULT_MEGABYTES: u32 = 100;
+const MAX_MEGABYTES: u32 = 1 << 20;
+const DEFAULT_FILES: u32 = 10;
+const MAX_FILES: u32 = 1000;
+
+/// What is logged of translations, and where to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NatLog {
+    /// What is logged.
+    pub records: Records,
+    /// Whether records hold the other end of sessions.
+    pub has_destinations: bool,
+    /// Records that are written in a second at most.
+    pub most_per_second: u32,
+    /// The file that it is written to, if it is.
+    pub file: Option<NatLogFile>,
+}
+
+/// A file that is rotated.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NatLogFile {
+    /// The newest file.
+    pub path: PathBuf,
+    /// Bytes of each file.
+    pub most_bytes: u64,
+    /// Files that are kept besides the newest.
+    pub kept: u32,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Section {
+    #[serde(default)]
+    records: RecordsWord,
+    #[serde(default)]
+    destinations: bool,
+    max_per_second: Option<u32>,
+    file: Option<FileSection>,
+}
+
+#[derive(Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum RecordsWord {
+    #[default]
+    Sessions,
+    Blocks,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileSection {
+    path: PathBuf,
+    megabytes: Option<u32>,
+    files: Option<u32>,
+}
+
+pub(super) fn check(section: Section) -> Result<NatLog, ConfigError> {
+    let file = section.file.map(check_file).transpose()?;
+    if file.is_none() {
+        let message = "names nothing to write to; add [nat_log.file], or leave the section out";
+        return Err(ConfigError::value("nat_log", message));
+    }
+    let most_per_second = section.max_per_second.unwrap_or(DEFAULT_PER_SECOND);
+    Ok(NatLog {
+        records: match section.records {
+            RecordsWord::Sessions => Records::Sessions,
+            RecordsWord::Blocks => Records::Blocks,
+        },
+        has_destinations: section.destinations,
+        most_per_second: bounded("nat_log.max_per_second", most_per_second, 1, MAX_PER_SECOND)?,
+        file,
+    })
+}
+
+fn check_file(section: FileSection) -> Result<NatLogFile, ConfigError> {
+    let FileSection { path, megabytes, files } = section;
+    let megabytes =
+        bounded("nat_log.file.megabytes", megabytes.unwrap_or(DEFAULT_MEGABYTES), 1, MAX_MEGABYTES)?;
+    let files = bounded("nat_log.file.files", files.unwrap_or(DEFAULT_FILES), 2, MAX_FILES)?;
+    Ok(NatLogFile {
+        path: super::check::absolute("nat_log.file.path", path)?,
+        most_bytes: u64::from(megabytes) * 1_000_000,
+        kept: files - 1,
+    })
+}
+
+fn bounded(key: &str, value: u32, least: u32, most: u32) -> Result<u32, ConfigError> {
+    if (least..=most).contains(&value) {
+        return Ok(value);
+    }
+    Err(ConfigError::value(key, format!("{value} is not between {least} and {most}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    fn parse(section: &str) -> Result<Option<NatLog>, String> {
+        let text = format!("inside.interface = \"a\"\noutside.interface = \"b\"\n{section}");
+        Config::parse(&text, &[0]).map(|config| config.nat_log).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn nothing_is_logged_unless_it_is_asked_for() {
+        assert_eq!(parse(""), Ok(None));
+    }
+
+    #[test]
+    fn a_file_is_enough() {
+        let log = parse("[nat_log.file]\npath = \"/var/log/spillway/nat.jsonl\"").unwrap().unwrap();
+        let file =
+            NatLogFile { path: "/var/log/spillway/nat.jsonl".into(), most_bytes: 100_000_000, kept: 9 };
+        let expected = NatLog {
+            records: Records::Sessions,
+            has_destinations: false,
+            most_per_second: 20_000,
+            file: Some(file),
+        };
+        assert_eq!(log, expected);
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_with_key_and_value() {
+        let file = "[nat_log.file]\npath = \"/l\"\n";
+        let table = [
+            ("[nat_log]".to_owned(), "nat_log: names nothing to write to"),
+            ("[nat_log.file]\npath = \"l\"".to_owned(), "nat_log.file.path: \"l\" is not an absolute path"),
+            (format!("{file}megabytes = 0"), "nat_log.file.megabytes: 0 is not between 1 and 1048576"),
+            (format!("{file}files = 1"), "nat_log.file.files: 1 is not between 2 and 1000"),
+            (format!("[nat_log]\nmax_per_second = 0\n{file}"), "nat_log.max_per_second: 0 is not between 1"),
+            (format!("[nat_log]\nrecords = \"all\"\n{file}"), "expected `sessions` or `blocks`"),
+            (format!("[nat_log]\ndestination = true\n{file}"), "unknown field `destination`"),
+        ];
+        for (text, expected) in table {
+            let error = parse(&text).unwrap_err();
+            assert!(error.contains(expected), "{text}: {error}");
+        }
+    }
+}
