@@ -15,7 +15,7 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-pub use self::nat_log::{NatLog, NatLogFile};
+pub use self::nat_log::{NatLog, NatLogFile, NatLogIpfix, NatLogSyslog};
 use crate::tenant::Tenant;
 
 /// Control socket when neither flag, environment nor config file names one.

@@ -6,6 +6,8 @@ use fastpath::journal::Records;
 use serde::Deserialize;
 
 use super::ConfigError;
+use crate::nat_log::place::Place;
+use crate::nat_log::syslog::FACILITIES;
 
 const DEFAULT_PER_SECOND: u32 = 20_000;
 const MAX_PER_SECOND: u32 = 1_000_000;
@@ -13,6 +15,7 @@ const DEFAULT_MEGABYTES: u32 = 100;
 const MAX_MEGABYTES: u32 = 1 << 20;
 const DEFAULT_FILES: u32 = 10;
 const MAX_FILES: u32 = 1000;
+const DEFAULT_DOMAIN: u32 = 1;
 
 /// What is logged of translations, and where to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +28,28 @@ pub struct NatLog {
     pub most_per_second: u32,
     /// The file that it is written to, if it is.
     pub file: Option<NatLogFile>,
+    /// Who gets it as syslog, if somebody does.
+    pub syslog: Option<NatLogSyslog>,
+    /// Who gets it as IPFIX, if somebody does.
+    pub ipfix: Option<NatLogIpfix>,
+}
+
+/// Somebody who takes syslog.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NatLogSyslog {
+    /// Where messages are sent.
+    pub to: Place,
+    /// What they are sent as.
+    pub facility: String,
+}
+
+/// Somebody who takes IPFIX.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NatLogIpfix {
+    /// Where messages are sent.
+    pub to: Place,
+    /// Observation domain.
+    pub domain: u32,
 }
 
 /// A file that is rotated.
@@ -47,6 +72,8 @@ pub(super) struct Section {
     destinations: bool,
     max_per_second: Option<u32>,
     file: Option<FileSection>,
+    syslog: Option<SyslogSection>,
+    ipfix: Option<IpfixSection>,
 }
 
 #[derive(Clone, Copy, Default, Deserialize)]
@@ -65,10 +92,27 @@ struct FileSection {
     files: Option<u32>,
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SyslogSection {
+    to: Option<String>,
+    facility: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct IpfixSection {
+    to: String,
+    domain: Option<u32>,
+}
+
 pub(super) fn check(section: Section) -> Result<NatLog, ConfigError> {
     let file = section.file.map(check_file).transpose()?;
-    if file.is_none() {
-        let message = "names nothing to write to; add [nat_log.file], or leave the section out";
+    let syslog = section.syslog.map(check_syslog).transpose()?;
+    let ipfix = section.ipfix.as_ref().map(check_ipfix).transpose()?;
+    if file.is_none() && syslog.is_none() && ipfix.is_none() {
+        let message = "names nothing to write to; add [nat_log.file], [nat_log.syslog] or [nat_log.ipfix], or leave the \
+                       section out";
         return Err(ConfigError::value("nat_log", message));
     }
     let most_per_second = section.max_per_second.unwrap_or(DEFAULT_PER_SECOND);
@@ -80,6 +124,8 @@ pub(super) fn check(section: Section) -> Result<NatLog, ConfigError> {
         has_destinations: section.destinations,
         most_per_second: bounded("nat_log.max_per_second", most_per_second, 1, MAX_PER_SECOND)?,
         file,
+        syslog,
+        ipfix,
     })
 }
 
@@ -93,6 +139,32 @@ fn check_file(section: FileSection) -> Result<NatLogFile, ConfigError> {
         most_bytes: u64::from(megabytes) * 1_000_000,
         kept: files - 1,
     })
+}
+
+fn check_syslog(section: SyslogSection) -> Result<NatLogSyslog, ConfigError> {
+    let SyslogSection { to, facility } = section;
+    let facility = facility.unwrap_or_else(|| "local0".to_owned());
+    if !FACILITIES.iter().any(|(name, _)| *name == facility) {
+        let names: Vec<_> = FACILITIES.iter().map(|(name, _)| *name).collect();
+        let message = format!("{facility:?} is none of {}", names.join(", "));
+        return Err(ConfigError::value("nat_log.syslog.facility", message));
+    }
+    let to = read_place("nat_log.syslog.to", to.as_deref().unwrap_or("unix:/dev/log"))?;
+    Ok(NatLogSyslog { to, facility })
+}
+
+fn check_ipfix(section: &IpfixSection) -> Result<NatLogIpfix, ConfigError> {
+    let to = read_place("nat_log.ipfix.to", &section.to)?;
+    if let Place::Unix(_) = to {
+        let message =
+            format!("{:?} is a unix socket; give \"udp:ADDRESS:PORT\" or \"tcp:ADDRESS:PORT\"", section.to);
+        return Err(ConfigError::value("nat_log.ipfix.to", message));
+    }
+    Ok(NatLogIpfix { to, domain: section.domain.unwrap_or(DEFAULT_DOMAIN) })
+}
+
+fn read_place(key: &str, text: &str) -> Result<Place, ConfigError> {
+    text.parse().map_err(|message: String| ConfigError::value(key, message))
 }
 
 fn bounded(key: &str, value: u32, least: u32, most: u32) -> Result<u32, ConfigError> {
@@ -127,8 +199,24 @@ mod tests {
             has_destinations: false,
             most_per_second: 20_000,
             file: Some(file),
+            syslog: None,
+            ipfix: None,
         };
         assert_eq!(log, expected);
+    }
+
+    #[test]
+    fn syslog_goes_to_the_hosts_own_unless_it_is_told() {
+        let syslog = parse("[nat_log.syslog]").unwrap().unwrap().syslog.unwrap();
+        assert_eq!((syslog.to.to_string().as_str(), syslog.facility.as_str()), ("unix:/dev/log", "local0"));
+        let text = "[nat_log.syslog]\nto = \"tcp:192.0.2.7:601\"\nfacility = \"local7\"\n\
+                    [nat_log.ipfix]\nto = \"udp:192.0.2.8:4739\"\ndomain = 9";
+        let log = parse(text).unwrap().unwrap();
+        assert_eq!(log.syslog.unwrap().facility, "local7");
+        assert_eq!(
+            log.ipfix.map(|ipfix| (ipfix.to.to_string(), ipfix.domain)),
+            Some(("udp:192.0.2.8:4739".into(), 9))
+        );
     }
 
     #[test]
@@ -139,6 +227,15 @@ mod tests {
             ("[nat_log.file]\npath = \"l\"".to_owned(), "nat_log.file.path: \"l\" is not an absolute path"),
             (format!("{file}megabytes = 0"), "nat_log.file.megabytes: 0 is not between 1 and 1048576"),
             (format!("{file}files = 1"), "nat_log.file.files: 1 is not between 2 and 1000"),
+            ("[nat_log.syslog]\nto = \"log\"".to_owned(), "nat_log.syslog.to: \"log\" is nothing to send to"),
+            (
+                "[nat_log.syslog]\nfacility = \"mail\"".to_owned(),
+                "nat_log.syslog.facility: \"mail\" is none of",
+            ),
+            (
+                "[nat_log.ipfix]\nto = \"unix:/l\"".to_owned(),
+                "nat_log.ipfix.to: \"unix:/l\" is a unix socket",
+            ),
             (format!("[nat_log]\nmax_per_second = 0\n{file}"), "nat_log.max_per_second: 0 is not between 1"),
             (format!("[nat_log]\nrecords = \"all\"\n{file}"), "expected `sessions` or `blocks`"),
             (format!("[nat_log]\ndestination = true\n{file}"), "unknown field `destination`"),

@@ -12,6 +12,8 @@
 //! - `writer`: the thread that takes what workers tell
 //! - `outlet`: what the log is written to, each on a thread of its own
 //! - `file`: JSON lines in a file that is rotated
+//! - [`syslog`], `ipfix`: messages to whoever collects them
+//! - [`place`]: where these are sent
 //! - [`read`]: looks through the file, and those that it was before
 //! - [`when`]: times as people write them
 //! - [`who`]: the question, and the answers from sessions and from the log
@@ -19,9 +21,12 @@
 mod cap;
 pub mod entry;
 mod file;
+mod ipfix;
 pub mod names;
 mod outlet;
+pub mod place;
 pub mod read;
+pub mod syslog;
 pub mod when;
 pub mod who;
 mod writer;
@@ -38,8 +43,10 @@ use nix::libc::SIGHUP;
 use self::cap::RateCap;
 use self::entry::{Continuity, What};
 use self::file::FileSink;
+use self::ipfix::IpfixSink;
 use self::names::NameBook;
 use self::outlet::{Outlet, Teller};
+use self::syslog::SyslogSink;
 use self::writer::{Tally, Writer};
 use crate::api::types::NatLogStatus;
 use crate::config::NatLog as Settings;
@@ -124,6 +131,16 @@ fn open(settings: &Settings) -> io::Result<Vec<Outlet>> {
     if let Some(file) = &settings.file {
         let sink = FileSink::new(file.path.clone(), file.most_bytes, file.kept);
         outlets.push(Outlet::start(format!("file {}", file.path.display()), Box::new(sink))?);
+    }
+    if let Some(syslog) = &settings.syslog {
+        let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+        let host = host.as_deref().unwrap_or("-");
+        let sink = SyslogSink::new(syslog.to.clone(), &syslog.facility, host);
+        outlets.push(Outlet::start(format!("syslog {}", syslog.to), Box::new(sink))?);
+    }
+    if let Some(ipfix) = &settings.ipfix {
+        let sink = IpfixSink::new(ipfix.to.clone(), ipfix.domain);
+        outlets.push(Outlet::start(format!("ipfix {}", ipfix.to), Box::new(sink))?);
     }
     Ok(outlets)
 }
