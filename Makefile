@@ -15,7 +15,7 @@ SECONDS ?= 60
 lasting = $(if $(filter file,$(origin SECONDS)),$(1),$(SECONDS))
 SEED ?= $(shell date +%s)
 
-.PHONY: help demo test lint bench fuzz storm soak dependencies
+.PHONY: help demo test lint docs bench fuzz storm soak dependencies
 
 help: ## lists the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -29,13 +29,17 @@ test: dependencies ## runs every test; as root also those in network namespaces
 	$(CARGO) build -p control -p spillway-apiserver
 	$(if $(ROOT),REQUIRE_NETNS=1) $(CARGO) test --workspace $(ARGS)
 
-lint: dependencies ## checks format, lints and documentation
+lint: dependencies ## checks format, lints, documentation and generated files
 	@for tool in fmt:rustfmt clippy:clippy; do $(CARGO) $${tool%:*} --version >/dev/null 2>&1 || \
 		{ echo "error: cargo $${tool%:*} is missing; add it: rustup component add $${tool#*:}" >&2; exit 1; }; done
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	$(CARGO) clippy --workspace --all-targets --features spillway-fuzz/targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps
+	$(CARGO) test -q -p control --test reference
+
+docs: dependencies ## writes the references in docs/ anew, from the code
+	UPDATE=1 $(CARGO) test -q -p control --test reference the_references_are_as_the_code
 
 # With ARGS='engine', 'wire --flows 1024' or any other measurement it measures that instead.
 bench: dependencies ## measures the gateway on this machine beside its peers, under five minutes

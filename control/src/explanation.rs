@@ -11,12 +11,13 @@ use fastpath::snapshot::{NextHop, RouteSpec, Side, Snapshot, SourceKind};
 use fastpath::stage::Stage;
 use fastpath::tap::Sample;
 use fastpath::verdict::{DropReason, Verdict};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::tenant::mac_to_text;
 
 /// What became of one frame: `GET /v1/explain`, and each line of `GET /v1/trace`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Explanation {
     /// When it was decided about (RFC 3339).
@@ -38,7 +39,7 @@ pub struct Explanation {
 }
 
 /// One stage, and what was decided there.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct StageView {
     /// Name of the stage.

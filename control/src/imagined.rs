@@ -7,6 +7,7 @@ use conntrack::{Portless, Protocol};
 use etherparse::{IpHeaders, IpNumber, PacketBuilder, PacketBuilderStep};
 use fastpath::snapshot::{NextHop, Side, Snapshot, TenantSpec};
 use macaddr::MacAddr6;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::refusal::Refusal;
@@ -16,7 +17,7 @@ use crate::selection::{parse_end, parse_protocol};
 const MOST_BYTES: u16 = 1778;
 
 /// A packet, as people describe it.
-#[derive(Args, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Args, Clone, Debug, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ImaginedPacket {
     /// Where it comes from: ADDRESS:PORT, or ADDRESS where the protocol has no ports

@@ -35,6 +35,7 @@
 //! - [`cli`]: commands and their flags
 //! - [`output`]: tables and colours
 //! - [`logging`]: log lines on stderr
+//! - [`reference`](mod@reference): references for users, made from the code
 #![forbid(unsafe_code)]
 
 pub mod api;
@@ -57,6 +58,7 @@ pub mod output;
 pub mod plan;
 pub mod policy;
 pub mod recording;
+pub mod reference;
 pub mod refusal;
 pub mod registry;
 pub mod selection;

@@ -7,6 +7,7 @@ use conntrack::TenantId;
 use fastpath::snapshot::Side;
 use fastpath::survey::EndFilter;
 use fastpath::tap::TapFilter;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::refusal::Refusal;
@@ -20,7 +21,7 @@ const USUAL_RATE: u32 = 2000;
 const MOST_RATE: u32 = 100_000;
 
 /// Which frames, how many, and for how long.
-#[derive(Args, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Args, Clone, Debug, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Look {
     /// Of this tenant

@@ -7,12 +7,13 @@ use clap::Args;
 use conntrack::{Protocol, TenantId};
 use fastpath::survey::{Cursor, EndFilter, SessionFilter, SessionState};
 use ipnet::Ipv4Net;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::refusal::Refusal;
 
 /// Which sessions are meant: those that everything said of them fits.
-#[derive(Args, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Args, Clone, Debug, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Selection {
     /// Of this tenant

@@ -6,9 +6,11 @@ use std::ops::RangeInclusive;
 use conntrack::Policy;
 use ipnet::Ipv4Net;
 use macaddr::MacAddr6;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::policy::{Choice, Filtering, Limits, Mapping};
+use crate::reference::shapes::{Mac, Network};
 use crate::refusal::Refusal;
 
 /// Prefix of the names of all links that Spillway makes.
@@ -24,7 +26,7 @@ pub const MAX_DRAIN_SECONDS: u32 = 7 * 24 * 3600;
 /// A tenant, in the words and the JSON of the API: `name`, `gatewayIP`, `gatewayMAC`, `egressIPs`,
 /// `sources.podCIDRs`, `sources.fromPolicy`, `sources.nodes`, `mapping`, `filtering`, `limits`, `mssClamp`,
 /// `drainSeconds`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Tenant {
     /// Name, unique on the gateway.
@@ -35,6 +37,7 @@ pub struct Tenant {
     pub gateway_ip: Ipv4Addr,
     /// Hardware address of the next hop; absent or empty: derived from `gatewayIP`.
     #[serde(rename = "gatewayMAC", default, with = "mac_text")]
+    #[schemars(with = "Mac")]
     pub gateway_mac: Option<MacAddr6>,
     /// Addresses that the tenant's traffic leaves with.
     #[serde(rename = "egressIPs")]
@@ -60,11 +63,12 @@ pub struct Tenant {
 }
 
 /// Source addresses that a tenant may use; at most one of the three. None: the cluster's pod networks.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Sources {
     /// Pod networks.
     #[serde(rename = "podCIDRs", default)]
+    #[schemars(with = "Vec<Network>")]
     pub pod_cidrs: Vec<Ipv4Net>,
     /// Exactly the live pods of the namespaces whose policies route to the gateway address.
     #[serde(default)]

@@ -56,7 +56,7 @@ fn no_log_line_has_a_token() -> Result<()> {
     let mut installation =
         Installation::write_for_cluster(&prepared.lab, &executable()?, &prepared.kubeconfig)?;
     // Every crate, those that are quiet otherwise too.
-    wrap(&mut installation, &[("RUST_LOG", "trace,kube_client=trace,kube_runtime=trace")])?;
+    wrap(&mut installation, &[("RUST_LOG", "trace,libraries=trace,kube_client=trace,kube_runtime=trace")])?;
     let gateway = Gateway::start(&prepared.lab, installation)?;
     let Prepared { lab, api, kubeconfig } = prepared;
     let cluster = ClusterFixture { fixture: Fixture { gateway, server, lab }, api, kubeconfig };

@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::warn;
 
 use super::caller::Caller;
+use super::endpoints::known_paths;
 use super::error::ApiError;
 use super::sessions::{end_sessions, sessions};
 use super::types::{RouteView, Status, TenantView};
@@ -156,13 +157,13 @@ impl<S: Send + Sync> FromRequestParts<S> for Changer {
 }
 
 async fn unknown_path(uri: Uri) -> ApiError {
-    let known = "/v1/status, /v1/health, /v1/ready, /v1/metrics, /v1/tenants, /v1/tenants/NAME, /v1/routes, /v1/sessions, \
-                 /v1/explain, /v1/capture, /v1/trace and /v1/who";
-    ApiError::new(StatusCode::NOT_FOUND, format!("{} does not exist; there are {known}", uri.path()))
+    let message = format!("{} does not exist; there are {}", uri.path(), known_paths());
+    ApiError::new(StatusCode::NOT_FOUND, message)
 }
 
-async fn unknown_method() -> ApiError {
-    let message = "this path does not take this method; all take GET, /v1/tenants/NAME also PUT and DELETE, /v1/sessions DELETE";
+pub(super) async fn unknown_method() -> ApiError {
+    let message = "this path does not take this method; all take GET, /v1/tenants/NAME and /v1/log also PUT and DELETE, \
+                   /v1/sessions DELETE";
     ApiError::new(StatusCode::METHOD_NOT_ALLOWED, message)
 }
 

@@ -1,37 +1,17 @@
 //! HTTP and JSON over the control socket.
 //!
-//! | request                                | answer                                                           |
-//! |----------------------------------------|------------------------------------------------------------------|
-//! | `GET /v1/status`                       | [`types::Status`]                                                |
-//! | `GET /v1/health`, `GET /v1/ready`      | [`Fitness`], 503 unless it is well                               |
-//! | `GET /v1/metrics`                      | every metric, as Prometheus reads it ([`crate::metrics`])        |
-//! | `GET /v1/tenants`                      | list of [`types::TenantView`]                                    |
-//! | `GET /v1/tenants/NAME`                 | [`types::TenantView`]                                            |
-//! | `PUT /v1/tenants/NAME`                 | takes [`Tenant`], returns [`types::TenantView`]; idempotent      |
-//! | `DELETE /v1/tenants/NAME`              | 204                                                              |
-//! | `GET /v1/routes`                       | list of [`types::RouteView`]                                     |
-//! | `GET /v1/sessions?…`                   | [`types::SessionPage`]: those that a [`Selection`] means; `limit` (100), `after` |
-//! | `GET /v1/explain?…`                    | [`Explanation`] of an [`ImaginedPacket`]                         |
-//! | `GET /v1/capture?…`                    | a stream of pcapng: frames that a [`Look`] means                 |
-//! | `GET /v1/trace?…`                      | a stream of [`Explanation`]s, one a line; last `{"missed":N}`    |
-//! | `DELETE /v1/sessions?…`                | ends them: [`types::EndedSessions`]; all only by `all=true`      |
-//! | `GET /v1/who?outside=ADDRESS:PORT`     | [`Answer`]; `&protocol=`, `&remote=`, `&from=TIME`, `&until=TIME` |
+//! [`ENDPOINTS`] lists the requests, [`types`] what they take and answer; `docs/api.md` is made from both.
 //!
 //! Over plain HTTP, if the config file has an address for it: `/healthz` and `/readyz`, as `/v1/health` and `/v1/ready`. At
 //! another address, which it has unless told otherwise: `/metrics`, as `/v1/metrics`.
 //!
-//! [`Answer`]: crate::nat_log::who::Answer
-//! [`Fitness`]: crate::vitals::Fitness
-//! [`Selection`]: crate::selection::Selection
-//! [`Explanation`]: crate::explanation::Explanation
-//! [`ImaginedPacket`]: crate::imagined::ImaginedPacket
-//! [`Look`]: crate::look::Look
-//!
 //! A refusal is a 4xx or 5xx with [`types::ErrorBody`]: `{"error":{"field":"gatewayIP","message":"…"}}`.
 
 mod caller;
+mod endpoints;
 mod error;
 mod handlers;
+mod log;
 mod server;
 mod sessions;
 pub mod types;
@@ -39,7 +19,9 @@ mod watch;
 mod who;
 
 pub use caller::Caller;
+pub use endpoints::{ENDPOINTS, Endpoint};
 pub use handlers::{MAX_BODY_BYTES, health_router, router};
+pub use log::log_router;
 pub use server::{Bounds, Listener, serve};
 pub use sessions::{Desk, MAX_SESSIONS};
 pub use who::WhoDesk;

@@ -117,7 +117,7 @@ pub async fn serve(listener: impl Listener, router: Router, bounds: Bounds) -> I
                 });
             }
             Err(error) => {
-                warn!("cannot accept a connection: {error}");
+                warn!(%error, "cannot accept a connection");
                 sleep(PAUSE).await;
             }
         }
@@ -163,7 +163,7 @@ impl Conversation {
         };
         tokio::select! {
             ended = connection => if let Err(error) = ended {
-                debug!("a client broke off: {error}");
+                debug!(error = &error as &dyn std::error::Error, "a client broke off");
             },
             () = overdue => debug!("a client took too long"),
         }

@@ -4,14 +4,17 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use super::log::{LogChange, LogTargetView, LogView};
+use crate::reference::shapes::Network;
 use crate::registry::Source;
 use crate::tenant::Tenant;
 use crate::vitals::Fitness;
 
 /// `GET /v1/status`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Status {
     /// Version of the daemon.
@@ -50,7 +53,7 @@ pub struct Status {
 }
 
 /// The log of translations.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct NatLogStatus {
     /// Records that were handed to the sinks.
@@ -64,7 +67,7 @@ pub struct NatLogStatus {
 }
 
 /// Something that the log of translations is written to.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct NatLogSink {
     /// Kind and place.
@@ -80,7 +83,7 @@ pub struct NatLogSink {
 }
 
 /// What is known of the cluster, and how fresh it is.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct KubernetesStatus {
     /// Address of the API server; empty while no kubeconfig could be read.
@@ -98,7 +101,7 @@ pub struct KubernetesStatus {
 }
 
 /// Objects of one kind.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct KindStatus {
     /// `nodes`, `egresstenants`, …
@@ -112,7 +115,7 @@ pub struct KindStatus {
 }
 
 /// A tenant of the cluster that is refused.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RefusedTenantView {
     /// Its name.
@@ -122,7 +125,7 @@ pub struct RefusedTenantView {
 }
 
 /// Something about one object that is not as it should be.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct NoticeView {
     /// Kind of the object.
@@ -136,7 +139,7 @@ pub struct NoticeView {
 }
 
 /// What became of the sessions of the process before.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SuccessionStatus {
     /// Milliseconds for which nobody served them.
@@ -156,7 +159,7 @@ pub struct SuccessionStatus {
 }
 
 /// Numbers of configuration snapshots.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct EpochStatus {
     /// The newest.
@@ -166,7 +169,7 @@ pub struct EpochStatus {
 }
 
 /// One of the two interfaces.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct InterfaceStatus {
     /// `inside` or `outside`.
@@ -197,7 +200,7 @@ pub struct InterfaceStatus {
 }
 
 /// Buffers for frames. The numbers are taken one after the other, so they add up only while no frame moves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FramesStatus {
     /// All that there are.
@@ -211,7 +214,7 @@ pub struct FramesStatus {
 }
 
 /// One worker.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct WorkerStatus {
     /// Number.
@@ -243,7 +246,7 @@ pub struct WorkerStatus {
 }
 
 /// An egress address.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct EgressStatus {
     /// Tenant that has it.
@@ -259,7 +262,7 @@ pub struct EgressStatus {
 }
 
 /// The ports of an egress address in one protocol.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PortStatus {
     /// `tcp`, `udp` or `icmp`.
@@ -273,7 +276,7 @@ pub struct PortStatus {
 }
 
 /// One queue of one interface.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct QueueStatus {
     /// `inside` or `outside`.
@@ -297,7 +300,7 @@ pub struct QueueStatus {
 }
 
 /// A tenant as the daemon sees it: one element of `GET /v1/tenants`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TenantView {
     /// The tenant as it was given; this is what `PUT` takes.
@@ -309,7 +312,7 @@ pub struct TenantView {
 }
 
 /// What became of a tenant, and what it did since the daemon started.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TenantStatus {
     /// Hardware address of the gateway address, set or derived.
@@ -318,6 +321,7 @@ pub struct TenantStatus {
     /// Name of the tenant's link.
     pub link: String,
     /// Source networks that it may use: its own, the cluster's, its live pods or the nodes.
+    #[schemars(with = "Vec<Network>")]
     pub sources: Vec<Ipv4Net>,
     /// Policies that route to its gateway address.
     #[serde(default)]
@@ -349,7 +353,7 @@ pub struct TenantStatus {
 }
 
 /// A route that the fast path uses: one element of `GET /v1/routes`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RouteView {
     /// `inside` or `outside`.
@@ -357,6 +361,7 @@ pub struct RouteView {
     /// Interface that it leaves by.
     pub interface: String,
     /// Destinations that it covers.
+    #[schemars(with = "Network")]
     pub prefix: Ipv4Net,
     /// Next hop; null when the destination is on the link.
     pub gateway: Option<Ipv4Addr>,
@@ -368,7 +373,7 @@ pub struct RouteView {
 }
 
 /// `GET /v1/sessions`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SessionPage {
     /// Sessions, in no particular order.
@@ -379,7 +384,7 @@ pub struct SessionPage {
 }
 
 /// `DELETE /v1/sessions`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct EndedSessions {
     /// How many sessions ended.
@@ -387,7 +392,7 @@ pub struct EndedSessions {
 }
 
 /// A session: one element of [`SessionPage`].
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SessionView {
     /// Name of the tenant.
@@ -420,14 +425,14 @@ pub struct SessionView {
 }
 
 /// Body of every refusal.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct ErrorBody {
     /// What was refused.
     pub error: ErrorDetail,
 }
 
 /// What was refused, and why.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct ErrorDetail {
     /// Field that was refused; null when the refusal concerns none.
     pub field: Option<String>,

@@ -10,12 +10,16 @@
 //! - `top`: the same, live
 //! - `metrics`: what Prometheus reads
 //! - `who`: who is, or was, behind an egress address and port
+//! - `log`: which lines the daemon logs
 //! - `health`: whether the gateway lives and is ready
 //! - `doctor`: what is wrong, and how to put it right
 //! - `crd`: the custom resource definition
 //! - `detach`: removes what outlives the daemon
+//! - `man`, `completions`: manual pages, and what shells need to complete commands
+//! - `reference`: the commands as a page of the documentation
 
 mod capture;
+mod completions;
 mod crd;
 mod demo;
 mod detach;
@@ -23,8 +27,11 @@ mod doctor;
 mod explain;
 mod health;
 mod legacy;
+mod log;
+mod man;
 mod metrics;
 mod policy;
+pub(crate) mod reference;
 mod routes;
 mod run;
 mod sessions;
@@ -85,10 +92,16 @@ enum Command {
     Trace(Box<trace::Arguments>),
     /// Tell who is, or was, behind an egress address and port
     Who(who::Arguments),
+    /// Show which lines the daemon logs, or set it while it runs
+    Log(log::Arguments),
     /// Tell what is wrong, why it matters and how to put it right
     Doctor(doctor::Arguments),
     /// Print the custom resource definition of EgressTenants
     Crd(crd::Arguments),
+    /// Write the manual pages into a directory
+    Man(man::Arguments),
+    /// Print what a shell needs to complete commands and flags
+    Completions(completions::Arguments),
     /// Detach the XDP programs that outlive the daemon
     Detach(detach::Arguments),
     /// Add a tenant, with the flags of the Python gateway
@@ -121,6 +134,8 @@ impl Arguments {
                 return top.execute(&socket).map(|()| ExitCode::SUCCESS);
             }
             Command::Crd(crd) => return crd.execute().map(|()| ExitCode::SUCCESS),
+            Command::Man(man) => return man.execute().map(|()| ExitCode::SUCCESS),
+            Command::Completions(completions) => return completions.execute().map(|()| ExitCode::SUCCESS),
             command => command,
         };
         let socket = self.socket.unwrap_or_else(|| DEFAULT_SOCKET.into());
@@ -133,7 +148,9 @@ impl Arguments {
                 | Command::Demo(_)
                 | Command::Crd(_)
                 | Command::Doctor(_)
-                | Command::Top(_) => Ok(()),
+                | Command::Top(_)
+                | Command::Man(_)
+                | Command::Completions(_) => Ok(()),
                 Command::Who(who) => return who.execute(&client).await,
                 Command::Tenant(tenant) => tenant.execute(&client).await,
                 Command::Status(status) => status.execute(&client).await,
@@ -143,6 +160,7 @@ impl Arguments {
                 Command::Explain(explain) => explain.execute(&client).await,
                 Command::Capture(capture) => capture.execute(&client).await,
                 Command::Trace(trace) => trace.execute(&client).await,
+                Command::Log(log) => log.execute(&client).await,
                 Command::Detach(detach) => detach.execute().await,
                 Command::AddTenant(add) => add.execute(&client).await,
                 Command::RemoveTenant(remove) => remove.execute(&client).await,

@@ -67,7 +67,7 @@ impl PolicyArguments {
 }
 
 /// Reads a choice by its word.
-fn choice<T: Choice>() -> impl TypedValueParser<Value = T> {
+pub(super) fn choice<T: Choice>() -> impl TypedValueParser<Value = T> {
     let words = T::WORDS.iter().map(|(_, word, help)| PossibleValue::new(*word).help(*help));
     PossibleValuesParser::new(words)
         .map(|word| T::from_word(&word).expect("only words of the table are let through"))

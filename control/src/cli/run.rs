@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::load_config;
+use super::policy::choice;
+use crate::logging::Format;
 use crate::{daemon, logging};
 
 /// Runs the gateway until SIGTERM or SIGINT.
@@ -19,16 +21,23 @@ pub(super) struct Arguments {
     #[arg(long)]
     keep: bool,
 
-    /// Log filter: error, warn, info, debug or trace [default: RUST_LOG, else info]
+    /// Log filter: a level, or levels by target such as info,kubernetes=debug [default: RUST_LOG, else the config file's]
     #[arg(long, value_name = "FILTER")]
     log: Option<String>,
+
+    /// How log lines look [default: the config file's]
+    #[arg(long, value_name = "FORMAT", value_parser = choice::<Format>())]
+    log_format: Option<Format>,
 }
 
 impl Arguments {
     pub(super) fn execute(self, socket: Option<PathBuf>) -> anyhow::Result<()> {
-        logging::start(self.log.as_deref())?;
         let config = load_config(&self.config)?;
+        let filter = logging::choose_filter(self.log.as_deref(), config.log_filter.clone())?;
+        let log = logging::start(filter, self.log_format.unwrap_or(config.log_format))?;
         let socket = daemon::socket_path(socket, config.socket.clone());
-        daemon::run(config, &socket, self.keep)
+        let ran = daemon::run(config, &socket, self.keep, &log);
+        log.limit.tell();
+        ran
     }
 }

@@ -16,16 +16,17 @@ use super::{
     Config, ConfigError, DEFAULT_METRICS, DEFAULT_PIN_DIR, Kubernetes, MetricsAddress, ReturnRoute,
     SessionFile,
 };
+use crate::logging::filter::Filter;
 use crate::policy::Limits;
 use crate::refusal::Refusal;
 use crate::tenant::{Sources, Tenant, check_network};
 
-const DEFAULT_STATE_DIR: &str = "/var/lib/spillway";
-const DEFAULT_CAPACITY: u32 = 1 << 20;
+pub(super) const DEFAULT_STATE_DIR: &str = "/var/lib/spillway";
+pub(super) const DEFAULT_CAPACITY: u32 = 1 << 20;
 const MAX_CAPACITY: u32 = 1 << 26;
 /// As the example of a config file has it; there is no default.
 const HEALTH_EXAMPLE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9478);
-const DEFAULT_DESTINATIONS: usize = 10;
+pub(super) const DEFAULT_DESTINATIONS: usize = 10;
 const MAX_DESTINATIONS: usize = 1000;
 const MAX_WORKERS: usize = 64;
 const MAX_TIMEOUT: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -66,6 +67,8 @@ pub(super) fn check(file: file::File, usable_cores: &[usize]) -> Result<Config, 
             "control.state_dir",
             file.control.state_dir.unwrap_or_else(|| DEFAULT_STATE_DIR.into()),
         )?,
+        log_filter: file.log.level.as_deref().map(check_filter).transpose()?.unwrap_or_default(),
+        log_format: file.log.format,
         kubernetes: check_kubernetes(file.kubernetes)?,
         nat_log: file.nat_log.map(super::nat_log::check).transpose()?,
         tenants: file.tenant.into_iter().enumerate().map(check_tenant).collect::<Result<_, _>>()?,
@@ -143,6 +146,10 @@ fn check_destinations(wanted: Option<usize>) -> Result<usize, ConfigError> {
     }
     let message = format!("{wanted} is more than {MAX_DESTINATIONS}; each is a series of metrics");
     Err(ConfigError::value("control.metrics_destinations", message))
+}
+
+fn check_filter(text: &str) -> Result<Filter, ConfigError> {
+    text.parse().map_err(|error| ConfigError::value("log.level", format!("{error}")))
 }
 
 fn check_kubernetes(file: file::Kubernetes) -> Result<Option<Kubernetes>, ConfigError> {

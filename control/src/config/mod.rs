@@ -16,6 +16,8 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 pub use self::nat_log::{NatLog, NatLogFile, NatLogIpfix, NatLogSyslog};
+use crate::logging::Format;
+use crate::logging::filter::Filter;
 use crate::tenant::Tenant;
 
 /// Control socket when neither flag, environment nor config file names one.
@@ -66,6 +68,10 @@ pub struct Config {
     pub metrics_destinations: usize,
     /// Directory in which state is kept.
     pub state_dir: PathBuf,
+    /// Which lines are logged.
+    pub log_filter: Filter,
+    /// How they look.
+    pub log_format: Format,
     /// The Kubernetes API; none: it is not asked.
     pub kubernetes: Option<Kubernetes>,
     /// What is logged of translations; none: nothing.
@@ -169,6 +175,11 @@ impl Config {
         let file: file::File = toml::from_str(text).map_err(|error| ConfigError::Syntax(Box::new(error)))?;
         check::check(file, usable_cores)
     }
+}
+
+/// Returns the schema of a config file, which the reference of its keys is made from.
+pub(crate) fn schema() -> serde_json::Value {
+    schemars::SchemaGenerator::default().into_root_schema_for::<file::File>().to_value()
 }
 
 fn usable_cores() -> Vec<usize> {

@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use fastpath::journal::Records;
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use super::ConfigError;
 use crate::nat_log::place::Place;
@@ -63,20 +64,31 @@ pub struct NatLogFile {
     pub kept: u32,
 }
 
-#[derive(Deserialize)]
+/// A log of translations: who was behind an egress address and port. Nothing is logged unless one of the sections below
+/// names something to write to.
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Section {
+    /// Sessions that begin and end, or the blocks of 64 ports that workers take and give back: these tell the tenant, never
+    /// the pod.
     #[serde(default)]
     records: RecordsWord,
+    /// Whether records hold the other end too (RFC 6888 REQ-12: not unless it is needed).
     #[serde(default)]
     destinations: bool,
-    max_per_second: Option<u32>,
+    /// The most that is written in a second, 1 to 1,000,000; what is over it is counted.
+    #[serde(default = "usual_rate")]
+    max_per_second: u32,
+    /// JSON lines in a file.
     file: Option<FileSection>,
+    /// Syslog (RFC 5424).
     syslog: Option<SyslogSection>,
+    /// IPFIX (RFC 7011, events of RFC 8158).
     ipfix: Option<IpfixSection>,
 }
 
-#[derive(Clone, Copy, Default, Deserialize)]
+/// What is logged.
+#[derive(Clone, Copy, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 enum RecordsWord {
     #[default]
@@ -84,26 +96,65 @@ enum RecordsWord {
     Blocks,
 }
 
-#[derive(Deserialize)]
+/// JSON lines in a file.
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct FileSection {
+    /// The newest file; older ones have a number behind its name.
     path: PathBuf,
-    megabytes: Option<u32>,
-    files: Option<u32>,
+    /// Size of each file, in megabytes (10^6 bytes).
+    #[serde(default = "usual_megabytes")]
+    megabytes: u32,
+    /// Files at most, the newest included.
+    #[serde(default = "usual_files")]
+    files: u32,
 }
 
-#[derive(Deserialize)]
+/// Syslog (RFC 5424).
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct SyslogSection {
-    to: Option<String>,
-    facility: Option<String>,
+    /// `unix:/PATH`, `udp:ADDRESS:PORT`, or `tcp:ADDRESS:PORT` behind octet counts (RFC 6587).
+    #[serde(default = "usual_syslog")]
+    to: String,
+    /// What messages are sent as.
+    #[serde(default = "usual_facility")]
+    facility: String,
 }
 
-#[derive(Deserialize)]
+/// IPFIX (RFC 7011, events of RFC 8158).
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct IpfixSection {
+    /// `udp:ADDRESS:PORT` or `tcp:ADDRESS:PORT`.
     to: String,
-    domain: Option<u32>,
+    /// Observation domain.
+    #[serde(default = "usual_domain")]
+    domain: u32,
+}
+
+fn usual_rate() -> u32 {
+    DEFAULT_PER_SECOND
+}
+
+fn usual_megabytes() -> u32 {
+    DEFAULT_MEGABYTES
+}
+
+fn usual_files() -> u32 {
+    DEFAULT_FILES
+}
+
+fn usual_domain() -> u32 {
+    DEFAULT_DOMAIN
+}
+
+fn usual_syslog() -> String {
+    "unix:/dev/log".to_owned()
+}
+
+fn usual_facility() -> String {
+    "local0".to_owned()
 }
 
 pub(super) fn check(section: Section) -> Result<NatLog, ConfigError> {
@@ -115,14 +166,13 @@ pub(super) fn check(section: Section) -> Result<NatLog, ConfigError> {
                        section out";
         return Err(ConfigError::value("nat_log", message));
     }
-    let most_per_second = section.max_per_second.unwrap_or(DEFAULT_PER_SECOND);
     Ok(NatLog {
         records: match section.records {
             RecordsWord::Sessions => Records::Sessions,
             RecordsWord::Blocks => Records::Blocks,
         },
         has_destinations: section.destinations,
-        most_per_second: bounded("nat_log.max_per_second", most_per_second, 1, MAX_PER_SECOND)?,
+        most_per_second: bounded("nat_log.max_per_second", section.max_per_second, 1, MAX_PER_SECOND)?,
         file,
         syslog,
         ipfix,
@@ -131,9 +181,8 @@ pub(super) fn check(section: Section) -> Result<NatLog, ConfigError> {
 
 fn check_file(section: FileSection) -> Result<NatLogFile, ConfigError> {
     let FileSection { path, megabytes, files } = section;
-    let megabytes =
-        bounded("nat_log.file.megabytes", megabytes.unwrap_or(DEFAULT_MEGABYTES), 1, MAX_MEGABYTES)?;
-    let files = bounded("nat_log.file.files", files.unwrap_or(DEFAULT_FILES), 2, MAX_FILES)?;
+    let megabytes = bounded("nat_log.file.megabytes", megabytes, 1, MAX_MEGABYTES)?;
+    let files = bounded("nat_log.file.files", files, 2, MAX_FILES)?;
     Ok(NatLogFile {
         path: super::check::absolute("nat_log.file.path", path)?,
         most_bytes: u64::from(megabytes) * 1_000_000,
@@ -143,13 +192,12 @@ fn check_file(section: FileSection) -> Result<NatLogFile, ConfigError> {
 
 fn check_syslog(section: SyslogSection) -> Result<NatLogSyslog, ConfigError> {
     let SyslogSection { to, facility } = section;
-    let facility = facility.unwrap_or_else(|| "local0".to_owned());
     if !FACILITIES.iter().any(|(name, _)| *name == facility) {
         let names: Vec<_> = FACILITIES.iter().map(|(name, _)| *name).collect();
         let message = format!("{facility:?} is none of {}", names.join(", "));
         return Err(ConfigError::value("nat_log.syslog.facility", message));
     }
-    let to = read_place("nat_log.syslog.to", to.as_deref().unwrap_or("unix:/dev/log"))?;
+    let to = read_place("nat_log.syslog.to", &to)?;
     Ok(NatLogSyslog { to, facility })
 }
 
@@ -160,7 +208,7 @@ fn check_ipfix(section: &IpfixSection) -> Result<NatLogIpfix, ConfigError> {
             format!("{:?} is a unix socket; give \"udp:ADDRESS:PORT\" or \"tcp:ADDRESS:PORT\"", section.to);
         return Err(ConfigError::value("nat_log.ipfix.to", message));
     }
-    Ok(NatLogIpfix { to, domain: section.domain.unwrap_or(DEFAULT_DOMAIN) })
+    Ok(NatLogIpfix { to, domain: section.domain })
 }
 
 fn read_place(key: &str, text: &str) -> Result<Place, ConfigError> {

@@ -102,7 +102,7 @@ impl Gateway {
         self.registry = before;
         for second in self.converge(&Stakes::default()).await {
             if stakes.concern(&second.subject) {
-                error!("the change was not undone completely: {:#}", second.error);
+                error!(error = format!("{:#}", second.error), "the change was not undone completely");
             }
         }
         Err(failed(&error))

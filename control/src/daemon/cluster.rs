@@ -206,7 +206,7 @@ impl Gateway {
         self.return_routes = self.cluster.return_routes(&self.configured_routes);
         match host(&self.facts, &self.return_routes, &self.constants) {
             Ok(host) => self.cluster.register(&mut self.registry, &host),
-            Err(error) => warn!("tenants of the cluster are not looked at: {error}"),
+            Err(error) => warn!(%error, "tenants of the cluster are not looked at"),
         }
         let refused = self.converge(&Stakes::default()).await;
         self.note(&refused);

@@ -174,7 +174,7 @@ impl Gateway {
         if keep {
             info!("links, addresses and routes stay");
         } else if let Err(error) = self.withdraw().await {
-            error!("not everything was removed: {error:#}");
+            error!(error = format!("{error:#}"), "not everything was removed");
         }
         info!("stopping the workers");
         for worker in block_in_place(|| self.data_plane.stop()) {

@@ -68,7 +68,7 @@ pub fn lift_file_limit() {
     let lifted = getrlimit(Resource::RLIMIT_NOFILE)
         .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
     if let Err(error) = lifted {
-        debug!("cannot lift the limit on open files: {error}");
+        debug!(%error, "cannot lift the limit on open files");
     }
 }
 
@@ -76,6 +76,6 @@ pub fn lift_file_limit() {
 /// Where that is not allowed the limit stays, and starting the fast path tells whether it is enough.
 pub fn lift_memory_limit() {
     if let Err(error) = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY) {
-        debug!("cannot lift the limit on locked memory: {error}");
+        debug!(%error, "cannot lift the limit on locked memory");
     }
 }

@@ -53,12 +53,13 @@ use self::cluster::ClusterSide;
 use self::gateway::{Gateway, Setup};
 use self::guard::{ControlSocket, DirectoryGuard, InterfaceGuard};
 use self::supervisor::Supervisor;
-use crate::api::{Bounds, Request, health_router, router, serve};
+use crate::api::{Bounds, Request, health_router, log_router, router, serve};
 use crate::compile::{Constants, host as host_of};
 use crate::config::Config;
 use crate::kubernetes::follow;
 use crate::kubernetes::state::ClusterState;
 use crate::kubernetes::view::Surroundings;
+use crate::logging::Log;
 use crate::metrics::{self, Metering};
 use crate::netlink::Netlink;
 use crate::netlink::facts::{Facts, Interfaces};
@@ -81,16 +82,16 @@ const REQUESTS_IN_FLIGHT: usize = 64;
 ///
 /// # Errors
 /// When it cannot start, or a part of the process breaks off.
-pub fn run(config: Config, socket: &Path, keep: bool) -> anyhow::Result<()> {
+pub fn run(config: Config, socket: &Path, keep: bool, log: &Log) -> anyhow::Result<()> {
     host::lift_memory_limit();
     host::lift_file_limit();
     host::keep_files_to_own_group();
     host::give_up_privileges()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(run_in_runtime(config, socket, keep))
+    runtime.block_on(run_in_runtime(config, socket, keep, log))
 }
 
-async fn run_in_runtime(config: Config, socket: &Path, keep: bool) -> anyhow::Result<()> {
+async fn run_in_runtime(config: Config, socket: &Path, keep: bool, log: &Log) -> anyhow::Result<()> {
     let _inside = InterfaceGuard::take(&config.inside)?;
     let _outside = InterfaceGuard::take(&config.outside)?;
     let socket = ControlSocket::listen(socket)?;
@@ -100,11 +101,11 @@ async fn run_in_runtime(config: Config, socket: &Path, keep: bool) -> anyhow::Re
     let state = StateDir::open(&config.state_dir)?;
     let mut sysctls = Sysctls::open(state.clone())?;
     let interfaces = Interfaces { inside: config.inside.clone(), outside: config.outside.clone() };
-    let ran = Daemon::run(config, &socket, state, &mut sysctls, keep).await;
+    let ran = Daemon::run(config, &socket, state, &mut sysctls, (keep, log)).await;
     if !keeps(keep, &ran)
         && let Err(error) = restore(&mut sysctls, &interfaces).await
     {
-        error!("kernel settings were not restored: {error:#}");
+        error!(error = format!("{error:#}"), "kernel settings were not restored");
     }
     ran.map(drop)
 }
@@ -159,7 +160,7 @@ impl Daemon {
         socket: &ControlSocket,
         state: StateDir,
         sysctls: &mut Sysctls,
-        keep: bool,
+        (keep, log): (bool, &Log),
     ) -> anyhow::Result<SignalKind> {
         let signals = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
         let health = config.health.map(listen_for_health).transpose()?;
@@ -185,7 +186,9 @@ impl Daemon {
             let metering = Metering { daemon: sender.clone(), vitals: Arc::clone(&vitals) };
             servers.spawn(serve(listener, metrics::router(metering), Bounds::METRICS));
         }
-        servers.spawn(serve(socket.listener()?, router(sender, Arc::clone(&vitals)), Bounds::default()));
+        let api = router(sender, Arc::clone(&vitals)).merge(log_router(log.clone()));
+        servers.spawn(serve(socket.listener()?, api, Bounds::default()));
+        servers.spawn(log.limit.clone().keep_telling());
         if let Some(listener) = health {
             servers.spawn(serve(listener, health_router(Arc::clone(&vitals)), Bounds::HEALTH));
         }
@@ -405,7 +408,7 @@ fn listen_for_health(address: SocketAddr) -> anyhow::Result<TcpListener> {
 
 fn notify(state: NotifyState<'_>) {
     if let Err(error) = sd_notify::notify(&[state]) {
-        warn!("the service manager was not told: {error}");
+        warn!(%error, "the service manager was not told");
     }
 }
 

@@ -58,7 +58,7 @@ impl Gateway {
     pub fn tell_shortages(&mut self) {
         let report = match self.report() {
             Ok(report) => report,
-            Err(refusal) => return debug!("shortages are not known: {refusal}"),
+            Err(refusal) => return debug!(error = %refusal, "shortages are not known"),
         };
         self.cluster.count(&report.tenants);
         self.tell_counts();

@@ -107,7 +107,7 @@ impl Reports {
     pub async fn finish_one(&mut self) {
         match self.running.join_next().await {
             Some(Ok(done)) => self.settle(done),
-            Some(Err(error)) => debug!("a report broke off: {error}"),
+            Some(Err(error)) => debug!(%error, "a report broke off"),
             None => std::future::pending().await,
         }
     }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use conntrack::Epoch;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::config::ReturnRoute;
@@ -63,7 +64,7 @@ impl Link {
 }
 
 /// A pod by name.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PodName {
     /// Its namespace.

@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::PathBuf;
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::entry::SessionEntry;
@@ -33,8 +34,9 @@ pub struct Window {
 }
 
 /// Answer of `GET /v1/who`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[schemars(rename = "WhoAnswer")]
 pub struct Answer {
     /// All who were behind it. Sessions towards different destinations may share a port.
     pub holders: Vec<Holder>,
@@ -43,7 +45,7 @@ pub struct Answer {
 }
 
 /// The part of a log that is there.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Extent {
     /// Its newest file.
@@ -55,7 +57,7 @@ pub struct Extent {
 }
 
 /// Somebody who was behind an address and port.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Holder {
     /// Name of the tenant; null if it is not known any more.

@@ -8,13 +8,14 @@ use std::time::{Duration, Instant};
 use conntrack::TenantId;
 use ipnet::Ipv4Net;
 use macaddr::MacAddr6;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::refusal::Refusal;
 use crate::tenant::{Sources, Tenant, mac_to_text};
 
 /// Where a tenant comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Source {
     /// The config file.

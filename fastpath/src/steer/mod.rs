@@ -41,8 +41,8 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/st
 
 const _: () = assert!(RING_FRAMES == 2048, "as `RING_FRAMES` of `bpf/steer.bpf.c`");
 
-/// Rows of the decision table, in the order of `enum row` in `bpf/steer.bpf.c`.
-const ROWS: [(Side, &str); 21] = [
+/// Rows of the decision table and the side of each, in the order of `enum row` in `bpf/steer.bpf.c`.
+pub const ROWS: [(Side, &str); 21] = [
     (Side::Inside, "arp_passed"),
     (Side::Inside, "gateway_address_passed"),
     (Side::Inside, "tenant_to_worker"),
