@@ -12,7 +12,6 @@
 //! - [`policy`]: what its sessions may do
 //! - [`refusal`]: why input from people was refused
 //! - [`config`]: the config file
-//! - [`selection`]: which sessions are meant
 //! - [`registry`]: all tenants, from every source, without conflicts
 //! - [`state`]: files that survive the process
 //! - [`netlink`]: the kernel's links, addresses, routes and neighbours, read and changed
@@ -26,8 +25,7 @@
 //! - [`nat_log`]: who was behind an address, and when
 //! - [`doctor`]: what is wrong with a gateway, and how to put it right
 //! - [`explanation`]: what became of a frame, stage by stage
-//! - [`imagined`]: a packet that is only imagined
-//! - [`look`]: which frames are looked at, and for how long
+//! - [`query`]: what people ask, as flags and as queries
 //! - [`recording`]: a capture file
 //! - [`demo`]: two tenants, two nodes and a server in network namespaces
 //! - [`api`]: HTTP and JSON over the control socket
@@ -47,21 +45,19 @@ pub mod daemon;
 pub mod demo;
 pub mod doctor;
 pub mod explanation;
-pub mod imagined;
 pub mod kubernetes;
 pub mod logging;
-pub mod look;
 pub mod metrics;
 pub mod nat_log;
 pub mod netlink;
 pub mod output;
 pub mod plan;
 pub mod policy;
+pub mod query;
 pub mod recording;
 pub mod reference;
 pub mod refusal;
 pub mod registry;
-pub mod selection;
 pub mod state;
 pub mod sysctl;
 pub mod tenant;

@@ -111,10 +111,10 @@ fn tshark_reads_a_capture_and_the_verdicts_in_it() -> Result<()> {
     let seen_ends = [seen_as.ip().to_string(), seen_as.port().to_string()];
     let server_ends = [echo.address().ip().to_string(), echo.address().port().to_string()];
     let expected = [
-        [&[inside.clone()], &pod_ends[..], &server_ends[..]].concat(),
-        [&[outside.clone()], &seen_ends[..], &server_ends[..]].concat(),
-        [&[outside], &server_ends[..], &seen_ends[..]].concat(),
-        [&[inside], &server_ends[..], &pod_ends[..]].concat(),
+        [std::slice::from_ref(&inside), &pod_ends[..], &server_ends[..]].concat(),
+        [std::slice::from_ref(&outside), &seen_ends[..], &server_ends[..]].concat(),
+        [std::slice::from_ref(&outside), &server_ends[..], &seen_ends[..]].concat(),
+        [std::slice::from_ref(&inside), &server_ends[..], &pod_ends[..]].concat(),
     ];
     ensure!(packets.len() == 4, "{packets:?}");
     for (packet, expected) in packets.iter().zip(expected) {

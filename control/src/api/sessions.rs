@@ -19,8 +19,8 @@ use super::Request;
 use super::error::ApiError;
 use super::handlers::{Answer, Changer, Daemon, ask};
 use super::types::{EndedSessions, SessionPage, SessionView};
+use crate::query::selection::{Selection, cursor_to_text, parse_cursor};
 use crate::refusal::Refusal;
-use crate::selection::{Selection, cursor_to_text, parse_cursor};
 
 const DEFAULT_SESSIONS: usize = 100;
 /// Most sessions of one page.

@@ -27,8 +27,8 @@ use super::error::ApiError;
 use super::handlers::{Answer, Changer, Daemon, ask};
 use super::{Desk, Request};
 use crate::explanation::{Explainer, Explanation};
-use crate::imagined::ImaginedPacket;
-use crate::look::Look;
+use crate::query::imagined::ImaginedPacket;
+use crate::query::look::Look;
 use crate::recording::Recording;
 use crate::refusal::Refusal;
 

@@ -10,8 +10,8 @@ use pcap_file::pcapng::blocks::interface_statistics::InterfaceStatisticsOption;
 use pcap_file::pcapng::{Block, PcapNgReader};
 
 use crate::client::Client;
-use crate::look::Look;
 use crate::output;
+use crate::query::look::Look;
 
 #[derive(Debug, Args)]
 #[command(

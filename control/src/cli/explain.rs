@@ -4,8 +4,8 @@ use clap::Args;
 
 use crate::client::Client;
 use crate::explanation::Explanation;
-use crate::imagined::ImaginedPacket;
 use crate::output::{self, BAD, FAINT, GOOD, WARN, styled};
+use crate::query::imagined::ImaginedPacket;
 
 #[derive(Debug, Args)]
 #[command(after_help = "Nothing is sent, and nothing is left behind: the packet goes through a copy.\n\n\

@@ -9,7 +9,7 @@ use crate::api::MAX_SESSIONS;
 use crate::api::types::{EndedSessions, SessionPage, SessionView};
 use crate::client::Client;
 use crate::output;
-use crate::selection::Selection;
+use crate::query::selection::Selection;
 
 #[derive(Debug, Args)]
 #[command(

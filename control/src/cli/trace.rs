@@ -7,8 +7,8 @@ use clap::Args;
 use super::explain::in_words;
 use crate::client::Client;
 use crate::explanation::Explanation;
-use crate::look::Look;
 use crate::output::{self, HEADING, styled};
+use crate::query::look::Look;
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \

@@ -10,10 +10,10 @@ use crate::api::types::{
 };
 use crate::api::{ENDPOINTS, MAX_BODY_BYTES};
 use crate::explanation::Explanation;
-use crate::imagined::ImaginedPacket;
-use crate::look::Look;
 use crate::nat_log::who::Answer;
-use crate::selection::Selection;
+use crate::query::imagined::ImaginedPacket;
+use crate::query::look::Look;
+use crate::query::selection::Selection;
 use crate::tenant::Tenant;
 use crate::vitals::Fitness;
 

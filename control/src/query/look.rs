@@ -10,8 +10,8 @@ use fastpath::tap::TapFilter;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::query::selection::{parse_end, parse_protocol, parse_time};
 use crate::refusal::Refusal;
-use crate::selection::{parse_end, parse_protocol, parse_time};
 
 /// Longest time that anybody looks.
 const LONGEST: Duration = Duration::from_secs(3600);

@@ -10,8 +10,8 @@ use macaddr::MacAddr6;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::query::selection::{parse_end, parse_protocol};
 use crate::refusal::Refusal;
-use crate::selection::{parse_end, parse_protocol};
 
 /// Most bytes of a packet that can be asked about.
 const MOST_BYTES: u16 = 1778;
