@@ -182,7 +182,9 @@ async fn a_daemon_that_starts_while_the_api_is_away_goes_on_by_the_last_state() 
     drop(told);
     let state = follower.state().borrow().clone();
     assert!(!state.are_nodes_listed && !state.are_tenants_listed);
-    let unlisted = ClusterState { are_nodes_listed: false, are_tenants_listed: false, ..(*last).clone() };
+    let pods = BTreeMap::new(); // names of pods are not kept
+    let unlisted =
+        ClusterState { are_nodes_listed: false, are_tenants_listed: false, pods, ..(*last).clone() };
     assert_eq!(*state, unlisted);
     cluster.delete(NODES, "w1");
     cluster.set_away(false);

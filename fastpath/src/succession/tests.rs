@@ -3,11 +3,13 @@ use std::sync::Arc;
 
 use conntrack::replication::RECORD_BYTES;
 use conntrack::{
-    Admission, Direction, Epoch, FiveTuple, Protocol, Revision, SharedBook, WorkerSlot, owner_of_inside,
+    Admission, Cause, Direction, Epoch, Event, FiveTuple, Protocol, Revision, SharedBook, WorkerSlot,
+    owner_of_inside,
 };
 use proptest::prelude::*;
 
 use super::*;
+use crate::journal::{Events, Records};
 use crate::testing::{BLUE, gateway};
 
 const SLOTS: u32 = 100;
@@ -19,6 +21,7 @@ struct Process {
     snapshot: Snapshot,
     inheritance: Inheritance,
     counters: Vec<Arc<WorkerCounters>>,
+    events: Events,
     _file: SessionFile,
 }
 
@@ -36,8 +39,11 @@ impl Process {
         let mut tables: Vec<_> = (0..workers).map(table).collect();
         let counters: Vec<_> = (0..workers).map(|_| Arc::new(WorkerCounters::default())).collect();
         counters.iter().for_each(|counters| counters.adopt(&snapshot));
+        let events = Events::new(tables.len(), Records::Sessions);
+        let numbered = tables.iter_mut().enumerate();
+        numbered.for_each(|(worker, table)| table.report_to(events.reporter(worker)));
         let (file, inheritance) = succeed(path, &mut tables, &counters, &snapshot).unwrap();
-        Self { tables, snapshot, inheritance, counters, _file: file }
+        Self { tables, snapshot, inheritance, counters, events, _file: file }
     }
 
     /// Makes sessions of ns-blue, with ports from `first` on.
@@ -65,6 +71,18 @@ impl Process {
             let owner = usize::from(owner_of_inside(BLUE, tuple.source, workers));
             self.tables[owner].admit(&admission, Tick::default()).unwrap();
         }
+    }
+
+    /// Returns how many sessions the log of translations heard of that began, and why others ended.
+    fn told(&self) -> (usize, Vec<Cause>) {
+        let mut told = Vec::new();
+        self.events.drain(&mut told);
+        let began = told.iter().filter(|(_, event)| matches!(event, Event::Began(_))).count();
+        let cause = |event: &Event| match event {
+            Event::Ended(_, cause) => Some(*cause),
+            Event::Began(_) | Event::BlockTaken(..) | Event::BlockReturned(..) => None,
+        };
+        (began, told.iter().filter_map(|(_, event)| cause(event)).collect())
     }
 
     fn translations(&self) -> Vec<(u16, u16)> {
@@ -101,10 +119,12 @@ fn sessions_go_on_in_the_next_process_and_the_one_after() {
     let mut first = Process::start(&path, 1);
     assert_eq!(first.inheritance, Inheritance::default());
     first.open(1000, 8);
+    assert_eq!(first.told(), (8, Vec::new()));
     let before = first.translations();
     drop(first);
     for workers in [1, 3, 2] {
         let next = Process::start(&path, workers);
+        assert_eq!(next.told(), (0, Vec::new()), "the log has them already");
         assert_eq!(
             (next.inheritance.restored, next.translations()),
             (8, before.clone()),
@@ -140,6 +160,7 @@ fn sessions_of_tenants_that_are_gone_are_left_out() {
     let other = gateway().change(|spec| spec.tenants.retain(|tenant| tenant.id != BLUE));
     let next = Process::start_under(&path, 1, Snapshot::compile(other.spec()));
     assert_eq!((next.inheritance.restored, next.inheritance.disowned), (0, 8));
+    assert_eq!(next.told(), (0, vec![Cause::NotRestored; 8]), "the log learns that they ended");
 }
 
 #[test]
@@ -148,6 +169,7 @@ fn a_file_of_long_ago_gives_nothing() {
     left_behind(&path, |bytes| bytes[32..40].copy_from_slice(&1_000_000u64.to_be_bytes()));
     let next = Process::start(&path, 1);
     assert_eq!((next.inheritance.restored, next.inheritance.over), (0, 8));
+    assert_eq!(next.told(), (0, vec![Cause::NotRestored; 8]));
 }
 
 #[test]
