@@ -25,8 +25,9 @@ demo: dependencies ## builds the gateway and shows it at work: two tenants, two 
 	$(CARGO) build --release -p control $(if $(findstring --kubernetes,$(ARGS)),-p spillway-apiserver)
 	$(SUDO) $(TARGET)/release/spillway demo $(ARGS)
 
+# Tests start the programs that were built with them. One selection of packages for all of it builds each dependency once.
 test: dependencies ## runs every test; as root also those in network namespaces
-	$(CARGO) build -p control -p spillway-apiserver
+	$(CARGO) test --workspace --no-run
 	$(if $(ROOT),REQUIRE_NETNS=1) $(CARGO) test --workspace $(ARGS)
 
 lint: dependencies ## checks format, lints, documentation and generated files
@@ -36,10 +37,10 @@ lint: dependencies ## checks format, lints, documentation and generated files
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	$(CARGO) clippy --workspace --all-targets --features spillway-fuzz/targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps
-	$(CARGO) test -q -p control --test reference
+	$(CARGO) test -q --workspace --test reference
 
 docs: dependencies ## writes the references in docs/ anew, from the code
-	UPDATE=1 $(CARGO) test -q -p control --test reference the_references_are_as_the_code
+	UPDATE=1 $(CARGO) test -q --workspace --test reference the_references_are_as_the_code
 
 # With ARGS='engine', 'wire --flows 1024' or any other measurement it measures that instead.
 bench: dependencies ## measures the gateway on this machine beside its peers, under five minutes
