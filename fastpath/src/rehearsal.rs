@@ -1,5 +1,6 @@
 //! Decides about a frame as the workers would, with a copy of what they know, so that it leaves nothing behind.
 
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -75,8 +76,7 @@ fn copy(snapshot: &Snapshot, sessions: &[(TenantId, Record)]) -> Engine {
     let mut book = SharedBook::default();
     let snapshot = Snapshot::compile(snapshot.spec().clone()).with_shared(&mut book, Epoch::default());
     let shared = Arc::clone(snapshot.shared().expect("it was just given"));
-    // A session takes four entries at most: itself, its pod, its mapping and its peer.
-    let entries = u32::try_from(4 * sessions.len() + ROOM).unwrap_or(u32::MAX);
+    let entries = u32::try_from(entries_of(sessions) + ROOM).unwrap_or(u32::MAX);
     let slot = WorkerSlot { worker: 0, workers: 1 };
     let mut tables = [Conntrack::new(entries, slot, shared, draw_seed().unwrap_or_default())];
     let timeouts = &snapshot.spec().timeouts;
@@ -93,4 +93,12 @@ fn copy(snapshot: &Snapshot, sessions: &[(TenantId, Record)]) -> Engine {
     let counters = Arc::new(WorkerCounters::default());
     counters.adopt(&snapshot);
     Engine::new(Arc::new(snapshot), table, Limits::WORKER, counters)
+}
+
+/// Returns how many entries sessions take at most: themselves, their pods, and where they have a mapping that and its peer.
+fn entries_of(sessions: &[(TenantId, Record)]) -> usize {
+    let pods: HashSet<_> =
+        sessions.iter().map(|(tenant, record)| (*tenant, record.inside_tuple.source)).collect();
+    let mapped = sessions.iter().filter(|(_, record)| record.mapping.is_some()).count();
+    sessions.len() + pods.len() + 2 * mapped
 }
