@@ -13,6 +13,8 @@ use control::demo::gateway::{Gateway, Installation};
 use control::demo::server::Server;
 use control::demo::topology::{BLUE, Host, PODS, RED, SERVER};
 use control::demo::wait;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 use spillway_tests::cluster::{Prepared, SOON};
 use spillway_tests::doctor::edit_config;
@@ -155,6 +157,8 @@ fn ends_are_logged_with_their_reason_and_no_destinations() -> Result<()> {
     assert_eq!((code, &answer["holders"][0]["reason"]), (Some(0), &"idle".into()), "{answer}");
     assert_eq!(answer["holders"][0]["isLive"], false);
     let status = fixture.gateway.status()?;
+    let shown = fixture.gateway.installation().cli(&["status"])?;
+    assert!(shown.contains(&format!("records to file {}", log.display())), "{shown}");
     ensure!(status["natLog"]["sinks"][0]["trouble"].is_null() && status["natLog"]["lost"] == 0, "{status}");
     Ok(())
 }
@@ -208,6 +212,27 @@ fn more_records_in_a_second_than_may_be_are_counted_to_the_last() -> Result<()> 
     assert!(skipped > 0, "{SESSIONS} sessions took {} seconds", seconds.len());
     let status = fixture.gateway.status()?;
     assert_eq!(status["natLog"]["overRate"], skipped, "{status}");
+    Ok(())
+}
+
+#[test]
+fn a_file_that_was_moved_away_is_made_anew_on_sighup() -> Result<()> {
+    let Some((fixture, log)) = start(FILE)? else { return Ok(()) };
+    let echo = Peer::udp_echo(&fixture.lab, 7)?;
+    let first = open_sessions(&fixture, &echo, 1)?;
+    until(&log, "the session", |records| (!of_event(records, "sessionBegin").is_empty()).then_some(()))?;
+    let moved = log.with_extension("moved");
+    std::fs::rename(&log, &moved)?;
+    let daemon = Pid::from_raw(i32::try_from(fixture.gateway.pid())?);
+    kill(daemon, Signal::SIGHUP)?;
+    wait::until("there is a new file", SOON, || {
+        open_sessions(&fixture, &echo, 1)?;
+        Ok(log.exists().then_some(()))
+    })?;
+    let port = first[0].local_addr()?.port();
+    let has_first =
+        |log: &Path| records(log).map(|all| all.iter().any(|record| record["insidePort"] == port));
+    assert_eq!((has_first(&moved)?, has_first(&log)?), (true, false));
     Ok(())
 }
 
