@@ -33,6 +33,7 @@ pub const FIELDS: &[(&str, &str)] = &[
     ("routes", "number of routes"),
     ("selection", "which sessions are meant"),
     ("side", "inside or outside"),
+    ("sink", "what the log of translations is written to"),
     ("tenant", "name of a tenant"),
     ("tenants", "number of tenants"),
     ("thread", "id of a thread"),

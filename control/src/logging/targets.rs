@@ -33,6 +33,7 @@ pub const TARGETS: &[Target] = &[
         "the log itself: changes of levels, and lines that were too many",
     ),
     target("metrics", &["control::metrics", "control::daemon::metering"], "metrics, and who reads them"),
+    target("nat_log", &["control::nat_log"], "the log of translations, and what it is written to"),
     target(
         "netlink",
         &["control::netlink", "control::daemon::program", "control::sysctl"],
