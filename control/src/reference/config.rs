@@ -84,7 +84,7 @@ mod tests {
         let mut spelt = LEAST.to_owned();
         for (key, default, _) in keys() {
             let Some(default) = default.filter(|default| !default.is_null()) else { continue };
-            if !key.starts_with("tenant.") {
+            if !key.starts_with("tenant.") && !key.starts_with("nat_log.") {
                 spelt.push_str(&format!("{key} = {default}\n"));
             }
         }
