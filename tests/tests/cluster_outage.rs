@@ -26,6 +26,8 @@ fn an_api_that_is_away_for_a_minute_changes_nothing_and_is_caught_up_with() -> R
     let streams: Vec<_> =
         pods.iter().map(|pod| Stream::start(lab, pod, echo.address())).collect::<Result<_>>()?;
     cluster.api.refuse_connections();
+    // What happens before its connections have ended is still told.
+    cluster.until_status("the silence is told", |status| status["error"] == "the API does not answer")?;
     cluster.api.create(node_object("node3", "10.132.2.0/24", "192.168.99.23"))?;
     cluster.change_tenant(BLUE.name, json!({"limits": {"sessions": 1000}}))?;
     let ages = watch_an_outage(&cluster, &sound)?;
