@@ -193,8 +193,8 @@ impl Tap {
         self.missed.load(Ordering::Relaxed)
     }
 
-    fn miss(&self) {
-        self.missed.fetch_add(1, Ordering::Relaxed);
+    fn miss(&self, frames: u64) {
+        self.missed.fetch_add(frames, Ordering::Relaxed);
     }
 
     /// Tells whether a frame may be wanted, by what costs little to look at.
@@ -274,6 +274,7 @@ fn wire_tuple(frame: &[u8]) -> Option<FiveTuple> {
 #[derive(Debug)]
 pub(crate) struct Taps {
     list: Arc<[Arc<Tap>]>,
+    looks_ahead: bool,
     /// What each may still take in this tenth of a second.
     allowances: [u32; MOST_TAPS],
     since: Option<Tick>,
@@ -296,6 +297,7 @@ impl Taps {
     pub(crate) fn new() -> Self {
         Self {
             list: Arc::from([]),
+            looks_ahead: false,
             allowances: [0; MOST_TAPS],
             since: None,
             before: Copied::with_room_for(MOST_BYTES),
@@ -318,6 +320,7 @@ impl Taps {
     pub(crate) fn adopt(&mut self, mailbox: &Mailbox) {
         if let Some(list) = mailbox.take_taps() {
             let before = std::mem::replace(&mut self.list, list);
+            self.looks_ahead = self.list.iter().any(|tap| !tap.filter.drops_only);
             mailbox.retire_taps(before);
             self.since = None;
         }
@@ -333,25 +336,35 @@ impl Taps {
         }
     }
 
+    /// Tells whether somebody may want a frame before it is decided about it.
+    #[inline]
+    pub(crate) fn looks_ahead(&self) -> bool {
+        self.looks_ahead
+    }
+
     /// Returns how many frames at the front nobody wants before it is decided about them.
     pub(crate) fn unwanted(&self, frames: &[Frame], side: Side, snapshot: &Snapshot) -> usize {
-        for (place, frame) in frames.iter().enumerate() {
-            let (mut is_wanted, mut missed) = (false, [false; MOST_TAPS]);
-            for (tap, (allowance, missed)) in self.list.iter().zip(self.allowances.iter().zip(&mut missed)) {
-                if !tap.filter.drops_only && tap.may_want(frame.bytes(), side, snapshot) {
-                    is_wanted |= *allowance > 0;
-                    *missed = *allowance == 0;
-                }
-            }
-            // A wanted frame is looked at again when it is the first.
-            if !is_wanted || place == 0 {
-                self.list.iter().zip(missed).filter(|(_, missed)| *missed).for_each(|(tap, _)| tap.miss());
-            }
-            if is_wanted {
-                return place;
-            }
+        let mut first = frames.len();
+        for (tap, _) in self.ahead().filter(|(_, allowance)| *allowance > 0) {
+            let wanted = frames[..first].iter().position(|frame| tap.may_want(frame.bytes(), side, snapshot));
+            first = wanted.unwrap_or(first);
         }
-        frames.len()
+        // A wanted frame is looked at again when it is the first.
+        let passed = &frames[..first.max(1).min(frames.len())];
+        for (tap, _) in self.ahead().filter(|(_, allowance)| *allowance == 0) {
+            let missed = match tap.filter == TapFilter::default() {
+                true => passed.len(),
+                false => passed.iter().filter(|frame| tap.may_want(frame.bytes(), side, snapshot)).count(),
+            };
+            tap.miss(missed as u64);
+        }
+        first
+    }
+
+    /// Returns the taps that want frames before it is decided about them, and what they may take.
+    fn ahead(&self) -> impl Iterator<Item = (&Tap, u32)> {
+        let taps = self.list.iter().map(|tap| &**tap).zip(self.allowances);
+        taps.filter(|(tap, _)| !tap.filter.drops_only)
     }
 
     /// Has a frame decided about by `decide`, and shows it to whom it may concern.
@@ -395,7 +408,7 @@ impl Taps {
                 && tap.may_want(frame, occasion.side, snapshot)
             {
                 // Others are counted before they take the express lane.
-                tap.miss();
+                tap.miss(1);
             }
         }
         concerned
@@ -413,7 +426,7 @@ impl Taps {
         let taps = self.list.iter().zip(&mut self.allowances).zip(concerned);
         for ((tap, allowance), _) in taps.filter(|(_, is_concerned)| *is_concerned) {
             let Some(mut sample) = tap.spare.pop() else {
-                tap.miss();
+                tap.miss(1);
                 continue;
             };
             sample.at = SystemTime::now();

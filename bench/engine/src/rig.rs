@@ -17,6 +17,7 @@ use fastpath::pipeline::Engine;
 use fastpath::snapshot::{
     LinkSpec, NeighbourSpec, RouteSpec, Side, Snapshot, SnapshotSpec, SourceKind, TcpPolicy, TenantSpec,
 };
+use fastpath::tap::Tap;
 use fastpath::worker::{Port, Worker, WorkerParts};
 use macaddr::MacAddr6;
 
@@ -103,6 +104,12 @@ impl Rig {
         let mut rig = Self { workers, lines, frames, mailboxes, retired, book, epoch, elapsed };
         rig.turn(); // what is announced at first is no traffic
         Ok(rig)
+    }
+
+    /// Has the workers show frames to a tap from now on.
+    pub fn show_to(&mut self, tap: Arc<Tap>) {
+        let taps: Arc<[_]> = Arc::from([tap]);
+        self.mailboxes.iter().for_each(|mailbox| mailbox.put_taps(Arc::clone(&taps)));
     }
 
     /// Returns the tables of the workers.

@@ -9,6 +9,8 @@ const PACKETS: u64 = 64_000;
 const LANE: u64 = 300;
 /// What a packet may take in a worker's turn, with its share of rings, counters and the rest.
 const TURN: u64 = 440;
+/// What a packet may take more in a turn while somebody looks, and not at it.
+const LOOKED_AT: u64 = 20;
 /// What the first packet of a session may take in a worker's turn.
 const NEW_SESSION: u64 = 2500;
 
@@ -21,14 +23,14 @@ fn run(command: &mut Command) -> String {
 }
 
 /// Counts the instructions in some functions while sessions begin and packets pass.
-fn count(functions: &[&str], sessions: u64, packets: u64) -> u64 {
+fn count(functions: &[&str], sessions: u64, packets: u64, looks: u64) -> u64 {
     let target = std::env::var("CARGO_TARGET_DIR").unwrap_or_else(|_| "../../target".to_owned());
     let mut command = Command::new("valgrind");
     command.args(["--tool=callgrind", "--callgrind-out-file=/dev/null"]);
     command.args(functions.iter().map(|function| format!("--toggle-collect=*{function}*")));
     command
         .arg(format!("{target}/release/examples/hit"))
-        .args([sessions, packets].map(|number| number.to_string()));
+        .args([sessions, packets, 0, looks].map(|number| number.to_string()));
     let text = run(&mut command);
     let collected = text.lines().find_map(|line| line.split_once("Collected :")).expect("callgrind sums up");
     collected.1.trim().parse().expect("it is a number")
@@ -38,14 +40,16 @@ fn count(functions: &[&str], sessions: u64, packets: u64) -> u64 {
 fn a_packet_takes_few_instructions() {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
     run(Command::new(cargo).args(["build", "--release", "-p", "spillway-bench-engine", "--example", "hit"]));
-    let per_packet = |functions: &[&str]| {
-        let begun = count(functions, 8192, 0);
-        (count(functions, 8192, PACKETS) - begun) / PACKETS
+    let per_packet = |functions: &[&str], looks| {
+        let begun = count(functions, 8192, 0, looks);
+        (count(functions, 8192, PACKETS, looks) - begun) / PACKETS
     };
-    let lane = per_packet(&["Lanes::look_ahead", "Lanes::pass"]);
-    let turn = per_packet(&["Rig::turn"]);
-    let new_session = (count(&["Rig::turn"], 16_384, 0) - count(&["Rig::turn"], 8192, 0)) / 8192;
-    println!("lane {lane}, turn {turn}, new session {new_session}");
+    let lane = per_packet(&["Lanes::look_ahead", "Lanes::pass"], 0);
+    let turn = per_packet(&["Rig::turn"], 0);
+    let looked_at = [1, 2].map(|looks| per_packet(&["Rig::turn"], looks).saturating_sub(turn));
+    let new_session = (count(&["Rig::turn"], 16_384, 0, 0) - count(&["Rig::turn"], 8192, 0, 0)) / 8192;
+    println!("lane {lane}, turn {turn}, looked at {looked_at:?} more, new session {new_session}");
+    assert!(looked_at.iter().all(|more| *more <= LOOKED_AT), "{looked_at:?} more, {LOOKED_AT} at most");
     assert!(lane <= LANE, "{lane} instructions in the lane, {LANE} at most");
     assert!(turn <= TURN, "{turn} instructions in a turn, {TURN} at most");
     assert!(

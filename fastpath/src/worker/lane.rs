@@ -44,7 +44,7 @@ impl<I: FrameIo> Worker<I> {
             let frames = self.batch.make_contiguous();
             let mut lanes = frames.len().min(LANES);
             let Engine { snapshot, conntrack, .. } = &self.parts.engine;
-            if !self.taps.is_empty() {
+            if self.taps.looks_ahead() {
                 lanes = self.taps.unwanted(&frames[..lanes], arrival.side, snapshot);
                 if lanes == 0 {
                     self.process_first(arrival, errand, now);
