@@ -22,6 +22,9 @@ enum Event {
     Pool(usize),
 }
 
+/// How late a session may end, in tenths of a second: it may wait for others that were last seen in the same span.
+const SPAN: u64 = 64;
+
 struct Test {
     workers: Workers,
     model: Model,
@@ -133,10 +136,18 @@ impl Test {
         self.model.now += tenths;
         let now = self.model.now;
         self.model.rests.retain(|rest| rest.until > now);
-        while let Some(at) = self.model.sessions.iter().position(|session| session.deadline <= now) {
-            self.model.end(at);
-        }
         self.workers.expire(tick(now));
+        let mut at = 0;
+        while let Some(session) = self.model.sessions.get(at) {
+            let (tenant, tuple) = (TenantId(session.flow.tenant), session.flow.tuple());
+            let is_late = session.deadline <= now && self.workers.find_outbound(tenant, &tuple).is_some();
+            assert!(!is_late || now - session.deadline < SPAN, "{session:?} at {now}");
+            if session.deadline > now || is_late {
+                at += 1;
+            } else {
+                self.model.end(at); // another takes its place
+            }
+        }
     }
 
     fn remove(&mut self, flow: Flow) {
