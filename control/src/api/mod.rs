@@ -8,6 +8,7 @@
 //! A refusal is a 4xx or 5xx with [`types::ErrorBody`]: `{"error":{"field":"gatewayIP","message":"…"}}`.
 
 mod caller;
+mod desk;
 mod endpoints;
 mod error;
 mod handlers;
@@ -19,11 +20,12 @@ mod watch;
 mod who;
 
 pub use caller::Caller;
+pub use desk::Desk;
 pub use endpoints::{ENDPOINTS, Endpoint};
 pub use handlers::{MAX_BODY_BYTES, health_router, router};
 pub use log::log_router;
 pub use server::{Bounds, Listener, serve};
-pub use sessions::{Desk, MAX_SESSIONS};
+pub use sessions::MAX_SESSIONS;
 pub use who::WhoDesk;
 
 use tokio::sync::oneshot;

@@ -1,65 +1,24 @@
 //! Sessions: listed page by page, and ended, without the control loop waiting for it.
 
-use std::collections::HashMap;
-use std::sync::Arc;
-
 use axum::Json;
 use axum::extract::Query;
 use axum::extract::rejection::QueryRejection;
 use axum::http::StatusCode;
-use conntrack::TenantId;
 use fastpath::dataplane::SessionReport;
-use fastpath::snapshot::Snapshot;
-use fastpath::survey::{Cursor, SessionFilter, SurveyError, Surveyor};
-use fastpath::tap::TapBoard;
+use fastpath::survey::{Cursor, SurveyError};
 use tokio::task::spawn_blocking;
 use tracing::info;
 
-use super::Request;
 use super::error::ApiError;
 use super::handlers::{Answer, Changer, Daemon, ask};
 use super::types::{EndedSessions, SessionPage, SessionView};
+use super::{Desk, Request};
 use crate::query::selection::{Selection, cursor_to_text, parse_cursor};
 use crate::refusal::Refusal;
 
 const DEFAULT_SESSIONS: usize = 100;
 /// Most sessions of one page.
 pub const MAX_SESSIONS: usize = 10_000;
-
-/// What tells of the workers without the control loop: who asks them, and what their tenants are called.
-#[derive(Clone, Debug)]
-pub struct Desk {
-    /// Asks the workers about sessions.
-    pub surveyor: Surveyor,
-    /// Has the workers show frames.
-    pub taps: TapBoard,
-    /// The newest snapshot.
-    pub snapshot: Arc<Snapshot>,
-    /// Names of the interfaces, inside first.
-    pub interfaces: [String; 2],
-    /// Names of the tenants.
-    pub tenants: HashMap<TenantId, String>,
-}
-
-impl Desk {
-    /// Returns the filter for a selection.
-    ///
-    /// # Errors
-    /// When the selection means nothing, or a tenant that does not exist.
-    pub fn filter(&self, selection: &Selection) -> Result<SessionFilter, Refusal> {
-        selection.filter(|name| self.tenant(name))
-    }
-
-    /// Returns a tenant by its name.
-    ///
-    /// # Errors
-    /// When there is none.
-    pub fn tenant(&self, name: &str) -> Result<TenantId, Refusal> {
-        let mut tenants = self.tenants.iter();
-        let found = tenants.find(|(_, tenant)| *tenant == name).map(|(id, _)| *id);
-        found.ok_or_else(|| Refusal::UnknownTenant { name: name.to_owned() })
-    }
-}
 
 /// A query for sessions: which, and how many of them from where on.
 #[derive(Debug, Default)]
