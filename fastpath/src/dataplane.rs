@@ -1,7 +1,9 @@
 //! The data plane as the control side holds it: start, publish, report, stop.
 
+/// What goes wrong.
+mod error;
+
 use std::collections::{BTreeMap, HashSet};
-use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::panic::resume_unwind;
@@ -13,10 +15,10 @@ use std::time::{Duration, Instant};
 use conntrack::{Epoch, SharedBook, TenantId};
 use crossbeam::channel::{Receiver, Sender};
 use crossbeam::queue::ArrayQueue;
-use thiserror::Error;
 
+pub use self::error::DataPlaneError;
 use crate::counters::WorkerCounters;
-use crate::io::xsk::{XskError, XskPort};
+use crate::io::xsk::XskPort;
 use crate::io::{Frame, FrameArea};
 use crate::journal::{Events, Records};
 use crate::launch::{Provisions, Queue, StartedWorkers};
@@ -34,7 +36,7 @@ pub use crate::report::{
 use crate::snapshot::{Side, Snapshot};
 pub use crate::steer::Loss;
 use crate::steer::{Loader, SteerError, Steering, remove_all_pins};
-use crate::succession::{Inheritance, SessionFile, SessionFileError};
+use crate::succession::{Inheritance, SessionFile};
 use crate::survey::Surveyor;
 use crate::tap::{Tap, TapBoard};
 use crate::verdict::DropReason;
@@ -82,94 +84,6 @@ pub struct DataPlaneOptions {
     pub session_file: Option<PathBuf>,
     /// What workers tell a log of translations; none: nothing.
     pub records: Option<Records>,
-}
-
-/// Why the data plane could not start, or could not be kept in step.
-#[derive(Debug, Error)]
-pub enum DataPlaneError {
-    /// An interface is not there.
-    #[error("interface {interface} does not exist")]
-    Interface {
-        /// Its name.
-        interface: String,
-        /// What the kernel said.
-        #[source]
-        source: io::Error,
-    },
-    /// Too few or too many workers.
-    #[error("workers.count: {wanted} cannot be; use 1 to {most}")]
-    Workers {
-        /// Number that was asked for.
-        wanted: usize,
-        /// Most that there can be.
-        most: usize,
-    },
-    /// Packets that do not fit.
-    #[error(
-        "the {side} interface has an MTU of {mtu}, and packets of more than {most} bytes do not fit; set it to {most} or less"
-    )]
-    Mtu {
-        /// Side of the interface.
-        side: &'static str,
-        /// Its MTU, in bytes.
-        mtu: u16,
-        /// Largest packet that fits, in bytes.
-        most: usize,
-    },
-    /// A core that is not there.
-    #[error("workers.cores: core {core} may not be used; available: {available:?}")]
-    Core {
-        /// Core that was asked for.
-        core: usize,
-        /// Cores that there are.
-        available: Vec<usize>,
-    },
-    /// The XDP program is not in place.
-    #[error(transparent)]
-    Steer(#[from] SteerError),
-    /// A queue could not be bound.
-    #[error("queue {queue} of interface {interface}")]
-    Queue {
-        /// Interface.
-        interface: String,
-        /// Queue.
-        queue: u32,
-        /// What is wrong.
-        #[source]
-        source: XskError,
-    },
-    /// Sessions cannot outlive the process.
-    #[error(transparent)]
-    SessionFile(#[from] SessionFileError),
-    /// Memory, descriptors or threads are short.
-    #[error("{what} cannot be made")]
-    Resources {
-        /// What is missing.
-        what: &'static str,
-        /// What the kernel said.
-        #[source]
-        source: io::Error,
-    },
-    /// A worker does not give up its ports.
-    #[error("{missing} of {workers} workers have not given up their {} ports within a second", side.name())]
-    NotGivenUp {
-        /// Workers that did not answer.
-        missing: usize,
-        /// All workers.
-        workers: usize,
-        /// Side of the ports.
-        side: Side,
-    },
-    /// A worker does not answer.
-    #[error("{missing} of {workers} workers have not adopted epoch {} within a second", epoch.0)]
-    NotAcknowledged {
-        /// Workers that did not answer.
-        missing: usize,
-        /// All workers.
-        workers: usize,
-        /// Epoch of the snapshot.
-        epoch: Epoch,
-    },
 }
 
 /// A next hop that a worker needs and the kernel has not resolved.
@@ -257,11 +171,11 @@ impl DataPlane {
         });
         let (mut steering, provisions) = (steering?, provisions?);
         for (steering, link) in steering.iter_mut().zip(&layout.links) {
-            steering.attach(link.index, options.attach, &options.pin_dir)?;
+            steering.attach_program(link.index, options.attach, &options.pin_dir)?;
         }
         let first = Arc::new(first);
         let started = StartedWorkers::start(&layout, options, &first, &steering, provisions)?;
-        Ok(Self {
+        let mut data_plane = Self {
             steering,
             workers: started.workers,
             retired: started.retired,
@@ -278,7 +192,20 @@ impl DataPlane {
             inheritance: started.inheritance,
             open_taps: Arc::default(),
             events: started.events,
-        })
+        };
+        match data_plane.stand_guard() {
+            Ok(()) => Ok(data_plane),
+            Err(error) => {
+                data_plane.stop();
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Attaches the second lines, while traffic flows already: each takes the kernel tens of milliseconds.
+    fn stand_guard(&mut self) -> Result<(), SteerError> {
+        let pin_dir = &self.options.pin_dir;
+        self.steering.iter_mut().try_for_each(|steering| steering.stand_guard(pin_dir))
     }
 
     /// Makes all workers use `next` and the XDP programs steer by it: what is new is steered before the

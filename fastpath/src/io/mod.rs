@@ -1,6 +1,7 @@
 //! Where frames come from and go to.
 //!
-//! - [`xsk`]: AF_XDP sockets and the memory area of the data plane; the only file that names `afxdp`
+//! - [`xsk`]: AF_XDP sockets
+//! - `frames`: frames, and the memory area of the data plane; beside `xsk` the only file that names `afxdp`
 //! - [`memory`]: large pages for large tables
 //! - [`probe`]: what can be asked of such a socket beside its rings
 //! - [`ethtool`]: how many queues an interface has
@@ -8,6 +9,7 @@
 //! - [`sim`]: simulated wires with seeded faults, for tests
 
 pub mod ethtool;
+mod frames;
 pub mod memory;
 pub mod probe;
 pub mod sim;
@@ -17,7 +19,7 @@ pub mod xsk;
 use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
 
-pub use xsk::{Frame, FrameArea, FramePool};
+pub use frames::{Frame, FrameArea, FramePool};
 
 /// One queue of one interface: the four rings of AF_XDP, or a stand-in for them.
 ///

@@ -13,6 +13,8 @@ mod hook;
 mod loss;
 mod maps;
 mod pins;
+/// What the programs decide.
+mod rows;
 
 use std::fs;
 use std::io;
@@ -36,35 +38,11 @@ use hook::{Hook, interface_of, remove_if_there};
 pub use loss::Loss;
 use maps::Entries;
 use pins::{mode_of, pin_path, pinned_directories, remove_pins};
+pub use rows::ROWS;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/steer.bpf.o"));
 
 const _: () = assert!(RING_FRAMES == 2048, "as `RING_FRAMES` of `bpf/steer.bpf.c`");
-
-/// Rows of the decision table and the side of each, in the order of `enum row` in `bpf/steer.bpf.c`.
-pub const ROWS: [(Side, &str); 21] = [
-    (Side::Inside, "arp_passed"),
-    (Side::Inside, "gateway_address_passed"),
-    (Side::Inside, "tenant_to_worker"),
-    (Side::Inside, "tenant_without_worker_dropped"),
-    (Side::Inside, "tenant_over_share_dropped"),
-    (Side::Inside, "tenant_not_ipv4_dropped"),
-    (Side::Inside, "leak_to_worker"),
-    (Side::Inside, "leak_without_worker_dropped"),
-    (Side::Inside, "leak_over_share_dropped"),
-    (Side::Inside, "leak_tagged_dropped"),
-    (Side::Inside, "egress_address_dropped"),
-    (Side::Inside, "many_tags_dropped"),
-    (Side::Inside, "rest_passed"),
-    (Side::Outside, "egress_to_worker"),
-    (Side::Outside, "egress_without_worker_dropped"),
-    (Side::Outside, "egress_over_share_dropped"),
-    (Side::Outside, "egress_tagged_dropped"),
-    (Side::Outside, "many_tags_dropped"),
-    (Side::Outside, "rest_passed"),
-    (Side::Inside, "second_line_dropped"),
-    (Side::Outside, "second_line_dropped"),
-];
 
 /// Verdict of a classifier that drops (`linux/pkt_cls.h`).
 const TC_ACT_SHOT: u32 = 2;
@@ -155,12 +133,24 @@ impl Steering {
         Ok(steering)
     }
 
-    /// Attaches the program to an interface and pins it; the program of an earlier process is replaced in
-    /// its link.
+    /// Attaches the program to an interface, with the second line behind it, and pins both; the program of an earlier process
+    /// is replaced in its link.
     ///
     /// # Errors
     /// When the interface takes no XDP program of the preferred mode, or `pin_dir` is not on a bpffs.
     pub fn attach(
+        &mut self,
+        interface: u32,
+        preference: AttachPreference,
+        pin_dir: &Path,
+    ) -> Result<AttachMode, SteerError> {
+        let mode = self.attach_program(interface, preference, pin_dir)?;
+        self.stand_guard(pin_dir)?;
+        Ok(mode)
+    }
+
+    /// Does the same without the second line: that of an earlier process stands until [`Steering::stand_guard`].
+    pub(crate) fn attach_program(
         &mut self,
         interface: u32,
         preference: AttachPreference,
@@ -186,8 +176,16 @@ impl Steering {
             // An interface that is gone, or was configured before.
             remove_pins(self.side, &other)?;
         }
-        self.guard = Some(self.attach_guard(&own)?);
         Ok(mode)
+    }
+
+    /// Attaches the second line behind the attached program. The kernel takes its time for it: it waits until no processor
+    /// uses what stood there before (RCU).
+    pub(crate) fn stand_guard(&mut self, pin_dir: &Path) -> Result<(), SteerError> {
+        if let Some(mode) = self.mode {
+            self.guard = Some(self.attach_guard(&pin_path(pin_dir, self.side, self.interface, mode))?);
+        }
+        Ok(())
     }
 
     /// Attaches the second line as on a kernel older than 6.6.
