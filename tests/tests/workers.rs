@@ -1,5 +1,9 @@
 //! Several queues and as many workers: whichever receives a frame, its owner forwards it.
 
+use std::collections::BTreeMap;
+use std::fs;
+use std::thread;
+
 use anyhow::{Context, Result, ensure};
 use control::demo::LabOptions;
 use control::demo::topology::PODS;
@@ -38,5 +42,34 @@ fn frames_are_handed_to_the_worker_that_owns_them() -> Result<()> {
     );
     assert!(sum("handedOver") > 0, "some frames came to another worker: {status}");
     ensure!(sum("panics") == 0, "{status}");
+    Ok(())
+}
+
+#[test]
+fn other_threads_keep_off_the_workers_cores_and_are_in_no_hurry() -> Result<()> {
+    let Some(fixture) = Fixture::with_tenants()? else { return Ok(()) };
+    fixture.require_service()?;
+    let status = fixture.gateway.status()?;
+    let core = status["workers"][0]["core"].as_u64().context("the worker has a core")?.to_string();
+    let (mut workers, mut others) = (0, 0);
+    for task in fs::read_dir(format!("/proc/{}/task", fixture.gateway.pid()))? {
+        let task = task?.path();
+        let text = fs::read_to_string(task.join("status"))?;
+        let fields: BTreeMap<_, _> = text.lines().filter_map(|line| line.split_once(":\t")).collect();
+        let (name, cores) = (fields["Name"], fields["Cpus_allowed_list"]);
+        // The nice value is the nineteenth field, and the first two are a number and a name in parentheses (proc(5)).
+        let stat = fs::read_to_string(task.join("stat"))?;
+        let nice = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(16));
+        assert_eq!(nice, Some("0"), "{name}");
+        if name.starts_with("worker-") {
+            assert_eq!(cores, core, "{name}");
+            workers += 1;
+        } else {
+            let is_beside = cores.split(',').all(|range| !range.split('-').any(|end| end == core));
+            assert!(is_beside || thread::available_parallelism()?.get() == 1, "{name} runs on {cores}");
+            others += 1;
+        }
+    }
+    assert!(workers == 1 && others >= 3, "{workers} and {others}");
     Ok(())
 }

@@ -11,6 +11,7 @@
 //! - [`publication`]: which snapshot the fast path has
 //! - `readiness`: whether the gateway serves as it should
 //! - [`supervisor`]: watches over the workers and the control loop
+//! - `threads`: how urgently the daemon's own threads run, and where
 //! - `translations`: the log of translations
 //! - [`shortage`]: new sessions that were refused for lack of room
 
@@ -28,6 +29,7 @@ pub mod publication;
 mod readiness;
 pub mod shortage;
 pub mod supervisor;
+mod threads;
 mod translations;
 
 use std::net::SocketAddr;
@@ -53,6 +55,7 @@ use self::cluster::ClusterSide;
 use self::gateway::{Gateway, Setup};
 use self::guard::{ControlSocket, DirectoryGuard, InterfaceGuard};
 use self::supervisor::Supervisor;
+use self::threads::Calm;
 use crate::api::{Bounds, Request, health_router, log_router, router, serve};
 use crate::compile::{Constants, host as host_of};
 use crate::config::Config;
@@ -87,11 +90,18 @@ pub fn run(config: Config, socket: &Path, keep: bool, log: &Log) -> anyhow::Resu
     host::lift_file_limit();
     host::keep_files_to_own_group();
     host::give_up_privileges()?;
+    let calm = threads::hurry(); // nobody forwards now
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(run_in_runtime(config, socket, keep, log))
+    runtime.block_on(run_in_runtime(config, socket, calm, keep, log))
 }
 
-async fn run_in_runtime(config: Config, socket: &Path, keep: bool, log: &Log) -> anyhow::Result<()> {
+async fn run_in_runtime(
+    config: Config,
+    socket: &Path,
+    calm: Calm,
+    keep: bool,
+    log: &Log,
+) -> anyhow::Result<()> {
     let _inside = InterfaceGuard::take(&config.inside)?;
     let _outside = InterfaceGuard::take(&config.outside)?;
     let socket = ControlSocket::listen(socket)?;
@@ -101,7 +111,7 @@ async fn run_in_runtime(config: Config, socket: &Path, keep: bool, log: &Log) ->
     let state = StateDir::open(&config.state_dir)?;
     let mut sysctls = Sysctls::open(state.clone())?;
     let interfaces = Interfaces { inside: config.inside.clone(), outside: config.outside.clone() };
-    let ran = Daemon::run(config, &socket, state, &mut sysctls, (keep, log)).await;
+    let ran = Daemon::run(config, &socket, state, &mut sysctls, (calm, keep, log)).await;
     if !keeps(keep, &ran)
         && let Err(error) = restore(&mut sysctls, &interfaces).await
     {
@@ -160,7 +170,7 @@ impl Daemon {
         socket: &ControlSocket,
         state: StateDir,
         sysctls: &mut Sysctls,
-        (keep, log): (bool, &Log),
+        (calm, keep, log): (Calm, bool, &Log),
     ) -> anyhow::Result<SignalKind> {
         let signals = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
         let health = config.health.map(listen_for_health).transpose()?;
@@ -175,7 +185,8 @@ impl Daemon {
             sysctls.make_room_for_neighbours()?;
         }
         let pin_dir = setup.options.pin_dir.clone();
-        let gateway = Gateway::start(setup, keep).await.map_err(|error| with_advice(error, &pin_dir))?;
+        let gateway =
+            Gateway::start(setup, calm, keep).await.map_err(|error| with_advice(error, &pin_dir))?;
         let neighbour_requests = gateway.neighbour_requests();
         let neighbours_readable = watch(&neighbour_requests)?;
         let (sender, requests) = mpsc::channel(REQUESTS_IN_FLIGHT);

@@ -1,0 +1,161 @@
+//! How urgently the daemon's own threads run, and where: before all others while nobody forwards, and off the workers' cores
+//! once somebody does.
+//!
+//! What an export or a scrape takes is then not taken from forwarding, and a start on a busy machine takes hardly longer
+//! than on an idle one.
+
+use std::collections::HashSet;
+use std::fs;
+use std::io;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use fastpath::pulse::Pulse;
+use nix::errno::Errno;
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd;
+use rustix::process::{Pid, getpriority_process, setpriority_process};
+use tracing::{debug, warn};
+
+/// How long the workers' threads may take to run for the first time.
+const BEGIN_WITHIN: Duration = Duration::from_secs(1);
+
+/// Nice value of a thread that has all that it wants beside ordinary ones (sched(7)).
+const MOST_URGENT: i32 = -20;
+
+/// What a thread was before it was in a hurry.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Calm {
+    nice: i32,
+}
+
+/// Lets the calling thread, and those that it starts from now on, go before ordinary threads, as far as the process may.
+pub(super) fn hurry() -> Calm {
+    let nice = getpriority_process(None).unwrap_or(0);
+    if let Err(error) = setpriority_process(None, MOST_URGENT) {
+        debug!(%error, "the start is not hurried; that takes CAP_SYS_NICE");
+    }
+    Calm { nice }
+}
+
+/// Ends the hurry of all threads, and takes the workers' cores from all but the workers. Threads that these start later
+/// inherit both.
+///
+/// No thread loses its last core, and none any where a worker has no core of its own. Blocks until every worker runs, a
+/// second at most: before that their threads look like others.
+pub(super) fn settle(calm: Calm, workers: &[Pulse]) {
+    let begin_before = Instant::now() + BEGIN_WITHIN;
+    while workers.iter().any(|worker| worker.thread() == 0) && Instant::now() < begin_before {
+        sleep(Duration::from_millis(1));
+    }
+    // A worker that does not even begin is told of by the supervisor.
+    let own: HashSet<_> = workers.iter().map(Pulse::thread).collect();
+    let cores = workers.iter().map(Pulse::core).collect::<Option<HashSet<_>>>();
+    let settle_one = |thread: i32| {
+        let process = Pid::from_raw(thread).ok_or(io::ErrorKind::InvalidInput)?;
+        setpriority_process(Some(process), calm.nice)?;
+        match &cores {
+            Some(cores) if !u64::try_from(thread).is_ok_and(|thread| own.contains(&thread)) => {
+                Ok(keep_off(unistd::Pid::from_raw(thread), cores)?)
+            }
+            _ => Ok(()),
+        }
+    };
+    if let Err(error) = for_each_thread(settle_one) {
+        let error = &error as &dyn std::error::Error;
+        warn!(error, "the daemon's other threads may run on the workers' cores, or before ordinary ones");
+    }
+}
+
+/// Does something to every thread of the process; those that end meanwhile do not count.
+fn for_each_thread(mut act: impl FnMut(i32) -> io::Result<()>) -> io::Result<()> {
+    for task in fs::read_dir("/proc/self/task")? {
+        let Some(thread) = task?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        match act(thread) {
+            Err(error) if error.raw_os_error() != Some(Errno::ESRCH as i32) => return Err(error),
+            Ok(()) | Err(_) => {}
+        }
+    }
+    Ok(())
+}
+
+/// Takes `cores` from those that a thread may run on, unless it has no other.
+fn keep_off(thread: unistd::Pid, cores: &HashSet<usize>) -> Result<(), Errno> {
+    let allowed = sched_getaffinity(thread)?;
+    let mut others = CpuSet::new();
+    let mut is_empty = true;
+    for core in 0..CpuSet::count() {
+        if allowed.is_set(core)? && !cores.contains(&core) {
+            others.set(core)?;
+            is_empty = false;
+        }
+    }
+    if is_empty { Ok(()) } else { sched_setaffinity(thread, &others) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+    use std::thread;
+
+    use super::*;
+
+    /// Has a thread that waits, and returns what `look` finds out about it.
+    fn with_thread<T>(begin: impl FnOnce() + Send + 'static, look: impl FnOnce(i32) -> T) -> T {
+        let (tell, told) = channel();
+        let (end, ended) = channel::<()>();
+        let thread = thread::spawn(move || {
+            begin();
+            tell.send(unistd::gettid().as_raw()).unwrap();
+            let _ = ended.recv();
+        });
+        let found = look(told.recv().unwrap());
+        drop(end);
+        thread.join().unwrap();
+        found
+    }
+
+    fn cores_of(thread: i32) -> HashSet<usize> {
+        let set = sched_getaffinity(unistd::Pid::from_raw(thread)).unwrap();
+        (0..CpuSet::count()).filter(|core| set.is_set(*core).unwrap()).collect()
+    }
+
+    #[test]
+    fn a_thread_leaves_cores_to_workers_unless_it_has_no_other() {
+        with_thread(
+            || {},
+            |thread| {
+                let all = cores_of(thread);
+                let one = HashSet::from([*all.iter().min().unwrap()]);
+                keep_off(unistd::Pid::from_raw(thread), &all).unwrap();
+                assert_eq!(cores_of(thread), all, "there would be none left");
+                keep_off(unistd::Pid::from_raw(thread), &one).unwrap();
+                let left: HashSet<_> = all.difference(&one).copied().collect();
+                assert_eq!(cores_of(thread), if left.is_empty() { all } else { left });
+            },
+        );
+    }
+
+    #[test]
+    fn a_hurry_is_inherited_and_ends_for_all() {
+        let nice = |thread| getpriority_process(Pid::from_raw(thread)).unwrap();
+        let before = nice(unistd::gettid().as_raw());
+        // In a thread of its own: a thread that is not root keeps what it has.
+        let (calm, hurried, inherited) = thread::spawn(move || {
+            let calm = hurry();
+            let hurried = nice(unistd::gettid().as_raw());
+            (calm, hurried, with_thread(|| {}, nice))
+        })
+        .join()
+        .unwrap();
+        assert!(hurried == MOST_URGENT || hurried == before, "{hurried}");
+        assert_eq!((calm.nice, inherited), (before, hurried));
+        with_thread(
+            || _ = hurry(),
+            |thread| {
+                settle(calm, &[]);
+                assert_eq!(nice(thread), before);
+            },
+        );
+    }
+}
