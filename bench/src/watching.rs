@@ -1,5 +1,5 @@
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -20,11 +20,11 @@ use crate::topology::{Cores, Topology};
 
 /// Every flow had this many turns on average before it begins.
 const WARM_ROUNDS: u64 = 3;
-const WARM_WITHIN: Duration = Duration::from_secs(30);
+const WARM_WITHIN: Duration = Duration::from_secs(120);
 /// A command that looks has begun after this time.
 const BEGINS: Duration = Duration::from_millis(500);
 
-/// What it costs to look: throughput at overload while somebody captures, traces or lists sessions
+/// What it costs to look: throughput at overload, and loss at half of it, while somebody captures or lists sessions
 ///
 /// Example: spillway-bench watching --flows 1024 1000000 --rounds 5
 #[derive(Debug, Args)]
@@ -99,16 +99,18 @@ struct Case {
     lookers: Vec<Found>,
 }
 
-/// Throughput while somebody looks.
+/// Throughput and loss while somebody looks.
 #[derive(Debug, Serialize)]
 struct Found {
     looker: Looker,
     mpps: Summary,
     /// Of what it is while nobody looks, in the same round.
     ratio: Summary,
+    /// Frames of a million that are lost at half of the rate that was found while nobody looked.
+    lost_ppm: Summary,
 }
 
-/// Throughput at overload while somebody looks.
+/// What becomes of traffic while somebody looks.
 #[derive(Debug, Serialize)]
 pub(crate) struct Results {
     xdp_mode: &'static str,
@@ -117,7 +119,7 @@ pub(crate) struct Results {
     cases: Vec<Case>,
 }
 
-/// Measures one worker at overload while each looks in turn.
+/// Measures one worker at overload and at half of what it takes, while each looks in turn.
 pub(crate) fn measure(options: &Options, cores: Cores, setup: &Setup) -> Result<Results> {
     let (mut cases, mut xdp_mode) = (Vec::new(), "none");
     for count in &options.flows {
@@ -133,47 +135,105 @@ pub(crate) fn measure(options: &Options, cores: Cores, setup: &Setup) -> Result<
         wait::until("every flow has its session", WARM_WITHIN, || {
             Ok((sink.arrived()?.translated >= WARM_ROUNDS * u64::from(*count)).then_some(()))
         })?;
-        let mut rates = vec![Vec::new(); Looker::ALL.len()];
-        for round in 1..=options.rounds {
-            for (looker, rates) in Looker::ALL.into_iter().zip(&mut rates) {
-                let command = looker.command(&setup.spillway, &daemon.socket());
-                let rate = measure_one(command, &sink, Duration::from_secs(options.seconds))?;
-                eprintln!("{count} flows, round {round}, {looker}: {rate:.3} Mpps");
-                rates.push(rate);
-            }
-        }
-        generator.stop()?;
+        let bench = Bench { generator, sink, setup: &setup, socket: daemon.socket(), options };
+        let rates = bench.in_turn(|looker| bench.rate(looker), |rate| format!("{rate:.3} Mpps"))?;
+        let alone = Summary::of(&rates[0]).median;
+        bench.generator.pace(alone / 2.0 * 1e6)?;
+        let lost =
+            bench.in_turn(|looker| bench.loss(looker), |lost| format!("{lost:.0} of a million lost"))?;
+        bench.generator.stop()?;
         xdp_mode = topology.xdp_mode()?;
-        cases.push(Case { flows: *count, lookers: summarise(&rates) });
+        cases.push(Case { flows: *count, lookers: summarise(&rates, &lost) });
     }
     Ok(Results { xdp_mode, seconds: options.seconds, rounds: options.rounds, cases })
 }
 
-fn measure_one(command: Option<String>, sink: &Sink, duration: Duration) -> Result<f64> {
-    let log = tempfile::NamedTempFile::new()?;
-    let looking = command
-        .map(|command| Process::start(Command::new("sh").args(["-c", &command]), log.path()))
-        .transpose()?;
-    wait::pause(BEGINS)?;
-    let (before, start) = (sink.arrived()?.translated, Instant::now());
-    wait::pause(duration)?;
-    let (after, elapsed) = (sink.arrived()?.translated, start.elapsed());
-    if let Some(mut looking) = looking {
-        if let Some(status) = looking.ended()? {
-            bail!("whoever looked ended too early, with {status}: {}", looking.output());
-        }
-        looking.kill().context("whoever looks")?;
-    }
-    Ok(mega_per_second(after - before, elapsed))
+/// Traffic through a daemon, and who looks at it.
+struct Bench<'a> {
+    generator: Generator,
+    sink: Sink,
+    setup: &'a Setup,
+    socket: PathBuf,
+    options: &'a Options,
 }
 
-fn summarise(rates: &[Vec<f64>]) -> Vec<Found> {
+impl Bench<'_> {
+    /// Lets each have its turn in every round; returns what was found, by who looked.
+    fn in_turn(
+        &self,
+        find: impl Fn(Looker) -> Result<f64>,
+        show: impl Fn(f64) -> String,
+    ) -> Result<Vec<Vec<f64>>> {
+        let mut found = vec![Vec::new(); Looker::ALL.len()];
+        for round in 1..=self.options.rounds {
+            for (looker, found) in Looker::ALL.into_iter().zip(&mut found) {
+                let figure = find(looker)?;
+                eprintln!("{} flows, round {round}, {looker}: {}", self.setup.flows.count(), show(figure));
+                found.push(figure);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Returns how many million frames a second arrive.
+    fn rate(&self, looker: Looker) -> Result<f64> {
+        let mut elapsed = Duration::ZERO;
+        let (before, after) = self.while_looking(
+            looker,
+            || self.sink.arrived().map(|arrived| arrived.translated),
+            &mut elapsed,
+        )?;
+        Ok(mega_per_second(after - before, elapsed))
+    }
+
+    /// Returns how many of a million frames do not arrive.
+    fn loss(&self, looker: Looker) -> Result<f64> {
+        let count = || Ok((self.sink.arrived()?.translated, self.generator.sent()?));
+        let ((arrived_before, sent_before), (arrived, sent)) =
+            self.while_looking(looker, count, &mut Duration::ZERO)?;
+        // A few are on their way at each of both looks.
+        Ok(lost_ppm(arrived - arrived_before, sent - sent_before))
+    }
+
+    /// Counts before and after the time of one measurement, while somebody looks.
+    fn while_looking<T>(
+        &self,
+        looker: Looker,
+        count: impl Fn() -> Result<T>,
+        elapsed: &mut Duration,
+    ) -> Result<(T, T)> {
+        let log = tempfile::NamedTempFile::new()?;
+        let command = looker.command(&self.setup.spillway, &self.socket);
+        let looking = command
+            .map(|command| Process::start(Command::new("sh").args(["-c", &command]), log.path()))
+            .transpose()?;
+        wait::pause(BEGINS)?;
+        let (before, start) = (count()?, Instant::now());
+        wait::pause(Duration::from_secs(self.options.seconds))?;
+        let after = count()?;
+        *elapsed = start.elapsed();
+        if let Some(mut looking) = looking {
+            if let Some(status) = looking.ended()? {
+                bail!("whoever looked ended too early, with {status}: {}", looking.output());
+            }
+            looking.kill().context("whoever looks")?;
+        }
+        Ok((before, after))
+    }
+}
+
+fn summarise(rates: &[Vec<f64>], lost: &[Vec<f64>]) -> Vec<Found> {
     let alone = &rates[0];
-    let found = |(looker, rates): (Looker, &Vec<f64>)| {
+    let found = |((looker, rates), lost): ((Looker, &Vec<f64>), &Vec<f64>)| {
         let ratios: Vec<_> = rates.iter().zip(alone).map(|(rate, alone)| rate / alone).collect();
-        Found { looker, mpps: Summary::of(rates), ratio: Summary::of(&ratios) }
+        Found { looker, mpps: Summary::of(rates), ratio: Summary::of(&ratios), lost_ppm: Summary::of(lost) }
     };
-    Looker::ALL.into_iter().zip(rates).map(found).collect()
+    Looker::ALL.into_iter().zip(rates).zip(lost).map(found).collect()
+}
+
+#[expect(clippy::cast_precision_loss, reason = "2^52 frames take longer than any measurement")]
+fn lost_ppm(arrived: u64, sent: u64) -> f64 {
+    sent.saturating_sub(arrived) as f64 * 1e6 / sent.max(1) as f64
 }
 
 #[expect(clippy::cast_precision_loss, reason = "2^52 frames take longer than any measurement")]
@@ -188,16 +248,22 @@ impl Findings for Results {
 
     fn sheets(&self) -> Vec<Sheet> {
         let sheet = |case: &Case| Sheet {
-            title: format!("Throughput while somebody looks, {} flows", case.flows),
-            header: ["who looks", "of alone", "Mpps"].map(str::to_owned).to_vec(),
+            title: format!("Throughput and loss while somebody looks, {} flows", case.flows),
+            header: ["who looks", "of alone", "Mpps", "lost of a million at half"]
+                .map(str::to_owned)
+                .to_vec(),
             rows: case
                 .lookers
                 .iter()
-                .map(|found| vec![found.looker.to_string(), found.ratio.show(), found.mpps.show()])
+                .map(|found| {
+                    let Found { looker, ratio, mpps, lost_ppm } = found;
+                    vec![looker.to_string(), ratio.show(), mpps.show(), lost_ppm.show()]
+                })
                 .collect(),
             charts: Vec::new(),
             notes: vec![format!(
-                "64-byte UDP at overload, one worker; {} rounds of {} s; medians, least and most.",
+                "64-byte UDP, one worker: at overload, and at half of the rate found while nobody looked; {} rounds of \
+                 {} s; medians, least and most.",
                 self.rounds, self.seconds
             )],
         };
@@ -212,9 +278,10 @@ mod tests {
     #[test]
     fn ratios_are_taken_within_a_round() {
         let rates = [vec![1.0, 2.0], vec![0.5, 1.0]];
-        let found = summarise(&rates);
+        let found = summarise(&rates, &[vec![0.0], vec![lost_ppm(99, 100)]]);
         assert_eq!(found.len(), 2);
         assert_eq!((found[1].ratio.minimum, found[1].ratio.maximum), (0.5, 0.5));
+        assert_eq!(found[1].lost_ppm.median, 10_000.0);
     }
 
     #[test]
