@@ -2,11 +2,10 @@
 //!
 //! The worker only copies what it finds into a page that whoever asks has brought; counting is done there.
 
-use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use conntrack::{Conntrack, PortUse, TenantId};
+use conntrack::{Conntrack, PortUse};
 use crossbeam::channel::{Sender, bounded};
 
 use crate::dataplane::DataPlane;
@@ -86,47 +85,17 @@ fn survey_worker(mailbox: &Mailbox, count: &mut impl FnMut(&PortUse)) -> Option<
     }
 }
 
-/// An egress address as the workers share it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct EgressReport {
-    /// Tenant that has it.
-    pub tenant: TenantId,
-    /// The address.
-    pub address: Ipv4Addr,
-    /// Blocks of 64 ports that workers have leased, of 1,024.
-    pub blocks: u32,
-    /// Pods that are paired with it.
-    pub pods: u32,
-}
-
 impl DataPlane {
     /// Returns who asks the workers which ports are taken.
     pub fn port_surveyor(&self) -> PortSurveyor {
         PortSurveyor { mailboxes: self.workers.iter().map(|worker| Arc::clone(&worker.mailbox)).collect() }
-    }
-
-    /// Returns the egress addresses of all tenants.
-    pub fn egress(&self) -> Vec<EgressReport> {
-        let Some(shared) = self.newest.shared() else { return Vec::new() };
-        let tenants = self.newest.spec().tenants.iter();
-        let addresses =
-            tenants.flat_map(|tenant| tenant.egress_addresses.iter().map(|address| (tenant.id, *address)));
-        let report = |(tenant, address)| {
-            let ports = shared.ports(address)?;
-            Some(EgressReport { tenant, address, blocks: ports.blocks_owned(), pods: ports.pods() })
-        };
-        addresses.filter_map(report).collect()
-    }
-
-    /// Returns how many outside ports a tenant has, each as often as it is taken.
-    pub fn ports_of(&self, tenant: TenantId) -> u32 {
-        self.newest.shared().map_or(0, |shared| shared.tenant(tenant).ports())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::HashMap;
+    use std::net::Ipv4Addr;
 
     use conntrack::{Mapping, Policy, Protocol, TcpFlags};
 

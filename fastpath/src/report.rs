@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 
 use conntrack::{Epoch, FiveTuple, TenantId};
 
+use crate::dataplane::DataPlane;
 use crate::snapshot::Side;
 use crate::survey::SessionState;
 pub use crate::timing::TurnTimes;
@@ -212,4 +213,37 @@ pub struct SessionReport {
     pub expires_seconds: u64,
     /// Worker that owns it.
     pub worker: usize,
+}
+
+/// An egress address as the workers share it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EgressReport {
+    /// Tenant that has it.
+    pub tenant: TenantId,
+    /// The address.
+    pub address: Ipv4Addr,
+    /// Blocks of 64 ports that workers have leased, of 1,024.
+    pub blocks: u32,
+    /// Pods that are paired with it.
+    pub pods: u32,
+}
+
+impl DataPlane {
+    /// Returns the egress addresses of all tenants.
+    pub fn egress(&self) -> Vec<EgressReport> {
+        let Some(shared) = self.newest.shared() else { return Vec::new() };
+        let tenants = self.newest.spec().tenants.iter();
+        let addresses =
+            tenants.flat_map(|tenant| tenant.egress_addresses.iter().map(|address| (tenant.id, *address)));
+        let report = |(tenant, address)| {
+            let ports = shared.ports(address)?;
+            Some(EgressReport { tenant, address, blocks: ports.blocks_owned(), pods: ports.pods() })
+        };
+        addresses.filter_map(report).collect()
+    }
+
+    /// Returns how many outside ports a tenant has, each as often as it is taken.
+    pub fn ports_of(&self, tenant: TenantId) -> u32 {
+        self.newest.shared().map_or(0, |shared| shared.tenant(tenant).ports())
+    }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use conntrack::{Protocol, port_capacity};
-use fastpath::port_survey::EgressReport;
+use fastpath::report::EgressReport;
 use fastpath::snapshot::Side;
 
 use super::gateway::Gateway;

@@ -12,7 +12,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use conntrack::{PortUse, Protocol, port_capacity};
-use fastpath::port_survey::{EgressReport, PortSurveyor};
+use fastpath::port_survey::PortSurveyor;
+use fastpath::report::EgressReport;
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 use tokio::time::{MissedTickBehavior, interval};

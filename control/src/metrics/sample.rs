@@ -4,8 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use conntrack::TenantId;
-use fastpath::port_survey::EgressReport;
-use fastpath::report::Report;
+use fastpath::report::{EgressReport, Report};
 use fastpath::snapshot::Side;
 use fastpath::succession::Inheritance;
 

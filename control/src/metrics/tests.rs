@@ -6,8 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use conntrack::{Epoch, PortUse, Protocol, TenantId};
-use fastpath::port_survey::EgressReport;
-use fastpath::report::{AttachMode, FramesReport, SteerReport};
+use fastpath::report::{AttachMode, EgressReport, FramesReport, SteerReport};
 use fastpath::timing::TurnTiming;
 
 use super::*;
