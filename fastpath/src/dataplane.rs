@@ -37,7 +37,6 @@ use crate::snapshot::{Side, Snapshot};
 pub use crate::steer::Loss;
 use crate::steer::{Loader, SteerError, Steering, remove_all_pins};
 use crate::succession::{Inheritance, SessionFile};
-use crate::survey::Surveyor;
 use crate::tap::{Tap, TapBoard};
 use crate::verdict::DropReason;
 use crate::worker::PortChange;
@@ -283,11 +282,6 @@ impl DataPlane {
             tenants: self.report_tenants(),
             frames: self.report_frames(),
         })
-    }
-
-    /// Returns who asks the workers about their sessions, from any thread.
-    pub fn surveyor(&self) -> Surveyor {
-        Surveyor { mailboxes: self.workers.iter().map(|worker| Arc::clone(&worker.mailbox)).collect() }
     }
 
     /// Returns who opens taps at the workers, from any thread.
