@@ -29,7 +29,6 @@
 //! - [`waiting`]: frames that wait for something, their next hop for one
 //! - [`announce`]: gratuitous ARP
 //! - [`mailbox`]: what reaches a worker from outside
-//! - [`port_survey`]: counts which outside ports are taken, a piece each turn
 //! - [`tap`]: shows frames, and what becomes of them, to whoever looks
 //! - [`counters`]: what a worker counts
 //! - [`pulse`]: signs of life of the workers
@@ -37,7 +36,7 @@
 //! - [`runner`]: the thread that a worker runs on: clock, sleep, panics
 //! - [`placement`]: on which core that thread runs, before whom, and without privileges
 //! - [`steer`]: the XDP program: loads, attaches, pins it and keeps its maps in step
-//! - [`survey`]: lists and ends sessions, a piece of the table each turn
+//! - [`survey`]: lists and ends sessions and finds the ports that are taken, a piece of the table each turn
 //! - [`rehearsal`]: decides about a frame and leaves nothing behind
 //! - [`journal`]: what workers tell a log of translations
 //! - [`succession`]: sessions outlive the process: taken down in memory that stays
@@ -64,7 +63,6 @@ pub mod mss;
 pub mod parse;
 pub mod pipeline;
 pub mod placement;
-pub mod port_survey;
 pub mod pulse;
 pub mod rehearsal;
 pub mod reject;

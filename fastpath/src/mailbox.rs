@@ -11,7 +11,6 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::dataplane::NeighbourRequest;
 use crate::io::Frame;
-use crate::port_survey::PortPage;
 use crate::share::may_take;
 use crate::snapshot::{Side, Snapshot};
 use crate::survey::Question;
@@ -80,7 +79,6 @@ pub struct Mailbox {
     taps: ArrayQueue<Arc<[Arc<Tap>]>>,
     /// Taps that the worker no longer has, to be freed by others.
     retired_taps: ArrayQueue<Arc<[Arc<Tap>]>>,
-    port_pages: ArrayQueue<PortPage>,
     returns: ArrayQueue<Return>,
     /// Workers that forgot all their sessions, a bit each.
     forgetful: AtomicU64,
@@ -104,7 +102,6 @@ impl Mailbox {
             questions: ArrayQueue::new(4),
             taps: ArrayQueue::new(1),
             retired_taps: ArrayQueue::new(16),
-            port_pages: ArrayQueue::new(1),
             returns: ArrayQueue::new(RETURNS),
             forgetful: AtomicU64::new(0),
             notices: AtomicU8::new(0),
@@ -191,13 +188,6 @@ impl Mailbox {
         let _ = self.retired_taps.push(taps);
     }
 
-    /// Asks the worker for a page of a survey; tells whether there was room for it.
-    pub fn ask_for_ports(&self, page: PortPage) -> bool {
-        let is_accepted = self.port_pages.push(page).is_ok();
-        self.wake_up();
-        is_accepted
-    }
-
     /// Tells the worker to end.
     pub fn stop(&self) {
         self.is_stopping.store(true, Ordering::Release);
@@ -246,15 +236,15 @@ impl Mailbox {
             && self.notices.fetch_and(!notice.bit(), Ordering::AcqRel) & notice.bit() != 0
     }
 
+    /// Tells whether a question waits.
+    pub fn has_question(&self) -> bool {
+        // Nearly always none does, and to look costs no fence.
+        !self.questions.is_empty()
+    }
+
     /// Takes a question.
     pub fn take_question(&self) -> Option<Question> {
         self.questions.pop()
-    }
-
-    /// Takes a page to fill in.
-    pub fn take_port_page(&self) -> Option<PortPage> {
-        // Nearly always there is none, which costs no fence.
-        if self.port_pages.is_empty() { None } else { self.port_pages.pop() }
     }
 
     /// Tells whether the worker shall end.
@@ -281,7 +271,6 @@ impl Mailbox {
             && self.handed.is_empty()
             && self.questions.is_empty()
             && self.taps.is_empty()
-            && self.port_pages.is_empty()
             && self.returns.is_empty()
             && self.forgetful.load(Ordering::Relaxed) == 0
             && self.notices.load(Ordering::Relaxed) == 0

@@ -29,10 +29,9 @@ use crate::express::Lanes;
 use crate::io::{Frame, FrameIo, FramePool};
 use crate::mailbox::{HandedFrame, Mailbox, Notice, RequestQueue, Task};
 use crate::pipeline::{Engine, Outcome};
-use crate::port_survey::PortPage;
 use crate::snapshot::{Side, Snapshot};
 use crate::stray::FOR_OPENING;
-use crate::survey::Survey;
+use crate::survey::Surveys;
 use crate::tap::{Occasion, Taps};
 use crate::verdict::{DatagramErrand, DropReason, Errand, Lending, Verdict};
 use crate::waiting::{FOR_NEIGHBOURS, WaitingRoom};
@@ -82,11 +81,8 @@ pub struct Worker<I> {
     /// What the frame in the batch was handed over for.
     errand: Option<Errand>,
     announcements: VecDeque<Announcement>,
-    survey: Option<Survey>,
-    port_page: Option<PortPage>,
+    surveys: Surveys,
     taps: Taps,
-    /// Whether the last turn found frames.
-    was_busy: bool,
     tx_ports: [Vec<usize>; 2],
     home_frames: usize,
     have_ports_changed: bool,
@@ -123,10 +119,8 @@ impl<I: FrameIo> Worker<I> {
             lanes: Lanes::default(),
             errand: None,
             announcements: VecDeque::new(),
-            survey: None,
-            port_page: None,
+            surveys: Surveys::new(),
             taps: Taps::new(),
-            was_busy: false,
             tx_ports: tx_ports(&parts.ports),
             home_frames,
             have_ports_changed: false,
@@ -156,7 +150,7 @@ impl<I: FrameIo> Worker<I> {
         self.adopt_snapshot();
         self.adopt_taps(now);
         self.announce_again();
-        self.answer_question(now);
+        self.answer_questions(now);
         self.take_back_ports(now);
         self.retry_waiting(now);
         let mut found = self.serve_handed(now);
@@ -170,7 +164,6 @@ impl<I: FrameIo> Worker<I> {
         self.expire(now);
         self.expire_fragments(now);
         self.give_back_ports();
-        self.was_busy = found > 0;
         found
     }
 

@@ -125,7 +125,7 @@ impl Gateway {
         let data_plane = block_in_place(|| DataPlane::start(&setup.options, first))
             .context("the fast path did not start")?;
         block_in_place(|| threads::settle(calm, &data_plane.pulses()));
-        let port_usage = keep_surveying(data_plane.port_surveyor(), setup.metrics_destinations);
+        let port_usage = keep_surveying(data_plane.surveyor(), setup.metrics_destinations);
         tell_inheritance(data_plane.inheritance());
         let nat_log = start_log(setup.nat_log.as_ref(), &data_plane, &setup.registry, &setup.cluster.state)?;
         let tenants_set_aside = setup.state.tenants_set_aside();

@@ -12,8 +12,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use conntrack::{PortUse, Protocol, port_capacity};
-use fastpath::port_survey::PortSurveyor;
 use fastpath::report::EgressReport;
+use fastpath::survey::{SurveyError, Surveyor};
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 use tokio::time::{MissedTickBehavior, interval};
@@ -184,7 +184,7 @@ impl Forecast {
 }
 
 /// Surveys the tables from now on, until nobody has the answer any more; `top` destinations are told of.
-pub fn keep_surveying(surveyor: PortSurveyor, top: usize) -> watch::Receiver<Arc<PortUsage>> {
+pub fn keep_surveying(surveyor: Surveyor, top: usize) -> watch::Receiver<Arc<PortUsage>> {
     let (sender, usage) = watch::channel(Arc::default());
     tokio::spawn(async move {
         let mut forecast = Forecast::new(top);
@@ -195,11 +195,11 @@ pub fn keep_surveying(surveyor: PortSurveyor, top: usize) -> watch::Receiver<Arc
             let surveyor = surveyor.clone();
             let surveyed = spawn_blocking(move || survey(&surveyor)).await;
             match surveyed {
-                Ok(Some((tally, at))) => {
+                Ok(Ok((tally, at))) => {
                     let usage = PortUsage { took: at.elapsed(), ..forecast.observe(&tally, at) };
                     sender.send_replace(Arc::new(usage));
                 }
-                Ok(None) => debug!("a worker did not answer, and ports are not counted"),
+                Ok(Err(error)) => debug!("ports were not counted: {error}"),
                 Err(error) => error!("ports were not counted: {error}"),
             }
         }
@@ -207,9 +207,10 @@ pub fn keep_surveying(surveyor: PortSurveyor, top: usize) -> watch::Receiver<Arc
     usage
 }
 
-fn survey(surveyor: &PortSurveyor) -> Option<(Tally, Instant)> {
+fn survey(surveyor: &Surveyor) -> Result<(Tally, Instant), SurveyError> {
     let (mut tally, at) = (Tally::default(), Instant::now());
-    surveyor.survey(|port| tally.count(port)).then_some((tally, at))
+    surveyor.count_ports(|port| tally.count(port))?;
+    Ok((tally, at))
 }
 
 #[cfg(test)]

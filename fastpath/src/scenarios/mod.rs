@@ -16,11 +16,13 @@
 //! - [`lending`]: outside ports at several workers
 //! - [`limits`]: how much a tenant and a pod may have
 //! - [`mapping`]: which outside address and port stand for a pod's, and who may use them
+//! - [`port_surveys`]: the ports that are taken are found
 //! - [`portless`]: protocols without ports are translated by address
 //! - [`queues`]: workers with any number of queues on each side, and queues that change
 //! - [`rehearsals`]: what is decided on a copy is what happens
 //! - [`sources`]: whom a tenant's packets may come from, and what others hear
 //! - [`stray`]: packets that belong to no session and may not open one
+//! - [`survey_turns`]: who asks does not wait long for others who ask, and the worker for nobody
 //! - [`surveys`]: sessions are listed and ended
 //! - [`taps`]: what is shown of frames
 //! - [`workers`]: several workers, panics, and what every frame comes to
@@ -40,12 +42,14 @@ mod limits;
 mod mapping;
 mod neighbours;
 mod oversize;
+mod port_surveys;
 mod portless;
 mod queues;
 mod refusing;
 mod rehearsals;
 mod sources;
 mod stray;
+mod survey_turns;
 mod surveys;
 mod taps;
 mod workers;

@@ -5,17 +5,16 @@ use std::thread;
 use std::time::Duration;
 
 use conntrack::{FiveTuple, Protocol, TcpFlags, TenantId};
-use crossbeam::channel::bounded;
 
 use super::{EGRESS, SYN_ACK, answer, leave, only};
 use crate::dataplane::SessionReport;
 use crate::snapshot::Side::{Inside, Outside};
-use crate::survey::{Act, Cursor, EndFilter, Page, Question, SessionFilter, SessionState, Surveyor};
+use crate::survey::{Cursor, EndFilter, Page, SessionFilter, SessionState, Surveyor};
 use crate::testing::rig::Rig;
 use crate::testing::{echo_frame, gateway, red, tcp_frame, udp_frame};
 
 /// Asks while the workers turn.
-fn ask<T: Send>(rig: &mut Rig, question: impl FnOnce(&Surveyor) -> T + Send) -> T {
+pub(super) fn ask<T: Send>(rig: &mut Rig, question: impl FnOnce(&Surveyor) -> T + Send) -> T {
     let surveyor = Surveyor { mailboxes: rig.mailboxes.clone() };
     thread::scope(|scope| {
         let asked = scope.spawn(|| question(&surveyor));
@@ -136,31 +135,4 @@ fn sessions_that_are_ended_are_gone_and_nothing_else_is() {
     let reset = rig.send(Inside, &tcp_frame("10.132.0.7:1000", "198.51.100.7:80", TcpFlags::ACK), Inside);
     assert_ne!(only(reset)[47] & 0x04, 0, "the pod hears that its connection is no more");
     assert_eq!(ask(&mut rig, |surveyor| surveyor.end(&filter)), Ok(0));
-}
-
-#[test]
-fn a_turn_looks_at_a_bounded_piece_of_the_table_and_at_less_while_frames_come() {
-    const ENTRIES: u32 = 16 * 1024;
-    let mut rig = Rig::with_room_for(ENTRIES, gateway().spec());
-    let frame = udp_frame("10.132.0.5:1000", "192.168.55.13:53", b"x");
-    leave(&mut rig, &frame);
-    let mut turns_until_answer = |is_busy: bool| {
-        let (reply, answers) = bounded(1);
-        let question = Question { filter: SessionFilter::default(), act: Act::End(0), from: 1, reply };
-        assert!(rig.mailboxes[0].ask(question));
-        let mut turns = 0;
-        while answers.is_empty() {
-            if is_busy {
-                rig.inject(0, Inside, &frame);
-            }
-            let now = rig.now;
-            rig.workers[0].turn(now);
-            rig.take(Outside);
-            turns += 1;
-        }
-        turns
-    };
-    // What a turn looks at depends on what came in the turn before it.
-    assert_eq!(turns_until_answer(true), 1 + (ENTRIES - 2048) / 128);
-    assert_eq!(turns_until_answer(false), 1 + ENTRIES / 2048);
 }

@@ -39,7 +39,7 @@ pub enum SurveyError {
     NoAnswer(u16),
 }
 
-/// Asks the workers about their sessions, from any thread. Calls block.
+/// Asks the workers about their sessions and ports, from any thread. Calls block.
 #[derive(Clone, Debug)]
 pub struct Surveyor {
     pub(crate) mailboxes: Vec<Arc<Mailbox>>,
@@ -62,7 +62,7 @@ impl Surveyor {
             || Act::List(Vec::with_capacity(limit)),
             |act| match act {
                 Act::List(rows) => rows,
-                Act::Copy(_) | Act::End(_) => Vec::new(),
+                Act::Copy(_) | Act::End(_) | Act::Ports { .. } => Vec::new(),
             },
         )
     }
@@ -83,7 +83,7 @@ impl Surveyor {
             || Act::Copy(Vec::with_capacity(limit)),
             |act| match act {
                 Act::Copy(records) => records,
-                Act::List(_) | Act::End(_) => Vec::new(),
+                Act::List(_) | Act::End(_) | Act::Ports { .. } => Vec::new(),
             },
         )
     }
@@ -127,7 +127,7 @@ impl Surveyor {
         }
     }
 
-    fn after(&self, asked: Cursor, next: Option<u32>) -> Option<Cursor> {
+    pub(super) fn after(&self, asked: Cursor, next: Option<u32>) -> Option<Cursor> {
         match next {
             Some(entry) => Some(Cursor { entry, ..asked }),
             None => Some(Cursor { worker: asked.worker + 1, entry: 0 })
@@ -135,7 +135,7 @@ impl Surveyor {
         }
     }
 
-    fn ask(&self, filter: &SessionFilter, from: Cursor, act: Act) -> Result<Answer, SurveyError> {
+    pub(super) fn ask(&self, filter: &SessionFilter, from: Cursor, act: Act) -> Result<Answer, SurveyError> {
         let (reply, answer) = bounded(1);
         let question = Question { filter: filter.clone(), act, from: from.entry, reply };
         if !self.mailboxes[usize::from(from.worker)].ask(question) {
@@ -146,7 +146,7 @@ impl Surveyor {
 }
 
 impl DataPlane {
-    /// Returns who asks the workers about their sessions, from any thread.
+    /// Returns who asks the workers about their sessions and ports, from any thread.
     pub fn surveyor(&self) -> Surveyor {
         Surveyor { mailboxes: self.workers.iter().map(|worker| Arc::clone(&worker.mailbox)).collect() }
     }

@@ -24,7 +24,6 @@ impl<I: FrameIo> Worker<I> {
             self.parts.engine.conntrack.settle_loan(&loan);
         }
         self.parts.engine.answers.fill();
-        self.survey = None;
-        self.port_page = None;
+        self.surveys.forget();
     }
 }
