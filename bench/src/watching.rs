@@ -177,31 +177,21 @@ impl Bench<'_> {
 
     /// Returns how many million frames a second arrive.
     fn rate(&self, looker: Looker) -> Result<f64> {
-        let mut elapsed = Duration::ZERO;
-        let (before, after) = self.while_looking(
-            looker,
-            || self.sink.arrived().map(|arrived| arrived.translated),
-            &mut elapsed,
-        )?;
+        let count = || Ok(self.sink.arrived()?.translated);
+        let Measured { before, after, elapsed } = self.while_looking(looker, count)?;
         Ok(mega_per_second(after - before, elapsed))
     }
 
     /// Returns how many of a million frames do not arrive.
     fn loss(&self, looker: Looker) -> Result<f64> {
         let count = || Ok((self.sink.arrived()?.translated, self.generator.sent()?));
-        let ((arrived_before, sent_before), (arrived, sent)) =
-            self.while_looking(looker, count, &mut Duration::ZERO)?;
+        let Measured { before, after, .. } = self.while_looking(looker, count)?;
         // A few are on their way at each of both looks.
-        Ok(lost_ppm(arrived - arrived_before, sent - sent_before))
+        Ok(lost_ppm(after.0 - before.0, after.1 - before.1))
     }
 
     /// Counts before and after the time of one measurement, while somebody looks.
-    fn while_looking<T>(
-        &self,
-        looker: Looker,
-        count: impl Fn() -> Result<T>,
-        elapsed: &mut Duration,
-    ) -> Result<(T, T)> {
+    fn while_looking<T>(&self, looker: Looker, count: impl Fn() -> Result<T>) -> Result<Measured<T>> {
         let log = tempfile::NamedTempFile::new()?;
         let command = looker.command(&self.setup.spillway, &self.socket);
         let looking = command
@@ -210,16 +200,22 @@ impl Bench<'_> {
         wait::pause(BEGINS)?;
         let (before, start) = (count()?, Instant::now());
         wait::pause(Duration::from_secs(self.options.seconds))?;
-        let after = count()?;
-        *elapsed = start.elapsed();
+        let measured = Measured { before, after: count()?, elapsed: start.elapsed() };
         if let Some(mut looking) = looking {
             if let Some(status) = looking.ended()? {
                 bail!("whoever looked ended too early, with {status}: {}", looking.output());
             }
             looking.kill().context("whoever looks")?;
         }
-        Ok((before, after))
+        Ok(measured)
     }
+}
+
+/// What was counted at both ends of a measurement.
+struct Measured<T> {
+    before: T,
+    after: T,
+    elapsed: Duration,
 }
 
 fn summarise(rates: &[Vec<f64>], lost: &[Vec<f64>]) -> Vec<Found> {

@@ -21,7 +21,7 @@
 #include <bpf/bpf_helpers.h>
 
 #define MAX_TENANTS 65536
-#define MAX_ADDRESSES 262144
+#define MAX_ADDRESSES 65536
 #define MAX_PREFIXES 65536
 #define MAX_TAGS 2
 

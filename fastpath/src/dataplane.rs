@@ -115,6 +115,23 @@ impl AsFd for NeighbourRequests {
     }
 }
 
+/// What a start needs whatever it is that is started; it is made on a thread of its own meanwhile.
+#[derive(Debug)]
+pub struct Groundwork {
+    loader: JoinHandle<Loader>,
+}
+
+impl Groundwork {
+    /// Begins to read the kernel's types, which takes tens of milliseconds.
+    pub fn begin() -> Self {
+        Self { loader: thread::spawn(Loader::default) }
+    }
+
+    fn finish(self) -> Loader {
+        self.loader.join().unwrap_or_else(|panic| resume_unwind(panic))
+    }
+}
+
 /// Running workers and attached XDP programs.
 #[derive(Debug)]
 pub struct DataPlane {
@@ -157,22 +174,29 @@ impl DataPlane {
     ///
     /// # Errors
     /// When an interface does not exist or cannot carry XDP, when privileges are missing, or when memory is short.
-    pub fn start(options: &DataPlaneOptions, first: Snapshot) -> Result<Self, DataPlaneError> {
+    pub fn start(
+        options: &DataPlaneOptions,
+        first: Snapshot,
+        groundwork: Groundwork,
+    ) -> Result<Self, DataPlaneError> {
+        let begun = Instant::now();
         let layout = Layout::plan(options)?;
         check_mtu(&first)?;
         let mut book = SharedBook::default();
         let first = first.with_shared(&mut book, Epoch::default());
         // Both take a while, and nobody forwards until they are done.
-        let (steering, provisions) = thread::scope(|scope| {
-            let steering = scope.spawn(|| load_programs(&layout, &first));
+        let ((loader, steering), provisions) = thread::scope(|scope| {
+            let loading = scope.spawn(|| load_programs(groundwork.finish(), &layout, &first));
             let provisions = Provisions::take(&layout, options, &first);
-            (steering.join().unwrap_or_else(|panic| resume_unwind(panic)), provisions)
+            (loading.join().unwrap_or_else(|panic| resume_unwind(panic)), provisions)
         });
         let (mut steering, provisions) = (steering?, provisions?);
+        let loaded = begun.elapsed();
         for (steering, link) in steering.iter_mut().zip(&layout.links) {
             steering.attach_program(link.index, options.attach, &options.pin_dir)?;
         }
         let first = Arc::new(first);
+        let attached = begun.elapsed();
         let started = StartedWorkers::start(&layout, options, &first, &steering, provisions)?;
         let mut data_plane = Self {
             steering,
@@ -192,13 +216,17 @@ impl DataPlane {
             open_taps: Arc::default(),
             events: started.events,
         };
-        match data_plane.stand_guard() {
-            Ok(()) => Ok(data_plane),
-            Err(error) => {
-                data_plane.stop();
-                Err(error.into())
-            }
+        let running = begun.elapsed();
+        if let Err(error) = data_plane.stand_guard() {
+            data_plane.stop();
+            return Err(error.into());
         }
+        tracing::debug!(
+            "the fast path runs since {running:?} after its start; loaded {loaded:?}, attached {attached:?}, guarded {:?}",
+            begun.elapsed()
+        );
+        drop(loader); // not before: it has the kernel's types, each in memory of its own
+        Ok(data_plane)
     }
 
     /// Attaches the second lines, while traffic flows already: each takes the kernel tens of milliseconds.
@@ -321,11 +349,12 @@ impl DataPlane {
             worker.mailbox.stop();
         }
         let deadline = Instant::now() + ENDS_WITHIN;
-        let mut stuck = Vec::new();
+        let (mut stuck, mut queues) = (Vec::new(), Vec::new());
         for (number, worker) in self.workers.into_iter().enumerate() {
             while !worker.thread.is_finished() && Instant::now() < deadline {
                 thread::sleep(Duration::from_millis(1));
             }
+            queues.extend(worker.queues);
             if worker.thread.is_finished() {
                 // A worker catches its own panics; what it left behind is gone either way.
                 let _ = worker.thread.join();
@@ -333,6 +362,7 @@ impl DataPlane {
                 stuck.push(number);
             }
         }
+        close_together(queues);
         if let Some(file) = self.session_file {
             file.note_alive();
         }
@@ -399,11 +429,25 @@ impl DataPlane {
     }
 }
 
+/// Closes the sockets of queues whose workers have ended. The kernel waits for each until no processor uses it (RCU): at the
+/// same time for all, where they are closed at the same time.
+fn close_together(queues: Vec<Queue>) {
+    thread::scope(|scope| {
+        for queue in queues {
+            scope.spawn(|| drop(queue));
+        }
+    });
+}
+
 /// Loads the programs of both sides.
-fn load_programs(layout: &Layout, first: &Snapshot) -> Result<[Steering; 2], SteerError> {
-    let mut loader = Loader::default();
+fn load_programs(
+    mut loader: Loader,
+    layout: &Layout,
+    first: &Snapshot,
+) -> (Loader, Result<[Steering; 2], SteerError>) {
     let mut load = |side| Steering::load_with(&mut loader, side, layout.link(side).queues, first);
-    Ok([load(Side::Inside)?, load(Side::Outside)?])
+    let loaded = load(Side::Inside).and_then(|inside| Ok([inside, load(Side::Outside)?]));
+    (loader, loaded)
 }
 
 fn check_mtu(snapshot: &Snapshot) -> Result<(), DataPlaneError> {

@@ -14,6 +14,7 @@ use rand::rngs::SysRng;
 use crate::counters::{QueueCounters, WorkerCounters};
 use crate::dataplane::{DataPlaneError, DataPlaneOptions, WorkerHandle};
 use crate::fragments::Limits;
+use crate::io::memory::take_huge_pages;
 use crate::io::probe::XskProbe;
 use crate::io::xsk::XskPort;
 use crate::io::{Frame, FrameArea, FramePool};
@@ -65,6 +66,7 @@ impl Provisions {
         first: &Snapshot,
     ) -> Result<Self, DataPlaneError> {
         let (area, frames) = FrameArea::allocate(layout.total_frames()).map_err(lacking("the frame area"))?;
+        area.populate();
         let (mut tables, counters) = make_tables(layout, options, first)?;
         let events = options.records.map(|records| Events::new(layout.workers(), records));
         if let Some(events) = &events {
@@ -133,7 +135,9 @@ fn make_tables(
     for number in 0..layout.workers() {
         let slot = WorkerSlot { worker: narrow(number), workers: narrow(layout.workers()) };
         let seed = draw_seed().map_err(lacking("a random seed"))?;
-        tables.push(Conntrack::new(options.session_capacity, slot, Arc::clone(shared), seed));
+        let table = Conntrack::new(options.session_capacity, slot, Arc::clone(shared), seed);
+        table.memory().into_iter().for_each(take_huge_pages);
+        tables.push(table);
         let counts = WorkerCounters::default();
         counts.adopt(first);
         counters.push(Arc::new(counts));

@@ -9,7 +9,6 @@ use crate::counters::WorkerCounters;
 use crate::fragments::datagram::{DatagramKey, Part};
 use crate::fragments::{Fragments, Head, Limits, keeper_of};
 use crate::io::Frame;
-use crate::io::memory::take_huge_pages;
 use crate::mss::{announces_mss, clamp_mss};
 use crate::parse::{Flow, Packet, QuotedPacket, Transport, parse};
 use crate::reject::{AnswerLimit, answer_to, write_answer};
@@ -85,7 +84,6 @@ impl Engine {
         counters: Arc<WorkerCounters>,
     ) -> Self {
         let fragments = Fragments::new(conntrack.slot(), limits);
-        conntrack.memory().into_iter().for_each(take_huge_pages);
         Self { snapshot, conntrack, fragments, counters, answers: AnswerLimit::new() }
     }
 

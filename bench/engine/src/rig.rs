@@ -10,8 +10,8 @@ use crossbeam::channel::{Receiver, bounded};
 use crossbeam::queue::ArrayQueue;
 use fastpath::counters::WorkerCounters;
 use fastpath::fragments::Limits;
-use fastpath::io::FrameArea;
-use fastpath::io::FramePool;
+use fastpath::io::memory::take_huge_pages;
+use fastpath::io::{FrameArea, FramePool};
 use fastpath::mailbox::{Mailbox, RequestQueue};
 use fastpath::pipeline::Engine;
 use fastpath::snapshot::{
@@ -84,6 +84,7 @@ impl Rig {
             let slot = WorkerSlot { worker, workers: u16::try_from(count).expect("it was one") };
             let shared = Arc::clone(snapshot.shared().expect("it was given"));
             let conntrack = Conntrack::new(entries, slot, shared, [7; 32]);
+            conntrack.memory().into_iter().for_each(take_huge_pages);
             let counters = Arc::new(WorkerCounters::default());
             let first = Arc::clone(&snapshot);
             Worker::new(WorkerParts {

@@ -11,7 +11,7 @@ use std::time::{Instant, SystemTime};
 
 use anyhow::Context;
 use conntrack::Epoch;
-use fastpath::dataplane::{DataPlane, DataPlaneOptions, NeighbourRequest, NeighbourRequests};
+use fastpath::dataplane::{DataPlane, DataPlaneOptions, Groundwork, NeighbourRequest, NeighbourRequests};
 use fastpath::pulse::Pulse;
 use fastpath::snapshot::{Side, Snapshot};
 use fastpath::succession::Inheritance;
@@ -25,7 +25,7 @@ use super::converge::{Refused, Stakes, Subject};
 use super::program;
 use super::publication::Publication;
 use super::shortage::Shortages;
-use super::threads::{self, Calm};
+use super::threads::{self, Hurry};
 use super::translations::start_log;
 use crate::compile::{Constants, compile, host};
 use crate::config::ReturnRoute;
@@ -60,6 +60,10 @@ pub struct Setup {
     pub cluster: ClusterSide,
     /// What the fast path is started with.
     pub options: DataPlaneOptions,
+    /// Until somebody forwards.
+    pub(super) hurry: Hurry,
+    /// What was begun before anything was known.
+    pub groundwork: Groundwork,
     /// Destinations that metrics tell of.
     pub metrics_destinations: usize,
     /// What is logged of translations; none: nothing.
@@ -95,12 +99,12 @@ pub struct Gateway {
 impl Gateway {
     /// Removes what an earlier process left, starts the fast path, and gives the kernel what tenants need.
     ///
-    /// `keep` leaves in place what was made when something is refused. The process's threads are `calm` again as soon as
+    /// `keep` leaves in place what was made when something is refused. The process's threads are calm again as soon as
     /// somebody forwards.
     ///
     /// # Errors
     /// When an interface is not usable, or the kernel or the fast path refuses.
-    pub(super) async fn start(mut setup: Setup, calm: Calm, keep: bool) -> anyhow::Result<Self> {
+    pub(super) async fn start(mut setup: Setup, keep: bool) -> anyhow::Result<Self> {
         let return_routes = setup.cluster.return_routes(&setup.configured_routes);
         let cluster_host = host(&setup.facts, &return_routes, &setup.constants)?;
         setup.cluster.register(&mut setup.registry, &cluster_host);
@@ -122,9 +126,9 @@ impl Gateway {
             &setup.constants,
         )?;
         let first = Snapshot::compile(published.clone());
-        let data_plane = block_in_place(|| DataPlane::start(&setup.options, first))
+        let data_plane = block_in_place(|| DataPlane::start(&setup.options, first, setup.groundwork))
             .context("the fast path did not start")?;
-        block_in_place(|| threads::settle(calm, &data_plane.pulses()));
+        block_in_place(|| threads::settle(setup.hurry, &data_plane.pulses()));
         let port_usage = keep_surveying(data_plane.surveyor(), setup.metrics_destinations);
         tell_inheritance(data_plane.inheritance());
         let nat_log = start_log(setup.nat_log.as_ref(), &data_plane, &setup.registry, &setup.cluster.state)?;
@@ -180,7 +184,7 @@ impl Gateway {
             error!(error = format!("{error:#}"), "not everything was removed");
         }
         info!("stopping the workers");
-        threads::hurry(); // whoever comes next forwards the sooner
+        let _hurry = threads::hurry(); // whoever comes next forwards the sooner
         for worker in block_in_place(|| self.data_plane.stop()) {
             error!(worker, "worker {worker} does not stop; it ends with the process");
         }

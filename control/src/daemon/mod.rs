@@ -11,6 +11,7 @@
 //! - [`publication`]: which snapshot the fast path has
 //! - `readiness`: whether the gateway serves as it should
 //! - [`supervisor`]: watches over the workers and the control loop
+//! - `grace`: short grace periods while nobody forwards
 //! - `threads`: how urgently the daemon's own threads run, and where
 //! - `translations`: the log of translations
 //! - [`shortage`]: new sessions that were refused for lack of room
@@ -21,6 +22,7 @@ mod changes;
 pub mod cluster;
 mod converge;
 pub mod gateway;
+mod grace;
 pub mod guard;
 pub mod host;
 mod metering;
@@ -39,7 +41,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use fastpath::dataplane::{DataPlaneOptions, NeighbourRequests};
+use fastpath::dataplane::{DataPlaneOptions, Groundwork, NeighbourRequests};
 use fastpath::snapshot::Side;
 use sd_notify::NotifyState;
 use tokio::io::Interest;
@@ -55,7 +57,7 @@ use self::cluster::ClusterSide;
 use self::gateway::{Gateway, Setup};
 use self::guard::{ControlSocket, DirectoryGuard, InterfaceGuard};
 use self::supervisor::Supervisor;
-use self::threads::Calm;
+use self::threads::Hurry;
 use crate::api::{Bounds, Request, health_router, log_router, router, serve};
 use crate::compile::{Constants, host as host_of};
 use crate::config::Config;
@@ -90,18 +92,22 @@ pub fn run(config: Config, socket: &Path, keep: bool, log: &Log) -> anyhow::Resu
     host::lift_file_limit();
     host::keep_files_to_own_group();
     host::give_up_privileges()?;
-    let calm = threads::hurry(); // nobody forwards now
+    let hurry = threads::hurry(); // nobody forwards now
+    let beginning = Beginning { keep, log, hurry, groundwork: Groundwork::begin() };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(run_in_runtime(config, socket, calm, keep, log))
+    runtime.block_on(run_in_runtime(config, socket, beginning))
 }
 
-async fn run_in_runtime(
-    config: Config,
-    socket: &Path,
-    calm: Calm,
+/// What a daemon begins with.
+struct Beginning<'a> {
     keep: bool,
-    log: &Log,
-) -> anyhow::Result<()> {
+    log: &'a Log,
+    hurry: Hurry,
+    groundwork: Groundwork,
+}
+
+async fn run_in_runtime(config: Config, socket: &Path, beginning: Beginning<'_>) -> anyhow::Result<()> {
+    let keep = beginning.keep;
     let _inside = InterfaceGuard::take(&config.inside)?;
     let _outside = InterfaceGuard::take(&config.outside)?;
     let socket = ControlSocket::listen(socket)?;
@@ -111,7 +117,7 @@ async fn run_in_runtime(
     let state = StateDir::open(&config.state_dir)?;
     let mut sysctls = Sysctls::open(state.clone())?;
     let interfaces = Interfaces { inside: config.inside.clone(), outside: config.outside.clone() };
-    let ran = Daemon::run(config, &socket, state, &mut sysctls, (calm, keep, log)).await;
+    let ran = Daemon::run(config, &socket, state, &mut sysctls, beginning).await;
     if !keeps(keep, &ran)
         && let Err(error) = restore(&mut sysctls, &interfaces).await
     {
@@ -170,14 +176,14 @@ impl Daemon {
         socket: &ControlSocket,
         state: StateDir,
         sysctls: &mut Sysctls,
-        (calm, keep, log): (Calm, bool, &Log),
+        Beginning { keep, log, hurry, groundwork }: Beginning<'_>,
     ) -> anyhow::Result<SignalKind> {
         let signals = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
         let health = config.health.map(listen_for_health).transpose()?;
         let metrics = metrics::listen(config.metrics)?;
         let monitor = Monitor::subscribe()?; // before the first read, so that nothing is missed
         let session_file = config.session_file.clone().path(socket.path());
-        let setup = prepare(config, session_file, state, monitor).await?;
+        let setup = prepare(config, session_file, state, monitor, hurry, groundwork).await?;
         for side in Side::BOTH {
             sysctls.isolate(setup.constants.interfaces.name(side))?;
         }
@@ -185,8 +191,7 @@ impl Daemon {
             sysctls.make_room_for_neighbours()?;
         }
         let pin_dir = setup.options.pin_dir.clone();
-        let gateway =
-            Gateway::start(setup, calm, keep).await.map_err(|error| with_advice(error, &pin_dir))?;
+        let gateway = Gateway::start(setup, keep).await.map_err(|error| with_advice(error, &pin_dir))?;
         let neighbour_requests = gateway.neighbour_requests();
         let neighbours_readable = watch(&neighbour_requests)?;
         let (sender, requests) = mpsc::channel(REQUESTS_IN_FLIGHT);
@@ -303,6 +308,8 @@ async fn prepare(
     session_file: Option<PathBuf>,
     state: StateDir,
     monitor: Monitor,
+    hurry: Hurry,
+    groundwork: Groundwork,
 ) -> anyhow::Result<Setup> {
     let netlink = Netlink::connect()?;
     let facts = Facts::read(&netlink).await?;
@@ -343,6 +350,8 @@ async fn prepare(
         configured_routes: config.routes,
         cluster,
         options,
+        hurry,
+        groundwork,
         metrics_destinations: config.metrics_destinations,
         nat_log: config.nat_log,
     })

@@ -17,25 +17,30 @@ use nix::unistd;
 use rustix::process::{Pid, getpriority_process, setpriority_process};
 use tracing::{debug, warn};
 
+use super::grace::ShortGrace;
+
 /// How long the workers' threads may take to run for the first time.
 const BEGIN_WITHIN: Duration = Duration::from_secs(1);
 
 /// Nice value of a thread that has all that it wants beside ordinary ones (sched(7)).
 const MOST_URGENT: i32 = -20;
 
-/// What a thread was before it was in a hurry.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Calm {
+/// A time in which nobody forwards, and nothing is to be waited for.
+#[derive(Debug)]
+pub(super) struct Hurry {
+    /// Nice value of the thread that began it.
     nice: i32,
+    grace: ShortGrace,
 }
 
-/// Lets the calling thread, and those that it starts from now on, go before ordinary threads, as far as the process may.
-pub(super) fn hurry() -> Calm {
+/// Lets the calling thread, and those that it starts from now on, go before ordinary threads, and keeps grace periods short,
+/// as far as the process may.
+pub(super) fn hurry() -> Hurry {
     let nice = getpriority_process(None).unwrap_or(0);
     if let Err(error) = setpriority_process(None, MOST_URGENT) {
         debug!(%error, "the start is not hurried; that takes CAP_SYS_NICE");
     }
-    Calm { nice }
+    Hurry { nice, grace: ShortGrace::begin() }
 }
 
 /// Ends the hurry of all threads, and takes the workers' cores from all but the workers. Threads that these start later
@@ -43,7 +48,9 @@ pub(super) fn hurry() -> Calm {
 ///
 /// No thread loses its last core, and none any where a worker has no core of its own. Blocks until every worker runs, a
 /// second at most: before that their threads look like others.
-pub(super) fn settle(calm: Calm, workers: &[Pulse]) {
+pub(super) fn settle(hurry: Hurry, workers: &[Pulse]) {
+    let Hurry { nice, grace } = hurry;
+    drop(grace);
     let begin_before = Instant::now() + BEGIN_WITHIN;
     while workers.iter().any(|worker| worker.thread() == 0) && Instant::now() < begin_before {
         sleep(Duration::from_millis(1));
@@ -53,7 +60,7 @@ pub(super) fn settle(calm: Calm, workers: &[Pulse]) {
     let cores = workers.iter().map(Pulse::core).collect::<Option<HashSet<_>>>();
     let settle_one = |thread: i32| {
         let process = Pid::from_raw(thread).ok_or(io::ErrorKind::InvalidInput)?;
-        setpriority_process(Some(process), calm.nice)?;
+        setpriority_process(Some(process), nice)?;
         match &cores {
             Some(cores) if !u64::try_from(thread).is_ok_and(|thread| own.contains(&thread)) => {
                 Ok(keep_off(unistd::Pid::from_raw(thread), cores)?)
@@ -141,19 +148,19 @@ mod tests {
         let nice = |thread| getpriority_process(Pid::from_raw(thread)).unwrap();
         let before = nice(unistd::gettid().as_raw());
         // In a thread of its own: a thread that is not root keeps what it has.
-        let (calm, hurried, inherited) = thread::spawn(move || {
-            let calm = hurry();
+        let (begun, hurried, inherited) = thread::spawn(move || {
+            let hurry = hurry();
             let hurried = nice(unistd::gettid().as_raw());
-            (calm, hurried, with_thread(|| {}, nice))
+            (hurry, hurried, with_thread(|| {}, nice))
         })
         .join()
         .unwrap();
         assert!(hurried == MOST_URGENT || hurried == before, "{hurried}");
-        assert_eq!((calm.nice, inherited), (before, hurried));
+        assert_eq!((begun.nice, inherited), (before, hurried));
         with_thread(
             || _ = hurry(),
             |thread| {
-                settle(calm, &[]);
+                settle(begun, &[]);
                 assert_eq!(nice(thread), before);
             },
         );

@@ -10,6 +10,8 @@ use afxdp::buf::Buf;
 use afxdp::buf_mmap::BufMmap;
 use afxdp::mmap_area::{MmapArea, MmapAreaOptions};
 
+use super::memory::take_huge_pages;
+
 /// Bytes of one chunk of the area. A frame may use all but the first 256.
 const CHUNK_BYTES: usize = 2048;
 
@@ -125,6 +127,12 @@ impl FrameArea {
             unsafe { std::ptr::from_ref(frame).cast::<MaybeUninit<RawFrame>>().read() }
         };
         Ok((Self { area, twins: frames.iter().map(twin).collect() }, FramePool { frames }))
+    }
+
+    /// Takes the memory now, in large pages: the first socket pins all of it.
+    pub(crate) fn populate(&self) {
+        let start = self.area.get_ptr().cast::<u8>().cast_const();
+        take_huge_pages(start..start.wrapping_add(self.twins.len() * CHUNK_BYTES));
     }
 
     /// Returns the number of the chunk that a frame is.
