@@ -6,8 +6,13 @@
 //! "Eliminating receive livelock in an interrupt-driven kernel", 1997). A worker under `SCHED_FIFO` (sched(7)) goes
 //! first while it has frames, and sleeps when it has none: nothing is received that is not forwarded.
 
+#![allow(unsafe_code, reason = "the scheduler is asked by a thread's number")]
+
+use std::io;
+
 use caps::CapSet;
 use core_affinity::CoreId;
+use nix::unistd::gettid;
 use thread_priority::{
     RealtimeThreadSchedulePolicy, ThreadPriority, ThreadSchedulePolicy, set_thread_priority_and_policy,
     thread_native_id,
@@ -39,14 +44,22 @@ impl Placement {
         {
             tracing::warn!(worker, core = core.id, "the worker cannot be pinned");
         }
-        if self.policy == SchedulerPolicy::Fifo
-            && let Err(error) = run_first()
-        {
-            tracing::warn!(
-                worker,
-                %error,
-                "the worker does not go before other threads of its core; SCHED_FIFO takes CAP_SYS_NICE"
-            );
+        match self.policy {
+            SchedulerPolicy::Fifo => {
+                if let Err(error) = run_first() {
+                    tracing::warn!(
+                        worker,
+                        %error,
+                        "the worker does not go before other threads of its core; SCHED_FIFO takes CAP_SYS_NICE"
+                    );
+                }
+            }
+            // Whoever started it may go first.
+            SchedulerPolicy::Other => {
+                if let Err(error) = run_as_usual(gettid().as_raw()) {
+                    tracing::warn!(worker, %error, "the worker goes before other threads of its core");
+                }
+            }
         }
     }
 }
@@ -67,6 +80,19 @@ pub(crate) fn give_up_privileges(worker: u16) {
 pub fn run_first() -> Result<(), thread_priority::Error> {
     let policy = ThreadSchedulePolicy::Realtime(RealtimeThreadSchedulePolicy::Fifo);
     set_thread_priority_and_policy(thread_native_id(), ThreadPriority::Min, policy)
+}
+
+/// Lets a thread of the process run like any other again (`SCHED_OTHER`); a thread that does is not changed.
+///
+/// # Errors
+/// When there is no such thread.
+pub fn run_as_usual(thread: i32) -> io::Result<()> {
+    let parameters = libc::sched_param { sched_priority: 0 };
+    // SAFETY: the kernel reads the parameters, and nothing else.
+    match unsafe { libc::sched_setscheduler(thread, libc::SCHED_OTHER, &raw const parameters) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 #[cfg(test)]
@@ -102,5 +128,16 @@ mod tests {
         let may_go_first = thread::spawn(run_first).join().unwrap().is_ok();
         assert_eq!(policy_after(SchedulerPolicy::Fifo) == fifo, may_go_first);
         assert_ne!(policy_after(SchedulerPolicy::Other), fifo);
+        let after_hurry = thread::spawn(|| {
+            let _ = run_first();
+            let started = thread::spawn(|| Placement { core: None, policy: SchedulerPolicy::Other }.take(0));
+            started.join().unwrap();
+            let inherited = thread::spawn(|| thread_schedule_policy().unwrap()).join().unwrap();
+            run_as_usual(gettid().as_raw()).unwrap();
+            (inherited, thread_schedule_policy().unwrap())
+        });
+        let (inherited, after) = after_hurry.join().unwrap();
+        assert_eq!(inherited == fifo, may_go_first);
+        assert_ne!(after, fifo);
     }
 }

@@ -5,6 +5,7 @@ use std::any::Any;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use conntrack::Tick;
@@ -22,6 +23,10 @@ const SLEEP: Duration = Duration::from_millis(100);
 
 /// Longest sleep while the kernel has frames to transmit and may need to be woken again.
 const SLEEP_WHILE_TRANSMITTING: Duration = Duration::from_millis(1);
+
+/// Pause after a piece of a survey while no frame comes: whoever receives for the worker on its core has it meanwhile, and
+/// would have to wait for the survey's end otherwise, as the worker goes first.
+const NAP: Duration = Duration::from_micros(50);
 
 /// A worker that panics again and again is logged once in this time; the count of its panics is exact.
 const LOGGED_EVERY: Duration = Duration::from_secs(60);
@@ -147,6 +152,8 @@ fn turn_until_stopped<I: FrameIo>(worker: &mut Worker<I>, sleeper: &Sleeper, sta
         worker.counters().life.turned();
         if found > 0 || worker.is_busy() {
             patience.reward();
+        } else if worker.is_asked() {
+            thread::sleep(NAP);
         } else if patience.is_over() {
             if worker.take_port_exchange()
                 && let Err(error) = sleeper.watch(worker)

@@ -172,7 +172,7 @@ impl<I: FrameIo> Worker<I> {
         self.parts.ports.iter().any(|port| port.io.is_transmitting())
     }
 
-    /// Tells whether something is left to do even if no frame comes.
+    /// Tells whether something is left to do even if no frame comes, beside answering questions.
     pub fn is_busy(&self) -> bool {
         self.has_more
     }

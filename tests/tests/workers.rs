@@ -57,16 +57,16 @@ fn other_threads_keep_off_the_workers_cores_and_are_in_no_hurry() -> Result<()> 
         let text = fs::read_to_string(task.join("status"))?;
         let fields: BTreeMap<_, _> = text.lines().filter_map(|line| line.split_once(":\t")).collect();
         let (name, cores) = (fields["Name"], fields["Cpus_allowed_list"]);
-        // The nice value is the nineteenth field, and the first two are a number and a name in parentheses (proc(5)).
+        // The policy is the forty-first field, and the first two are a number and a name in parentheses (proc(5)).
         let stat = fs::read_to_string(task.join("stat"))?;
-        let nice = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(16));
-        assert_eq!(nice, Some("0"), "{name}");
+        let policy = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(38));
         if name.starts_with("worker-") {
-            assert_eq!(cores, core, "{name}");
+            assert_eq!((cores, policy), (core.as_str(), Some("1")), "{name} goes first");
             workers += 1;
         } else {
             let is_beside = cores.split(',').all(|range| !range.split('-').any(|end| end == core));
             assert!(is_beside || thread::available_parallelism()?.get() == 1, "{name} runs on {cores}");
+            assert_eq!(policy, Some("0"), "{name}");
             others += 1;
         }
     }

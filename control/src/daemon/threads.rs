@@ -10,11 +10,11 @@ use std::io;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use fastpath::placement::{run_as_usual, run_first};
 use fastpath::pulse::Pulse;
 use nix::errno::Errno;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
-use nix::unistd;
-use rustix::process::{Pid, getpriority_process, setpriority_process};
+use nix::unistd::Pid;
 use tracing::{debug, warn};
 
 use super::grace::ShortGrace;
@@ -22,25 +22,19 @@ use super::grace::ShortGrace;
 /// How long the workers' threads may take to run for the first time.
 const BEGIN_WITHIN: Duration = Duration::from_secs(1);
 
-/// Nice value of a thread that has all that it wants beside ordinary ones (sched(7)).
-const MOST_URGENT: i32 = -20;
-
 /// A time in which nobody forwards, and nothing is to be waited for.
 #[derive(Debug)]
 pub(super) struct Hurry {
-    /// Nice value of the thread that began it.
-    nice: i32,
-    grace: ShortGrace,
+    _grace: ShortGrace,
 }
 
 /// Lets the calling thread, and those that it starts from now on, go before ordinary threads, and keeps grace periods short,
 /// as far as the process may.
 pub(super) fn hurry() -> Hurry {
-    let nice = getpriority_process(None).unwrap_or(0);
-    if let Err(error) = setpriority_process(None, MOST_URGENT) {
+    if let Err(error) = run_first() {
         debug!(%error, "the start is not hurried; that takes CAP_SYS_NICE");
     }
-    Hurry { nice, grace: ShortGrace::begin() }
+    Hurry { _grace: ShortGrace::begin() }
 }
 
 /// Ends the hurry of all threads, and takes the workers' cores from all but the workers. Threads that these start later
@@ -49,24 +43,20 @@ pub(super) fn hurry() -> Hurry {
 /// No thread loses its last core, and none any where a worker has no core of its own. Blocks until every worker runs, a
 /// second at most: before that their threads look like others.
 pub(super) fn settle(hurry: Hurry, workers: &[Pulse]) {
-    let Hurry { nice, grace } = hurry;
-    drop(grace);
+    drop(hurry);
     let begin_before = Instant::now() + BEGIN_WITHIN;
     while workers.iter().any(|worker| worker.thread() == 0) && Instant::now() < begin_before {
         sleep(Duration::from_millis(1));
     }
     // A worker that does not even begin is told of by the supervisor.
     let own: HashSet<_> = workers.iter().map(Pulse::thread).collect();
-    let cores = workers.iter().map(Pulse::core).collect::<Option<HashSet<_>>>();
+    let cores = workers.iter().map(Pulse::core).collect::<Option<HashSet<_>>>().unwrap_or_default();
     let settle_one = |thread: i32| {
-        let process = Pid::from_raw(thread).ok_or(io::ErrorKind::InvalidInput)?;
-        setpriority_process(Some(process), nice)?;
-        match &cores {
-            Some(cores) if !u64::try_from(thread).is_ok_and(|thread| own.contains(&thread)) => {
-                Ok(keep_off(unistd::Pid::from_raw(thread), cores)?)
-            }
-            _ => Ok(()),
+        if u64::try_from(thread).is_ok_and(|thread| own.contains(&thread)) {
+            return Ok(());
         }
+        run_as_usual(thread)?;
+        Ok(keep_off(Pid::from_raw(thread), &cores)?)
     };
     if let Err(error) = for_each_thread(settle_one) {
         let error = &error as &dyn std::error::Error;
@@ -87,7 +77,7 @@ fn for_each_thread(mut act: impl FnMut(i32) -> io::Result<()>) -> io::Result<()>
 }
 
 /// Takes `cores` from those that a thread may run on, unless it has no other.
-fn keep_off(thread: unistd::Pid, cores: &HashSet<usize>) -> Result<(), Errno> {
+fn keep_off(thread: Pid, cores: &HashSet<usize>) -> Result<(), Errno> {
     let allowed = sched_getaffinity(thread)?;
     let mut others = CpuSet::new();
     let mut is_empty = true;
@@ -113,7 +103,7 @@ mod tests {
         let (end, ended) = channel::<()>();
         let thread = thread::spawn(move || {
             begin();
-            tell.send(unistd::gettid().as_raw()).unwrap();
+            tell.send(nix::unistd::gettid().as_raw()).unwrap();
             let _ = ended.recv();
         });
         let found = look(told.recv().unwrap());
@@ -123,7 +113,7 @@ mod tests {
     }
 
     fn cores_of(thread: i32) -> HashSet<usize> {
-        let set = sched_getaffinity(unistd::Pid::from_raw(thread)).unwrap();
+        let set = sched_getaffinity(Pid::from_raw(thread)).unwrap();
         (0..CpuSet::count()).filter(|core| set.is_set(*core).unwrap()).collect()
     }
 
@@ -134,9 +124,9 @@ mod tests {
             |thread| {
                 let all = cores_of(thread);
                 let one = HashSet::from([*all.iter().min().unwrap()]);
-                keep_off(unistd::Pid::from_raw(thread), &all).unwrap();
+                keep_off(Pid::from_raw(thread), &all).unwrap();
                 assert_eq!(cores_of(thread), all, "there would be none left");
-                keep_off(unistd::Pid::from_raw(thread), &one).unwrap();
+                keep_off(Pid::from_raw(thread), &one).unwrap();
                 let left: HashSet<_> = all.difference(&one).copied().collect();
                 assert_eq!(cores_of(thread), if left.is_empty() { all } else { left });
             },
@@ -144,25 +134,25 @@ mod tests {
     }
 
     #[test]
-    fn a_hurry_is_inherited_and_ends_for_all() {
-        let nice = |thread| getpriority_process(Pid::from_raw(thread)).unwrap();
-        let before = nice(unistd::gettid().as_raw());
-        // In a thread of its own: a thread that is not root keeps what it has.
-        let (begun, hurried, inherited) = thread::spawn(move || {
+    fn a_hurry_ends_for_every_thread() {
+        // The forty-first field; the first two are a number and a name in parentheses (proc(5)).
+        let policy = |thread: i32| {
+            let stat = fs::read_to_string(format!("/proc/self/task/{thread}/stat")).unwrap();
+            stat.rsplit(')').next().unwrap().split_whitespace().nth(38).unwrap().to_owned()
+        };
+        let may_hurry = thread::spawn(run_first).join().unwrap().is_ok();
+        let hurried = thread::spawn(move || {
             let hurry = hurry();
-            let hurried = nice(unistd::gettid().as_raw());
-            (hurry, hurried, with_thread(|| {}, nice))
-        })
-        .join()
-        .unwrap();
-        assert!(hurried == MOST_URGENT || hurried == before, "{hurried}");
-        assert_eq!((begun.nice, inherited), (before, hurried));
-        with_thread(
-            || _ = hurry(),
-            |thread| {
-                settle(begun, &[]);
-                assert_eq!(nice(thread), before);
-            },
-        );
+            with_thread(
+                || {},
+                |inherits| {
+                    assert_eq!(policy(inherits) != "0", may_hurry);
+                    settle(hurry, &[]);
+                    assert_eq!(policy(inherits), "0");
+                },
+            );
+            policy(nix::unistd::gettid().as_raw())
+        });
+        assert_eq!(hurried.join().unwrap(), "0");
     }
 }

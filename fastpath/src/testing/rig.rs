@@ -250,7 +250,7 @@ impl Rig {
     /// Tells whether nothing is left to do, unless a frame comes.
     pub(crate) fn is_at_rest(&self) -> bool {
         let waits = self.mailboxes.iter().any(|mailbox| !mailbox.is_empty());
-        !waits && !self.workers.iter().any(Worker::is_busy)
+        !waits && !self.workers.iter().any(|worker| worker.is_busy() || worker.is_asked())
     }
 
     /// Lets time pass, and the workers turn.

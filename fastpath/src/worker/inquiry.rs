@@ -22,7 +22,11 @@ impl<I: FrameIo> Worker<I> {
         let Engine { conntrack, counters, snapshot, .. } = &mut self.parts.engine;
         let timeouts = &snapshot.spec().timeouts;
         self.surveys.go_on(&mut Ground { conntrack, counters, timeouts, now });
-        self.has_more |= !self.surveys.is_empty();
+    }
+
+    /// Tells whether somebody waits for an answer that takes more turns.
+    pub fn is_asked(&self) -> bool {
+        !self.surveys.is_empty()
     }
 
     /// Shows frames to whom the control side says, from now on.
