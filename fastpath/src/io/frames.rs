@@ -6,16 +6,11 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::sync::Arc;
 
-use afxdp::buf::Buf;
-use afxdp::buf_mmap::BufMmap;
-use afxdp::mmap_area::{MmapArea, MmapAreaOptions};
-
 use super::memory::take_huge_pages;
+use super::xsk::{Area, Buf, RawFrame, map_area};
 
 /// Bytes of one chunk of the area. A frame may use all but the first 256.
 const CHUNK_BYTES: usize = 2048;
-
-pub(super) type RawFrame = BufMmap<'static, ()>;
 
 /// A chunk of the area with a packet in it. Whoever holds it owns the chunk.
 #[derive(Debug)]
@@ -107,7 +102,7 @@ impl FramePool {
 /// It is never unmapped, so that a [`Frame`] may live as long as it likes.
 #[derive(Clone, Debug)]
 pub struct FrameArea {
-    pub(super) area: Arc<MmapArea<'static, ()>>,
+    pub(super) area: Arc<Area>,
     /// A second handle of each frame, asleep until the first is lost with a socket (see [`Stranded`](super::xsk::Stranded)).
     pub(super) twins: Arc<[MaybeUninit<RawFrame>]>,
 }
@@ -118,9 +113,7 @@ impl FrameArea {
     /// # Errors
     /// When there is not that much memory.
     pub fn allocate(frames: usize) -> io::Result<(Self, FramePool)> {
-        let options = MmapAreaOptions { huge_tlb: false };
-        let (area, frames) = MmapArea::new(frames, CHUNK_BYTES, options)
-            .map_err(|_| io::Error::new(io::ErrorKind::OutOfMemory, "the frame area cannot be mapped"))?;
+        let (area, frames) = map_area(frames, CHUNK_BYTES)?;
         std::mem::forget(Arc::clone(&area));
         let twin = |frame: &RawFrame| {
             // SAFETY: the copy is no frame until somebody says so, which `Stranded` does when there is no other.

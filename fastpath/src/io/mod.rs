@@ -1,7 +1,7 @@
 //! Where frames come from and go to.
 //!
-//! - [`xsk`]: AF_XDP sockets
-//! - `frames`: frames, and the memory area of the data plane; beside `xsk` the only file that names `afxdp`
+//! - [`xsk`]: AF_XDP sockets; the only file that names `afxdp`
+//! - `frames`: frames, and the memory area of the data plane
 //! - [`memory`]: large pages for large tables
 //! - [`probe`]: what can be asked of such a socket beside its rings
 //! - [`ethtool`]: how many queues an interface has

@@ -1,4 +1,4 @@
-//! AF_XDP sockets behind [`FrameIo`].
+//! AF_XDP sockets behind [`FrameIo`]; the only file that names `afxdp`.
 //!
 //! What the `afxdp` crate leaves to its caller, and this file therefore does:
 //! - its sockets must be freed before the rings that they point into (see `Drop`);
@@ -18,13 +18,16 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use afxdp::PENDING_LEN;
+pub(super) use afxdp::buf::Buf;
+use afxdp::buf_mmap::BufMmap;
+use afxdp::mmap_area::{MmapArea, MmapAreaOptions};
 use afxdp::socket::{Socket, SocketNewError, SocketOptions, SocketRx, SocketTx};
 use afxdp::umem::{Umem, UmemCompletionQueue, UmemFillQueue, UmemNewError};
 use arraydeque::{ArrayDeque, Wrapping};
 use thiserror::Error;
 
 use super::FrameIo;
-use super::frames::{Frame, FrameArea, FramePool, RawFrame};
+use super::frames::{Frame, FrameArea, FramePool};
 use super::probe::{XskProbe, find_new_socket, option_bytes, sockets_of_process};
 use super::turnstile::Turnstile;
 
@@ -48,6 +51,9 @@ const TX_BUDGET: u32 = 256;
 /// `XDP_MAX_TX_SKB_BUDGET` of `linux/if_xdp.h`, Linux 6.17.
 const XDP_MAX_TX_SKB_BUDGET: libc::c_int = 9;
 
+/// A chunk of an area, and an area.
+pub(super) type RawFrame = BufMmap<'static, ()>;
+pub(super) type Area = MmapArea<'static, ()>;
 type RawQueue = Box<ArrayDeque<[RawFrame; PENDING_LEN], Wrapping>>;
 
 /// Why a socket could not be opened.
@@ -353,6 +359,16 @@ impl std::fmt::Debug for XskPort {
             .field("in_tx", &self.in_tx)
             .finish_non_exhaustive()
     }
+}
+
+/// Maps memory for so many chunks of so many bytes.
+///
+/// # Errors
+/// When there is not that much memory.
+pub(super) fn map_area(chunks: usize, bytes: usize) -> io::Result<(Arc<Area>, Vec<RawFrame>)> {
+    let options = MmapAreaOptions { huge_tlb: false };
+    MmapArea::new(chunks, bytes, options)
+        .map_err(|_| io::Error::new(io::ErrorKind::OutOfMemory, "the frame area cannot be mapped"))
 }
 
 /// Lets one system call transmit more than 32 frames, where the kernel can; returns how many it may.
