@@ -24,8 +24,12 @@ const SLEEP: Duration = Duration::from_millis(100);
 /// Longest sleep while the kernel has frames to transmit and may need to be woken again.
 const SLEEP_WHILE_TRANSMITTING: Duration = Duration::from_millis(1);
 
-/// Pause after a piece of a survey while no frame comes: whoever receives for the worker on its core has it meanwhile, and
-/// would have to wait for the survey's end otherwise, as the worker goes first.
+/// Turns in which a worker answers questions, without a frame, before it pauses: some tens of microseconds, in which no rx
+/// ring overflows.
+const ANSWERING_TURNS: u32 = 8;
+
+/// How long it pauses then: whoever receives for it on its core has it meanwhile, and would have to wait for the survey's
+/// end otherwise, as the worker goes first.
 const NAP: Duration = Duration::from_micros(50);
 
 /// A worker that panics again and again is logged once in this time; the count of its panics is exact.
@@ -140,7 +144,7 @@ pub fn run<I: FrameIo>(worker: &mut Worker<I>, sleeper: &Sleeper, started: Insta
 
 fn turn_until_stopped<I: FrameIo>(worker: &mut Worker<I>, sleeper: &Sleeper, started: Instant) {
     let mut patience = Patience::default();
-    let mut busy_since = None;
+    let (mut busy_since, mut answering_turns) = (None, 0);
     while !worker.mailbox().is_stopping() {
         let now = started.elapsed();
         // A turn that found frames is followed by another at once, whose clock tells how long it took.
@@ -153,7 +157,11 @@ fn turn_until_stopped<I: FrameIo>(worker: &mut Worker<I>, sleeper: &Sleeper, sta
         if found > 0 || worker.is_busy() {
             patience.reward();
         } else if worker.is_asked() {
-            thread::sleep(NAP);
+            answering_turns += 1;
+            if answering_turns == ANSWERING_TURNS {
+                answering_turns = 0;
+                thread::sleep(NAP);
+            }
         } else if patience.is_over() {
             if worker.take_port_exchange()
                 && let Err(error) = sleeper.watch(worker)
@@ -191,6 +199,7 @@ fn describe(panic: &(dyn Any + Send)) -> &str {
 mod tests {
     use super::*;
     use crate::snapshot::Side;
+    use crate::survey::{Act, Question, SessionFilter};
     use crate::testing::rig::Rig;
     use crate::testing::{gateway, udp_frame};
 
@@ -211,6 +220,28 @@ mod tests {
         let pulse = crate::pulse::Pulse { worker: 0, core: None, counters };
         assert!(pulse.turns() > 1 && !pulse.is_asleep());
         assert_eq!(i32::try_from(pulse.thread()), Ok(nix::unistd::gettid().as_raw()));
+    }
+
+    #[test]
+    fn a_worker_that_answers_leaves_its_core_to_others_again_and_again() {
+        const ENTRIES: u32 = 16 * 1024;
+        let (reply, answer) = crossbeam::channel::bounded(1);
+        let (tell, mailbox) = crossbeam::channel::bounded(1);
+        let pauses = thread::spawn(move || {
+            let mut rig = Rig::with_room_for(ENTRIES, gateway().spec());
+            let question = Question { filter: SessionFilter::default(), act: Act::End(0), from: 0, reply };
+            assert!(rig.mailboxes[0].ask(question));
+            tell.send(std::sync::Arc::clone(&rig.mailboxes[0])).unwrap();
+            let sleeper = Sleeper::new(&rig.workers[0]).unwrap();
+            run(&mut rig.workers[0], &sleeper, Instant::now());
+            let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+            let told = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+            told.unwrap().trim().parse::<u32>().unwrap()
+        });
+        let mailbox = mailbox.recv().unwrap();
+        answer.recv_timeout(Duration::from_secs(10)).unwrap();
+        mailbox.stop();
+        assert!(pauses.join().unwrap() >= ENTRIES / 128 / ANSWERING_TURNS);
     }
 
     fn turns_before_sleep(patience: &mut Patience) -> u32 {
