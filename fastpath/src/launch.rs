@@ -14,7 +14,6 @@ use rand::rngs::SysRng;
 use crate::counters::{QueueCounters, WorkerCounters};
 use crate::dataplane::{DataPlaneError, DataPlaneOptions, WorkerHandle};
 use crate::fragments::Limits;
-use crate::io::memory::take_huge_pages;
 use crate::io::probe::XskProbe;
 use crate::io::xsk::XskPort;
 use crate::io::{Frame, FrameArea, FramePool};
@@ -28,6 +27,7 @@ use crate::runner::{Sleeper, run};
 use crate::snapshot::{Side, Snapshot};
 use crate::steer::Steering;
 use crate::succession::{Inheritance, SessionFile, succeed};
+use crate::track::populate;
 use crate::worker::{Port, PortChange, Worker, WorkerParts};
 
 /// Changes of ports that may wait for one worker: one for each side, and one more for each that it has not seen.
@@ -136,7 +136,7 @@ fn make_tables(
         let slot = WorkerSlot { worker: narrow(number), workers: narrow(layout.workers()) };
         let seed = draw_seed().map_err(lacking("a random seed"))?;
         let table = Conntrack::new(options.session_capacity, slot, Arc::clone(shared), seed);
-        table.memory().into_iter().for_each(take_huge_pages);
+        populate(&table);
         tables.push(table);
         let counts = WorkerCounters::default();
         counts.adopt(first);

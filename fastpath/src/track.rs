@@ -10,6 +10,7 @@ use conntrack::{
 use crate::classify::Class;
 use crate::counters::WorkerCounters;
 use crate::dataplane::NeighbourRequest;
+use crate::io::memory::take_huge_pages;
 use crate::parse::{Flow, QuotedPacket, Segment};
 use crate::snapshot::{NeighbourId, NextHop, Side, Snapshot, TenantSpec};
 use crate::stray::refuse_stray;
@@ -21,6 +22,11 @@ pub(crate) const UNRESOLVED: u32 = u32::MAX;
 const NO_ROUTE: u32 = u32::MAX - 1;
 /// Next hop of a session towards an egress address of this gateway.
 pub(crate) const HAIRPIN: u32 = u32::MAX - 2;
+
+/// Takes the memory of a table now, in large pages.
+pub fn populate(table: &Conntrack) {
+    table.memory().into_iter().for_each(take_huge_pages);
+}
 
 /// What tracking reads and changes.
 #[derive(Debug)]

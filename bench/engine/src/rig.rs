@@ -10,7 +10,6 @@ use crossbeam::channel::{Receiver, bounded};
 use crossbeam::queue::ArrayQueue;
 use fastpath::counters::WorkerCounters;
 use fastpath::fragments::Limits;
-use fastpath::io::memory::take_huge_pages;
 use fastpath::io::{FrameArea, FramePool};
 use fastpath::mailbox::{Mailbox, RequestQueue};
 use fastpath::pipeline::Engine;
@@ -18,6 +17,7 @@ use fastpath::snapshot::{
     LinkSpec, NeighbourSpec, RouteSpec, Side, Snapshot, SnapshotSpec, SourceKind, TcpPolicy, TenantSpec,
 };
 use fastpath::tap::Tap;
+use fastpath::track::populate;
 use fastpath::worker::{Port, Worker, WorkerParts};
 use macaddr::MacAddr6;
 
@@ -84,7 +84,7 @@ impl Rig {
             let slot = WorkerSlot { worker, workers: u16::try_from(count).expect("it was one") };
             let shared = Arc::clone(snapshot.shared().expect("it was given"));
             let conntrack = Conntrack::new(entries, slot, shared, [7; 32]);
-            conntrack.memory().into_iter().for_each(take_huge_pages);
+            populate(&conntrack);
             let counters = Arc::new(WorkerCounters::default());
             let first = Arc::clone(&snapshot);
             Worker::new(WorkerParts {

@@ -9,10 +9,10 @@ use conntrack::{Conntrack, Direction, Epoch, SharedBook, Tick, WorkerSlot};
 use fastpath::counters::WorkerCounters;
 use fastpath::express::{LANES, Lanes, glance};
 use fastpath::fragments::Limits;
-use fastpath::io::memory::take_huge_pages;
 use fastpath::io::{Frame, FrameArea};
 use fastpath::pipeline::Engine;
 use fastpath::snapshot::{Side, Snapshot};
+use fastpath::track::populate;
 use fastpath::verdict::{Errand, Verdict};
 
 use crate::rig::facts;
@@ -49,7 +49,7 @@ impl Stages {
         let snapshot = Arc::new(Snapshot::compile(facts(Epoch(1))).with_shared(&mut book, Epoch(0)));
         let shared = Arc::clone(snapshot.shared().expect("it was given"));
         let conntrack = Conntrack::new(entries, WorkerSlot { worker: 0, workers: 1 }, shared, [7; 32]);
-        conntrack.memory().into_iter().for_each(take_huge_pages);
+        populate(&conntrack);
         let counters = Arc::new(WorkerCounters::default());
         counters.adopt(&snapshot);
         let mut engine = Engine::new(snapshot, conntrack, Limits::WORKER, counters);

@@ -98,11 +98,10 @@ mod tests {
     use super::*;
 
     /// Has a thread that waits, and returns what `look` finds out about it.
-    fn with_thread<T>(begin: impl FnOnce() + Send + 'static, look: impl FnOnce(i32) -> T) -> T {
+    fn with_thread<T>(look: impl FnOnce(i32) -> T) -> T {
         let (tell, told) = channel();
         let (end, ended) = channel::<()>();
         let thread = thread::spawn(move || {
-            begin();
             tell.send(nix::unistd::gettid().as_raw()).unwrap();
             let _ = ended.recv();
         });
@@ -119,18 +118,15 @@ mod tests {
 
     #[test]
     fn a_thread_leaves_cores_to_workers_unless_it_has_no_other() {
-        with_thread(
-            || {},
-            |thread| {
-                let all = cores_of(thread);
-                let one = HashSet::from([*all.iter().min().unwrap()]);
-                keep_off(Pid::from_raw(thread), &all).unwrap();
-                assert_eq!(cores_of(thread), all, "there would be none left");
-                keep_off(Pid::from_raw(thread), &one).unwrap();
-                let left: HashSet<_> = all.difference(&one).copied().collect();
-                assert_eq!(cores_of(thread), if left.is_empty() { all } else { left });
-            },
-        );
+        with_thread(|thread| {
+            let all = cores_of(thread);
+            let one = HashSet::from([*all.iter().min().unwrap()]);
+            keep_off(Pid::from_raw(thread), &all).unwrap();
+            assert_eq!(cores_of(thread), all, "there would be none left");
+            keep_off(Pid::from_raw(thread), &one).unwrap();
+            let left: HashSet<_> = all.difference(&one).copied().collect();
+            assert_eq!(cores_of(thread), if left.is_empty() { all } else { left });
+        });
     }
 
     #[test]
@@ -143,14 +139,11 @@ mod tests {
         let may_hurry = thread::spawn(run_first).join().unwrap().is_ok();
         let hurried = thread::spawn(move || {
             let hurry = hurry();
-            with_thread(
-                || {},
-                |inherits| {
-                    assert_eq!(policy(inherits) != "0", may_hurry);
-                    settle(hurry, &[]);
-                    assert_eq!(policy(inherits), "0");
-                },
-            );
+            with_thread(|inherits| {
+                assert_eq!(policy(inherits) != "0", may_hurry);
+                settle(hurry, &[]);
+                assert_eq!(policy(inherits), "0");
+            });
             policy(nix::unistd::gettid().as_raw())
         });
         assert_eq!(hurried.join().unwrap(), "0");

@@ -1,4 +1,4 @@
-//! Large pages for large tables.
+//! Memory that is there from the start, in large pages where the kernel has some.
 
 #![allow(unsafe_code, reason = "the kernel is asked by address")]
 
