@@ -18,6 +18,7 @@ use crossbeam::queue::ArrayQueue;
 
 pub use self::error::DataPlaneError;
 use crate::counters::WorkerCounters;
+use crate::groundwork::Groundwork;
 use crate::io::xsk::XskPort;
 use crate::io::{Frame, FrameArea};
 use crate::journal::{Events, Records};
@@ -35,7 +36,7 @@ pub use crate::report::{
 };
 use crate::snapshot::{Side, Snapshot};
 pub use crate::steer::Loss;
-use crate::steer::{Loader, SteerError, Steering, remove_all_pins};
+use crate::steer::{SteerError, Steering, remove_all_pins};
 use crate::succession::{Inheritance, SessionFile};
 use crate::tap::{Tap, TapBoard};
 use crate::verdict::DropReason;
@@ -57,6 +58,17 @@ pub enum AttachPreference {
     Native,
     /// In the generic hook.
     Generic,
+}
+
+impl AttachPreference {
+    /// Returns the modes to try, in this order.
+    pub(crate) fn modes(self) -> &'static [AttachMode] {
+        match self {
+            Self::Auto => &[AttachMode::Native, AttachMode::Generic],
+            Self::Native => &[AttachMode::Native],
+            Self::Generic => &[AttachMode::Generic],
+        }
+    }
 }
 
 /// What the data plane is started with; none of it changes while it runs.
@@ -115,23 +127,6 @@ impl AsFd for NeighbourRequests {
     }
 }
 
-/// What a start needs whatever it is that is started; it is made on a thread of its own meanwhile.
-#[derive(Debug)]
-pub struct Groundwork {
-    loader: JoinHandle<Loader>,
-}
-
-impl Groundwork {
-    /// Begins to read the kernel's types, which takes tens of milliseconds.
-    pub fn begin() -> Self {
-        Self { loader: thread::spawn(Loader::default) }
-    }
-
-    fn finish(self) -> Loader {
-        self.loader.join().unwrap_or_else(|panic| resume_unwind(panic))
-    }
-}
-
 /// Running workers and attached XDP programs.
 #[derive(Debug)]
 pub struct DataPlane {
@@ -186,7 +181,7 @@ impl DataPlane {
         let first = first.with_shared(&mut book, Epoch::default());
         // Both take a while, and nobody forwards until they are done.
         let ((loader, steering), provisions) = thread::scope(|scope| {
-            let loading = scope.spawn(|| load_programs(groundwork.finish(), &layout, &first));
+            let loading = scope.spawn(|| groundwork.steer(&layout, options, &first));
             let provisions = Provisions::take(&layout, options, &first);
             (loading.join().unwrap_or_else(|panic| resume_unwind(panic)), provisions)
         });
@@ -437,17 +432,6 @@ fn close_together(queues: Vec<Queue>) {
             scope.spawn(|| drop(queue));
         }
     });
-}
-
-/// Loads the programs of both sides.
-fn load_programs(
-    mut loader: Loader,
-    layout: &Layout,
-    first: &Snapshot,
-) -> (Loader, Result<[Steering; 2], SteerError>) {
-    let mut load = |side| Steering::load_with(&mut loader, side, layout.link(side).queues, first);
-    let loaded = load(Side::Inside).and_then(|inside| Ok([inside, load(Side::Outside)?]));
-    (loader, loaded)
 }
 
 fn check_mtu(snapshot: &Snapshot) -> Result<(), DataPlaneError> {

@@ -36,6 +36,7 @@
 //! - [`runner`]: the thread that a worker runs on: clock, sleep, panics
 //! - [`placement`]: on which core that thread runs, before whom, and without privileges
 //! - [`steer`]: the XDP program: loads, attaches, pins it and keeps its maps in step
+//! - [`groundwork`]: takes over the programs of the process before, or loads them
 //! - [`survey`]: lists and ends sessions and finds the ports that are taken, a piece of the table each turn
 //! - [`rehearsal`]: decides about a frame and leaves nothing behind
 //! - [`journal`]: what workers tell a log of translations
@@ -54,6 +55,7 @@ pub mod counters;
 pub mod dataplane;
 pub mod express;
 pub mod fragments;
+pub mod groundwork;
 pub mod io;
 pub mod journal;
 mod launch;

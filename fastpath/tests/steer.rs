@@ -9,6 +9,7 @@
 mod common;
 
 use std::collections::HashSet;
+use std::path::Path;
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -356,17 +357,28 @@ fn maps_follow_the_snapshot_and_close_a_way_before_they_open_another() {
     assert_eq!(steering.test_run(&to_blue).unwrap(), PASS);
 }
 
+/// Tells the kernel's number of the XDP program at `spin0`.
+fn attached() -> Option<u32> {
+    let output = Command::new("ip").args(["-d", "link", "show", "spin0"]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let id = text.split("prog/xdp id ").nth(1).map(|rest| rest.split(' ').next().unwrap().to_owned());
+    id.map(|id| id.parse().unwrap())
+}
+
+/// Waits until the kernel, which frees an unpinned link a moment later, has done so.
+fn await_that(mut is_done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while !is_done() {
+        assert!(Instant::now() < deadline, "the program is still attached");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
 #[test]
 fn a_program_outlives_its_loader_and_is_replaced_in_place() {
     let Some(namespace) = Namespace::enter() else { return };
     let index = if_nametoindex("spin0").unwrap();
     let snapshot = Snapshot::compile(spec(1, vec![blue()]));
-    let attached = || {
-        let output = Command::new("ip").args(["-d", "link", "show", "spin0"]).output().unwrap();
-        let text = String::from_utf8(output.stdout).unwrap();
-        let id = text.split("prog/xdp id ").nth(1).map(|rest| rest.split(' ').next().unwrap().to_owned());
-        id.map(|id| id.parse::<u32>().unwrap())
-    };
     let mut first = Steering::load(Side::Inside, 1, &snapshot).unwrap();
     first.attach(index, AttachPreference::Generic, &namespace.pins).unwrap();
     let first_id = attached().unwrap();
@@ -386,11 +398,106 @@ fn a_program_outlives_its_loader_and_is_replaced_in_place() {
     drop(second);
     assert!(attached().is_some());
     assert!(detach(&namespace.pins).unwrap());
-    // The kernel frees an unpinned link a moment later.
-    let deadline = Instant::now() + Duration::from_secs(5);
-    while attached().is_some() {
-        assert!(Instant::now() < deadline, "the program is still attached");
-        thread::sleep(Duration::from_millis(5));
-    }
+    await_that(|| attached().is_none());
     assert!(!detach(&namespace.pins).unwrap(), "nothing is left to detach");
+}
+
+/// Tells the kernel's numbers of the programs in pinned links.
+fn programs_in(pins: &Path) -> [Option<u64>; 2] {
+    ["link", "guard"].map(|pin| {
+        let link = pins.join(pin);
+        let command = ["-j", "link", "show", "pinned", link.to_str().unwrap()];
+        let output = Command::new("bpftool").args(command).output().unwrap();
+        let told: serde_json::Value = serde_json::from_slice(&output.stdout).ok()?;
+        told["prog_id"].as_u64()
+    })
+}
+
+#[test]
+fn a_process_of_the_same_build_takes_over_what_is_attached() {
+    let Some(namespace) = Namespace::enter() else { return };
+    let index = if_nametoindex("spin0").unwrap();
+    let inherit = |queues, preference, snapshot: &Snapshot| {
+        Steering::inherit(Side::Inside, queues, index, preference, &namespace.pins, snapshot).unwrap()
+    };
+    let first = Snapshot::compile(spec(1, vec![blue()]));
+    assert!(inherit(1, AttachPreference::Auto, &first).is_none(), "nothing is there");
+    let mut steering = Steering::load(Side::Inside, 1, &first).unwrap();
+    steering.attach(index, AttachPreference::Auto, &namespace.pins).unwrap();
+    let (to_blue, to_green) =
+        (ipv4(BLUE, [1, 2, 3, 4], SERVER), ipv4([2, 0x53, 192, 168, 99, 14], [1, 2, 3, 4], SERVER));
+    assert_eq!(steering.test_run(&to_blue).unwrap(), DROP);
+    let pins = namespace.pins.join(format!("inside-{index}-native"));
+    let before = programs_in(&pins);
+    assert!(before.iter().all(Option::is_some), "{before:?}");
+    drop(steering);
+
+    let green = TenantSpec {
+        gateway_mac: MacAddr6::from([2, 0x53, 192, 168, 99, 14]),
+        gateway_address: [192, 168, 99, 14].into(),
+        egress_addresses: vec![[192, 168, 55, 114].into()],
+        ..blue()
+    };
+    let mut next = spec(1, vec![green]);
+    next.pod_cidrs = vec!["10.140.0.0/14".parse().unwrap()];
+    next.own_addresses = vec![OWN.into(), [192, 168, 99, 14].into()];
+    let next = Snapshot::compile(next);
+    let mut steering = inherit(1, AttachPreference::Auto, &next).unwrap();
+    assert_eq!(programs_in(&pins), before, "the same programs go on to run");
+    assert!(!steering.loss().any());
+    assert!(steering.report().unwrap().verdicts.iter().all(|(_, count)| *count == 0), "counted from zero");
+    assert_eq!(steering.test_run(&to_blue).unwrap(), PASS, "no tenant has it now");
+    assert_eq!(steering.test_run(&to_green).unwrap(), DROP, "this one has, and no worker");
+    let leak = |source| ipv4(NIC, source, SERVER);
+    assert_eq!(steering.test_run(&leak([10, 132, 0, 5])).unwrap(), PASS, "pods are elsewhere now");
+    assert_eq!(steering.test_run(&leak([10, 140, 0, 5])).unwrap(), DROP);
+    let mode = steering.attach(index, AttachPreference::Auto, &namespace.pins).unwrap();
+    assert_eq!((mode, programs_in(&pins)), (AttachMode::Native, before), "it is attached");
+    drop(steering);
+    let mut again = inherit(1, AttachPreference::Native, &first).unwrap();
+    assert_eq!(again.test_run(&to_blue).unwrap(), DROP, "maps were followed, and follow on");
+    assert!(detach(&namespace.pins).unwrap());
+}
+
+#[test]
+fn what_is_not_all_there_or_another_is_not_taken_over() {
+    let Some(namespace) = Namespace::enter() else { return };
+    let index = if_nametoindex("spin0").unwrap();
+    let snapshot = Snapshot::compile(spec(1, vec![blue()]));
+    let pins = namespace.pins.join(format!("inside-{index}-native"));
+    let inherit = |queues, preference| {
+        Steering::inherit(Side::Inside, queues, index, preference, &namespace.pins, &snapshot).unwrap()
+    };
+    let attach = || {
+        let mut steering = Steering::load(Side::Inside, 1, &snapshot).unwrap();
+        steering.attach(index, AttachPreference::Auto, &namespace.pins).unwrap();
+    };
+    attach();
+    assert!(inherit(2, AttachPreference::Auto).is_none(), "for another number of queues");
+    assert!(inherit(1, AttachPreference::Generic).is_none(), "in another mode");
+    let names =
+        || -> Vec<_> { std::fs::read_dir(&pins).unwrap().map(|entry| entry.unwrap().file_name()).collect() };
+    let all = names();
+    assert_eq!(all.len(), 12, "two links, two programs, eight maps: {all:?}");
+    for name in all {
+        assert!(inherit(1, AttachPreference::Auto).is_some());
+        std::fs::remove_file(pins.join(&name)).unwrap();
+        let inherited = inherit(1, AttachPreference::Auto);
+        if name == "guard" {
+            let mut inherited = inherited.unwrap();
+            assert_eq!(inherited.loss(), Loss { guard: true, ..Loss::default() }, "it is attached anew");
+            await_that(|| inherited.attach(index, AttachPreference::Auto, &namespace.pins).is_ok());
+            assert!(!inherited.loss().any());
+        } else {
+            assert!(inherited.is_none(), "without {name:?}");
+            // Who detaches its link, whose pin is gone, leaves room for the next.
+            detach(&namespace.pins).unwrap();
+            await_that(|| attached().is_none());
+            attach();
+        }
+    }
+    let link = pins.join("link");
+    let detached = ["link", "detach", "pinned", link.to_str().unwrap()];
+    assert!(Command::new("bpftool").args(detached).status().unwrap().success());
+    assert!(inherit(1, AttachPreference::Auto).is_none(), "its link is attached nowhere");
 }

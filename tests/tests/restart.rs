@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use control::demo::Lab;
-use control::demo::topology::{Host, PODS, Pod, SERVER};
+use control::demo::topology::{Host, INSIDE, OUTSIDE, PODS, Pod, SERVER};
 use spillway_tests::fixture::{Fixture, LIMIT};
 use spillway_tests::peers::{BANNER, Peer};
 use spillway_tests::stream::Stream;
@@ -57,12 +57,13 @@ fn require_succession(end: End) -> Result<()> {
     let streams = PODS.iter().map(|pod| Stream::start(lab, pod, datagrams.address()));
     let streams = streams.collect::<Result<Vec<_>>>()?;
     streams.iter().try_for_each(|stream| stream.until_answered(50))?;
-    let before = translations(&fixture)?;
+    let (before, programs) = (translations(&fixture)?, programs(&fixture)?);
     match end {
         End::Stop => drop(fixture.gateway.stop()?),
         End::Kill => drop(fixture.gateway.kill()?),
     }
     fixture.start_again()?;
+    assert_eq!(self::programs(&fixture)?, programs, "the same build takes over what is attached");
     connections.iter_mut().try_for_each(Connection::echo)?;
     streams.iter().try_for_each(|stream| stream.until_answered(50))?;
     let after = translations(&fixture)?;
@@ -84,6 +85,17 @@ fn translations(fixture: &Fixture) -> Result<BTreeSet<[String; 5]>> {
     let sessions = sessions.as_array().context("no list")?.iter();
     let fields = ["protocol", "insideAddress", "insidePort", "outsideAddress", "outsidePort"];
     Ok(sessions.map(|session| fields.map(|field| session[field].to_string())).collect())
+}
+
+/// Returns the kernel's numbers of the XDP programs of both sides.
+fn programs(fixture: &Fixture) -> Result<[u64; 2]> {
+    let gateway = fixture.lab.namespace(Host::Gateway);
+    let number = |device| -> Result<u64> {
+        let link: serde_json::Value =
+            serde_json::from_str(&gateway.ip(&format!("-d -j link show dev {device}"))?)?;
+        link[0]["xdp"]["prog"]["id"].as_u64().with_context(|| format!("no program: {link}"))
+    };
+    Ok([number(INSIDE)?, number(OUTSIDE)?])
 }
 
 fn session_file(fixture: &Fixture) -> PathBuf {

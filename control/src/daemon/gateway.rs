@@ -11,7 +11,8 @@ use std::time::{Instant, SystemTime};
 
 use anyhow::Context;
 use conntrack::Epoch;
-use fastpath::dataplane::{DataPlane, DataPlaneOptions, Groundwork, NeighbourRequest, NeighbourRequests};
+use fastpath::dataplane::{DataPlane, DataPlaneOptions, NeighbourRequest, NeighbourRequests};
+use fastpath::groundwork::Groundwork;
 use fastpath::pulse::Pulse;
 use fastpath::snapshot::{Side, Snapshot};
 use fastpath::succession::Inheritance;
@@ -60,10 +61,6 @@ pub struct Setup {
     pub cluster: ClusterSide,
     /// What the fast path is started with.
     pub options: DataPlaneOptions,
-    /// Until somebody forwards.
-    pub(super) hurry: Hurry,
-    /// What was begun before anything was known.
-    pub groundwork: Groundwork,
     /// Destinations that metrics tell of.
     pub metrics_destinations: usize,
     /// What is logged of translations; none: nothing.
@@ -99,12 +96,16 @@ pub struct Gateway {
 impl Gateway {
     /// Removes what an earlier process left, starts the fast path, and gives the kernel what tenants need.
     ///
-    /// `keep` leaves in place what was made when something is refused. The process's threads are calm again as soon as
-    /// somebody forwards.
+    /// `keep` leaves in place what was made when something is refused. The `hurry` ends as soon as somebody forwards.
     ///
     /// # Errors
     /// When an interface is not usable, or the kernel or the fast path refuses.
-    pub(super) async fn start(mut setup: Setup, keep: bool) -> anyhow::Result<Self> {
+    pub(super) async fn start(
+        mut setup: Setup,
+        keep: bool,
+        hurry: Hurry,
+        groundwork: Groundwork,
+    ) -> anyhow::Result<Self> {
         let return_routes = setup.cluster.return_routes(&setup.configured_routes);
         let cluster_host = host(&setup.facts, &return_routes, &setup.constants)?;
         setup.cluster.register(&mut setup.registry, &cluster_host);
@@ -126,9 +127,9 @@ impl Gateway {
             &setup.constants,
         )?;
         let first = Snapshot::compile(published.clone());
-        let data_plane = block_in_place(|| DataPlane::start(&setup.options, first, setup.groundwork))
+        let data_plane = block_in_place(|| DataPlane::start(&setup.options, first, groundwork))
             .context("the fast path did not start")?;
-        block_in_place(|| threads::settle(setup.hurry, &data_plane.pulses()));
+        block_in_place(|| threads::settle(hurry, &data_plane.pulses()));
         let port_usage = keep_surveying(data_plane.surveyor(), setup.metrics_destinations);
         tell_inheritance(data_plane.inheritance());
         let nat_log = start_log(setup.nat_log.as_ref(), &data_plane, &setup.registry, &setup.cluster.state)?;

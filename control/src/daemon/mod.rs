@@ -41,7 +41,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use fastpath::dataplane::{DataPlaneOptions, Groundwork, NeighbourRequests};
+use fastpath::dataplane::{DataPlaneOptions, NeighbourRequests};
+use fastpath::groundwork::Groundwork;
 use fastpath::snapshot::Side;
 use sd_notify::NotifyState;
 use tokio::io::Interest;
@@ -93,7 +94,7 @@ pub fn run(config: Config, socket: &Path, keep: bool, log: &Log) -> anyhow::Resu
     host::keep_files_to_own_group();
     host::give_up_privileges()?;
     let hurry = threads::hurry(); // nobody forwards now
-    let beginning = Beginning { keep, log, hurry, groundwork: Groundwork::begin() };
+    let beginning = Beginning { keep, log, hurry, groundwork: Groundwork::begin(&config.pin_dir) };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(run_in_runtime(config, socket, beginning))
 }
@@ -183,7 +184,7 @@ impl Daemon {
         let metrics = metrics::listen(config.metrics)?;
         let monitor = Monitor::subscribe()?; // before the first read, so that nothing is missed
         let session_file = config.session_file.clone().path(socket.path());
-        let setup = prepare(config, session_file, state, monitor, hurry, groundwork).await?;
+        let setup = prepare(config, session_file, state, monitor).await?;
         for side in Side::BOTH {
             sysctls.isolate(setup.constants.interfaces.name(side))?;
         }
@@ -191,7 +192,9 @@ impl Daemon {
             sysctls.make_room_for_neighbours()?;
         }
         let pin_dir = setup.options.pin_dir.clone();
-        let gateway = Gateway::start(setup, keep).await.map_err(|error| with_advice(error, &pin_dir))?;
+        let gateway = Gateway::start(setup, keep, hurry, groundwork)
+            .await
+            .map_err(|error| with_advice(error, &pin_dir))?;
         let neighbour_requests = gateway.neighbour_requests();
         let neighbours_readable = watch(&neighbour_requests)?;
         let (sender, requests) = mpsc::channel(REQUESTS_IN_FLIGHT);
@@ -308,8 +311,6 @@ async fn prepare(
     session_file: Option<PathBuf>,
     state: StateDir,
     monitor: Monitor,
-    hurry: Hurry,
-    groundwork: Groundwork,
 ) -> anyhow::Result<Setup> {
     let netlink = Netlink::connect()?;
     let facts = Facts::read(&netlink).await?;
@@ -350,8 +351,6 @@ async fn prepare(
         configured_routes: config.routes,
         cluster,
         options,
-        hurry,
-        groundwork,
         metrics_destinations: config.metrics_destinations,
         nat_log: config.nat_log,
     })

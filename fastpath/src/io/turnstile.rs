@@ -71,6 +71,12 @@ impl SharedArray {
         unsafe { AtomicU64::from_ptr(place.cast()) }
     }
 
+    /// Sets everything to zero, as it is in a new array.
+    pub fn clear(&self) {
+        let words = (0..self.bytes).step_by(size_of::<u64>());
+        words.for_each(|at| self.word(at).store(0, Ordering::Relaxed));
+    }
+
     /// Returns how many frames of a tenant, by its number, were refused at the ring of a queue.
     pub fn refused(&self, queue: u32, number: u32) -> u64 {
         let entry = (queue * SHARES + number) as usize;

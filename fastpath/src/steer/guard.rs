@@ -66,6 +66,11 @@ impl Guard {
         }
     }
 
+    /// Holds the link that an earlier process pinned, if there is one.
+    pub(super) fn pinned(pin: PathBuf) -> Option<Self> {
+        Hook::pinned(pin).map(Self::Link)
+    }
+
     /// Tells whether it still runs a program at an interface, as far as that can be known.
     pub(super) fn runs(&self, program: u32, interface: u32) -> bool {
         match self {

@@ -6,7 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use aya::programs::links::FdLink;
+use aya::programs::links::{FdLink, PinnedLink};
 
 use super::SteerError;
 
@@ -44,6 +44,12 @@ impl Hook {
         let pinned = link.pin(&new).map_err(|refused| error(io::Error::other(refused)))?;
         fs::rename(&new, &pin).map_err(error)?;
         Self::hold(pinned.into(), pin)
+    }
+
+    /// Holds what an earlier process pinned, if there is such a link.
+    pub(super) fn pinned(pin: PathBuf) -> Option<Self> {
+        let link = PinnedLink::from_pin(&pin).ok()?;
+        Self::hold(link.into(), pin).ok()
     }
 
     /// Holds a link that is pinned already.

@@ -1,8 +1,8 @@
 //! The XDP program of one side: loads, attaches and pins it, and keeps its maps in step with the snapshot.
 //!
-//! Link, program and maps are pinned in `PIN_DIR/SIDE-IFINDEX-MODE/` and outlive the process. A later process loads
-//! a program of its own with maps already filled, and replaces the old one in the same link: there is no moment
-//! without a program.
+//! Link, program and maps are pinned in `PIN_DIR/SIDE-IFINDEX-MODE/` and outlive the process. A later process of the same
+//! build takes them over as they are. Another loads a program of its own with maps already filled, and replaces the
+//! old one in the same link: there is no moment without a program.
 //!
 //! Behind it stands a second line, a classifier with the same maps: whatever becomes of the XDP program, the kernel does
 //! not get what the program would keep from it.
@@ -12,20 +12,19 @@ mod guard;
 mod hook;
 mod loss;
 mod maps;
+mod object;
 mod pins;
 /// What the programs decide.
 mod rows;
 
 use std::fs;
-use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use aya::maps::{Map, PerCpuArray};
+use aya::EbpfLoader;
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::xdp::{XdpLink, XdpMode};
-use aya::programs::{Program, ProgramError, SchedClassifier, TestRun, TestRunOptions, Xdp};
-use aya::{Ebpf, EbpfLoader};
+use aya::programs::{ProgramError, TestRun, TestRunOptions};
 use conntrack::TenantId;
 
 use crate::dataplane::{AttachMode, AttachPreference, SteerReport};
@@ -37,10 +36,9 @@ use guard::Guard;
 use hook::{Hook, interface_of, remove_if_there};
 pub use loss::Loss;
 use maps::Entries;
+use object::Object;
 use pins::{mode_of, pin_path, pinned_directories, remove_pins};
 pub use rows::ROWS;
-
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/steer.bpf.o"));
 
 const _: () = assert!(RING_FRAMES == 2048, "as `RING_FRAMES` of `bpf/steer.bpf.c`");
 
@@ -55,7 +53,7 @@ const GUARD_PIN: &str = "guard";
 #[derive(Debug)]
 pub struct Steering {
     side: Side,
-    ebpf: Ebpf,
+    object: Object,
     mode: Option<AttachMode>,
     /// Index of the interface.
     interface: u32,
@@ -97,40 +95,71 @@ impl Steering {
         queues: u32,
         first: &Snapshot,
     ) -> Result<Self, SteerError> {
-        let mut ebpf = loader
-            .map_max_entries("xsks_map", queues)
-            .map_max_entries("rings", queues)
-            .map_max_entries("shares", queues * SHARES)
-            .load(OBJECT)
-            .map_err(|error| SteerError::Load(Box::new(error)))?;
-        program_of(&mut ebpf, side).load().map_err(|source| SteerError::Attach {
-            interface: 0,
-            mode: "no",
-            source: Box::new(source),
-        })?;
-        guard_of(&mut ebpf, side)
-            .load()
-            .map_err(|source| SteerError::Guard { interface: 0, source: Box::new(source) })?;
-        let rings = maps::share(&ebpf, "rings", |map| SharedArray::of_rings(map, queues))?;
-        let shares = maps::share(&ebpf, "shares", |map| SharedArray::of_shares(map, queues))?;
-        let mut steering = Self {
+        let object = Object::load(loader, side, queues)?;
+        let mut steering = Self::of(side, queues, object, Entries::default())?;
+        steering.open(first)?;
+        steering.close(first)?;
+        Ok(steering)
+    }
+
+    /// Takes over what an earlier process attached and pinned, if it is just what would be loaded: programs go on to run, and
+    /// the kernel is spared to verify and replace them. Only while no worker has a socket of the interface.
+    ///
+    /// # Errors
+    /// When a map cannot be read or changed.
+    pub fn inherit(
+        side: Side,
+        queues: u32,
+        interface: u32,
+        preference: AttachPreference,
+        pin_dir: &Path,
+        first: &Snapshot,
+    ) -> Result<Option<Self>, SteerError> {
+        let found = preference.modes().iter().find_map(|mode| {
+            let own = pin_path(pin_dir, side, interface, *mode);
+            let object = Object::pinned(side, queues, &own)?;
+            let program = Hook::pinned(own.join(LINK_PIN))?;
+            let runs = program.runs(object.numbers()?.0, interface);
+            runs.then_some((*mode, own, object, program))
+        });
+        let Some((mode, own, object, program)) = found else { return Ok(None) };
+        let entries = Entries::read(&object.maps)?;
+        let mut steering = Self::of(side, queues, object, entries)?;
+        (steering.mode, steering.interface, steering.program) = (Some(mode), interface, Some(program));
+        let guard = Guard::pinned(own.join(GUARD_PIN));
+        steering.guard = guard.filter(|guard| steering.runs_guard(guard));
+        steering.rings.clear();
+        steering.shares.clear();
+        steering.object.maps.forget_verdicts()?;
+        steering.open(first)?;
+        steering.close(first)?;
+        remove_others(pin_dir, side, &own)?;
+        Ok(Some(steering))
+    }
+
+    /// Tells whether [`Steering::inherit`] may find something.
+    pub(crate) fn may_inherit(side: Side, pin_dir: &Path) -> bool {
+        pinned_directories(pin_dir, side).iter().any(|directory| Object::may_be_pinned(directory))
+    }
+
+    fn of(side: Side, queues: u32, object: Object, entries: Entries) -> Result<Self, SteerError> {
+        let rings = object.maps.share("rings", |map| SharedArray::of_rings(map, queues))?;
+        let shares = object.maps.share("shares", |map| SharedArray::of_shares(map, queues))?;
+        Ok(Self {
             side,
-            ebpf,
+            object,
             mode: None,
             interface: 0,
             program: None,
             guard: None,
             may_link: true,
-            entries: Entries::default(),
+            entries,
             queues,
             rings: Arc::new(rings),
             shares,
             earlier: [0; ROWS.len()],
             earlier_refused: Vec::new(),
-        };
-        steering.open(first)?;
-        steering.close(first)?;
-        Ok(steering)
+        })
     }
 
     /// Attaches the program to an interface, with the second line behind it, and pins both; the program of an earlier process
@@ -156,11 +185,13 @@ impl Steering {
         preference: AttachPreference,
         pin_dir: &Path,
     ) -> Result<AttachMode, SteerError> {
-        let candidates: &[AttachMode] = match preference {
-            AttachPreference::Auto => &[AttachMode::Native, AttachMode::Generic],
-            AttachPreference::Native => &[AttachMode::Native],
-            AttachPreference::Generic => &[AttachMode::Generic],
-        };
+        let candidates = preference.modes();
+        if let (Some(mode), Some(_)) = (self.mode, &self.program)
+            && self.interface == interface
+            && candidates.contains(&mode)
+        {
+            return Ok(mode); // it was taken over
+        }
         self.interface = interface;
         // An interface that has a program already refuses another.
         let (mode, hook) = match self.attach_anew(interface, candidates, pin_dir) {
@@ -170,19 +201,15 @@ impl Steering {
         self.program = Some(hook);
         self.mode = Some(mode);
         let own = pin_path(pin_dir, self.side, interface, mode);
-        self.pin(&own)?;
-        for other in pinned_directories(pin_dir, self.side).into_iter().filter(|directory| *directory != own)
-        {
-            // An interface that is gone, or was configured before.
-            remove_pins(self.side, &other)?;
-        }
+        self.object.pin(&own)?;
+        remove_others(pin_dir, self.side, &own)?;
         Ok(mode)
     }
 
     /// Attaches the second line behind the attached program. The kernel takes its time for it: it waits until no processor
     /// uses what stood there before (RCU).
     pub(crate) fn stand_guard(&mut self, pin_dir: &Path) -> Result<(), SteerError> {
-        if let Some(mode) = self.mode {
+        if let (Some(mode), None) = (self.mode, &self.guard) {
             self.guard = Some(self.attach_guard(&pin_path(pin_dir, self.side, self.interface, mode))?);
         }
         Ok(())
@@ -199,12 +226,9 @@ impl Steering {
         if self.mode.is_none() {
             return Loss::default();
         }
-        let (program, guard) = program_names(self.side);
-        let runs = |hook: &Hook| self.number_of(program).is_some_and(|it| hook.runs(it, self.interface));
-        let guards = |hook: &Guard| self.number_of(guard).is_some_and(|it| hook.runs(it, self.interface));
         Loss {
-            program: !self.program.as_ref().is_some_and(runs),
-            guard: !self.guard.as_ref().is_some_and(guards),
+            program: !self.program.as_ref().is_some_and(|hook| self.runs_program(hook)),
+            guard: !self.guard.as_ref().is_some_and(|guard| self.runs_guard(guard)),
             pins: !self.program.as_ref().is_none_or(Hook::is_pinned)
                 || !self.guard.as_ref().is_none_or(Guard::is_pinned),
         }
@@ -224,14 +248,12 @@ impl Steering {
         Ok(())
     }
 
-    /// Returns the kernel's number of a program of the object.
-    fn number_of(&self, name: &str) -> Option<u32> {
-        let info = match self.ebpf.program(name)? {
-            Program::Xdp(program) => program.info(),
-            Program::SchedClassifier(program) => program.info(),
-            _ => return None,
-        };
-        info.ok().map(|info| info.id())
+    fn runs_program(&self, hook: &Hook) -> bool {
+        self.object.numbers().is_some_and(|(program, _)| hook.runs(program, self.interface))
+    }
+
+    fn runs_guard(&self, guard: &Guard) -> bool {
+        self.object.numbers().is_some_and(|(_, program)| guard.runs(program, self.interface))
     }
 
     /// Attaches and pins again what somebody else took away. The sockets stay.
@@ -254,7 +276,7 @@ impl Steering {
             self.program = Some(self.attach_anew(interface, &[mode], pin_dir)?.1);
         }
         self.pin_hooks()?;
-        self.pin(&own)
+        self.object.pin(&own)
     }
 
     /// Puts into the maps what a new snapshot steers to workers, and takes out what it no longer lets pass.
@@ -263,7 +285,7 @@ impl Steering {
     /// # Errors
     /// When a map is full.
     pub fn open(&mut self, next: &Snapshot) -> Result<(), SteerError> {
-        self.entries.open(&mut self.ebpf, next)
+        self.entries.open(&mut self.object.maps, next)
     }
 
     /// Takes out of the maps what a snapshot no longer steers to workers, and puts in what it lets pass. To be
@@ -272,7 +294,7 @@ impl Steering {
     /// # Errors
     /// When a map is full.
     pub fn close(&mut self, adopted: &Snapshot) -> Result<(), SteerError> {
-        self.entries.close(&mut self.ebpf, adopted)
+        self.entries.close(&mut self.object.maps, adopted)
     }
 
     /// Returns how many frames met each row of the decision table.
@@ -314,13 +336,8 @@ impl Steering {
     }
 
     fn counts(&self) -> Result<[u64; ROWS.len()], SteerError> {
-        let map_error = |source| SteerError::Map { map: "verdicts", source };
-        let map = self.ebpf.map("verdicts").expect("the object has this map");
-        let counters: PerCpuArray<_, u64> = PerCpuArray::try_from(map).map_err(map_error)?;
-        let mut counts = self.earlier;
-        for (row, count) in (0..).zip(&mut counts) {
-            *count += counters.get(&row, 0).map_err(map_error)?.iter().sum::<u64>();
-        }
+        let mut counts = self.object.maps.verdicts()?;
+        counts.iter_mut().zip(self.earlier).for_each(|(count, earlier)| *count += earlier);
         Ok(counts)
     }
 
@@ -336,7 +353,7 @@ impl Steering {
             repeat: 1,
             ..Default::default()
         };
-        Ok(program_of(&mut self.ebpf, self.side).test_run(options)?.return_value)
+        Ok(self.object.xdp().test_run(options)?.return_value)
     }
 
     /// Runs the second line in the kernel on a frame that comes from nowhere; tells whether it drops it.
@@ -345,7 +362,7 @@ impl Steering {
     /// When the kernel cannot run it.
     pub fn test_run_guard(&mut self, frame: &[u8]) -> Result<bool, ProgramError> {
         let options = TestRunOptions { data_in: Some(frame), repeat: 1, ..Default::default() };
-        let verdict = guard_of(&mut self.ebpf, self.side).test_run(options)?.return_value;
+        let verdict = self.object.guard().test_run(options)?.return_value;
         Ok(verdict == TC_ACT_SHOT)
     }
 
@@ -369,7 +386,7 @@ impl Steering {
                 return Err(SteerError::OtherMode { interface, mode: mode.name() });
             }
             let link = XdpLink::try_from(link).map_err(link_error)?;
-            let program = program_of(&mut self.ebpf, self.side);
+            let program = self.object.xdp();
             let refused = |source| attach_error(interface, mode.name(), source);
             let id = program.attach_to_link(link).map_err(refused)?;
             let link = FdLink::try_from(program.take_link(id).map_err(refused)?).map_err(link_error)?;
@@ -395,7 +412,7 @@ impl Steering {
                 AttachMode::Native => (XdpMode::Driver, mode.name()),
                 AttachMode::Generic => (XdpMode::Skb, mode.name()),
             };
-            let program = program_of(&mut self.ebpf, self.side);
+            let program = self.object.xdp();
             match program.attach_to_if_index(interface, flag) {
                 Ok(id) => {
                     let link =
@@ -413,34 +430,14 @@ impl Steering {
 
     fn attach_guard(&mut self, directory: &Path) -> Result<Guard, SteerError> {
         let (pin, may_link) = (directory.join(GUARD_PIN), self.may_link);
-        Guard::attach(guard_of(&mut self.ebpf, self.side), self.interface, pin, may_link)
+        Guard::attach(self.object.guard(), self.interface, pin, may_link)
     }
+}
 
-    /// Pins program and maps beside the link, in place of those of an earlier process.
-    fn pin(&mut self, directory: &Path) -> Result<(), SteerError> {
-        let replace = |name: &str| {
-            let path = directory.join(name);
-            match remove_if_there(&path) {
-                Ok(()) => Ok(path),
-                Err(source) => Err(SteerError::Pin { path, source }),
-            }
-        };
-        let path = replace("program")?;
-        program_of(&mut self.ebpf, self.side)
-            .pin(&path)
-            .map_err(|error| SteerError::Pin { path, source: io::Error::other(error) })?;
-        for (name, map) in self.ebpf.maps() {
-            let path = replace(name)?;
-            let pinned = match map {
-                Map::XskMap(data) | Map::HashMap(data) | Map::LpmTrie(data) | Map::PerCpuArray(data) => {
-                    data.pin(&path)
-                }
-                _ => continue,
-            };
-            pinned.map_err(|error| SteerError::Pin { path, source: io::Error::other(error) })?;
-        }
-        Ok(())
-    }
+/// Removes the pins of a side for interfaces that are gone or were configured before.
+fn remove_others(pin_dir: &Path, side: Side, own: &Path) -> Result<(), SteerError> {
+    let others = pinned_directories(pin_dir, side).into_iter().filter(|directory| directory != own);
+    others.into_iter().try_for_each(|other| remove_pins(side, &other))
 }
 
 /// Removes all pins below `pin_dir`, which detaches the programs; tells whether there were any.
@@ -460,24 +457,6 @@ pub fn remove_all_pins(pin_dir: &Path) -> Result<bool, SteerError> {
         let _ = fs::remove_dir(pin_dir);
     }
     Ok(found)
-}
-
-fn program_of(ebpf: &mut Ebpf, side: Side) -> &mut Xdp {
-    let program = ebpf.program_mut(program_names(side).0).expect("the object has a program for each side");
-    program.try_into().expect("it is an XDP program")
-}
-
-fn guard_of(ebpf: &mut Ebpf, side: Side) -> &mut SchedClassifier {
-    let program = ebpf.program_mut(program_names(side).1).expect("the object has a program for each side");
-    program.try_into().expect("it is a classifier")
-}
-
-/// Returns the names of a side's XDP program and second line.
-fn program_names(side: Side) -> (&'static str, &'static str) {
-    match side {
-        Side::Inside => ("steer_inside", "guard_inside"),
-        Side::Outside => ("steer_outside", "guard_outside"),
-    }
 }
 
 fn attach_error(interface: u32, mode: &'static str, source: ProgramError) -> SteerError {

@@ -3,8 +3,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use super::SteerError;
 use super::guard::{interface_in, remove_filter};
-use super::{SteerError, program_names};
+use super::object::names;
 use crate::dataplane::AttachMode;
 use crate::snapshot::Side;
 
@@ -38,7 +39,13 @@ pub(super) fn remove_pins(side: Side, directory: &Path) -> Result<(), SteerError
     }
     fs::remove_dir(directory).map_err(error)?;
     if let Some(interface) = interface_in(directory) {
-        remove_filter(program_names(side).1, interface);
+        remove_filter(names(side).1, interface);
     }
     Ok(())
+}
+
+/// Returns the names of what is in a directory.
+pub(super) fn names_in(directory: &Path) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(directory) else { return Vec::new() };
+    entries.filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned())).collect()
 }
