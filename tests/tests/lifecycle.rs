@@ -11,6 +11,8 @@ use control::demo::topology::{
     BLUE, GATEWAY_INSIDE, Host, INSIDE, NODES, OUTSIDE, PODS, RED, ROUTE_PROTOCOL,
 };
 use control::demo::{Lab, LabOptions, wait};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use spillway_tests::fixture::{Fixture, LIMIT, skipped};
 use spillway_tests::manifests;
 
@@ -63,6 +65,33 @@ fn what_it_did_not_make_stays_when_it_stops() -> Result<()> {
     let addresses = gateway.ip(&format!("-brief address show dev {OUTSIDE}"))?;
     assert!(addresses.contains(&BLUE.egress.to_string()), "{addresses}");
     assert!(gateway.ip("route show proto static")?.contains("10.140.0.0/24"));
+    Ok(())
+}
+
+/// systemd sends SIGTERM to what is left as soon as the unit's ExecStop has sent SIGINT: both may be there when the daemon
+/// looks.
+#[test]
+fn a_stop_takes_links_away_also_if_sigterm_comes_with_it() -> Result<()> {
+    let Some(mut fixture) = Fixture::without_tenants()? else { return Ok(()) };
+    fixture.gateway.stop()?;
+    let installation = fixture.gateway.installation().clone();
+    for round in 0..5 {
+        let mut process = Process::start(installation.daemon(&fixture.lab).arg("--keep"), &installation.log)?;
+        process.until("the daemon answers", LIMIT, || {
+            Ok(installation.output(&["status"])?.status.success().then_some(()))
+        })?;
+        if round == 0 {
+            fixture.gateway.add_tenant(&BLUE)?; // the others find it in the state directory
+        }
+        fixture.require_links_of_blue(true)?;
+        let daemon = Pid::from_raw(i32::try_from(process.id())?);
+        for signal in [Signal::SIGSTOP, Signal::SIGTERM, Signal::SIGINT, Signal::SIGCONT] {
+            kill(daemon, signal)?;
+        }
+        let status = process.until_ended(LIMIT)?;
+        assert!(status.success(), "{status}: {}", process.output());
+        fixture.require_links_of_blue(false)?;
+    }
     Ok(())
 }
 

@@ -44,6 +44,7 @@ use anyhow::Context;
 use fastpath::dataplane::{DataPlaneOptions, NeighbourRequests};
 use fastpath::groundwork::Groundwork;
 use fastpath::snapshot::Side;
+use futures_util::FutureExt;
 use sd_notify::NotifyState;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -248,7 +249,11 @@ impl Daemon {
         loop {
             self.vitals.beat();
             tokio::select! {
-                _ = terminate.recv() => return Ok(SignalKind::terminate()),
+                // `systemctl stop` sends SIGINT, and then SIGTERM to whatever is left: what it wants is the first.
+                _ = terminate.recv() => return Ok(match interrupt.recv().now_or_never() {
+                    Some(Some(())) => SignalKind::interrupt(),
+                    Some(None) | None => SignalKind::terminate(),
+                }),
                 _ = interrupt.recv() => return Ok(SignalKind::interrupt()),
                 changed = self.gateway.kernel_changed() => match changed {
                     Some(()) => self.gateway.follow(Changes::default()).await,
