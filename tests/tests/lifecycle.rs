@@ -96,6 +96,13 @@ fn a_stop_takes_links_away_also_if_sigterm_comes_with_it() -> Result<()> {
 }
 
 #[test]
+fn a_hangup_ends_nothing() -> Result<()> {
+    let Some(fixture) = Fixture::with_tenants()? else { return Ok(()) };
+    kill(Pid::from_raw(i32::try_from(fixture.gateway.pid())?), Signal::SIGHUP)?;
+    fixture.require_service()
+}
+
+#[test]
 fn a_removed_tenant_leaves_no_link_and_no_address() -> Result<()> {
     let Some(fixture) = Fixture::with_tenants()? else { return Ok(()) };
     fixture.require_links_of_blue(true)?;

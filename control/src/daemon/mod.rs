@@ -181,6 +181,8 @@ impl Daemon {
         Beginning { keep, log, hurry, groundwork }: Beginning<'_>,
     ) -> anyhow::Result<SignalKind> {
         let signals = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
+        // What would end the process otherwise, where there is no log of translations to be opened anew.
+        let _hangup = signal(SignalKind::hangup())?;
         let health = config.health.map(listen_for_health).transpose()?;
         let metrics = metrics::listen(config.metrics)?;
         let monitor = Monitor::subscribe()?; // before the first read, so that nothing is missed
