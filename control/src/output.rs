@@ -7,6 +7,8 @@ use anstyle::{AnsiColor, Style};
 use comfy_table::{CellAlignment, Table};
 use serde::Serialize;
 
+use crate::logging::journal;
+
 /// Style of headings.
 pub const HEADING: Style = Style::new().bold();
 /// Style of what is as it should be.
@@ -39,10 +41,17 @@ pub fn print_json(value: &impl Serialize) -> io::Result<()> {
     print(&serde_json::to_string_pretty(value)?)
 }
 
-/// Prints a line on stderr, without colours where they make no sense.
+/// Prints an error on stderr, without colours where they make no sense; in the journal it is one too.
 pub fn print_error(text: &str) {
+    let told = format!("{}{text}", styled(BAD.bold(), "error: "));
+    let told = if journal::is_stderr() { with_priority(&told) } else { told };
     // A lost message about an error cannot be told to anybody.
-    let _ = writeln!(anstream::stderr(), "{}{text}", styled(BAD.bold(), "error: "));
+    let _ = writeln!(anstream::stderr(), "{told}");
+}
+
+/// Says before each line that it is an error, as sd-daemon(3) has it: what comes by stderr is information else.
+fn with_priority(text: &str) -> String {
+    text.lines().map(|line| format!("<3>{line}")).collect::<Vec<_>>().join("\n")
 }
 
 /// Prints a remark on stderr, where it is not taken for output.
@@ -98,6 +107,11 @@ pub fn seconds(count: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_line_of_an_error_has_its_priority_in_the_journal() {
+        assert_eq!(with_priority("error: line 2\n  |\nunknown"), "<3>error: line 2\n<3>  |\n<3>unknown");
+    }
 
     #[test]
     fn columns_align_and_numbers_stand_to_the_right() {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use control::demo::command::{self, text};
 use control::demo::gateway::{Gateway, Installation};
+use control::demo::process::Process;
 use control::demo::server::Server;
 use control::demo::topology::{BLUE, Host, INSIDE, OUTSIDE, PODS};
 use control::demo::{Lab, LabOptions, wait};
@@ -104,6 +105,23 @@ fn a_stop_says_so_first_refuses_changes_withdraws_and_ends_even_if_a_worker_does
     let places: Vec<_> = steps.iter().map(|step| log.find(step)).collect();
     assert!(places.is_sorted() && places[0].is_some(), "{places:?} in {log}");
     assert_eq!(fixture.attached()?, [true, true], "the programs guard the interfaces");
+    Ok(())
+}
+
+#[test]
+fn a_daemon_that_cannot_start_says_so_and_takes_its_time_to_end_so_that_the_next_does_not_flood_the_log()
+-> Result<()> {
+    if skipped()? {
+        return Ok(());
+    }
+    let lab = Lab::build(&LabOptions::default())?;
+    let mut installation = Installation::write(&lab, &executable()?)?;
+    edit_config(&installation, "[cluster]", "[clutter]")?;
+    let _manager = Manager::engage(&mut installation, Duration::from_secs(1))?;
+    let mut daemon = Process::start(&mut installation.daemon(&lab), &installation.log)?;
+    daemon.until_printed("unknown field `clutter`", LIMIT)?;
+    assert_eq!(daemon.ended()?, None, "the service manager would start the next at once");
+    assert!(!daemon.until_ended(LIMIT)?.success());
     Ok(())
 }
 

@@ -126,7 +126,7 @@ impl Arguments {
     fn execute(self) -> anyhow::Result<ExitCode> {
         let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build();
         let command = match self.command {
-            Command::Run(run) => return run.execute(self.socket).map(|()| ExitCode::SUCCESS),
+            Command::Run(run) => return Ok(run.execute(self.socket)),
             Command::Demo(demo) => return demo.execute().map(|()| ExitCode::SUCCESS),
             Command::Doctor(doctor) => return runtime()?.block_on(doctor.execute(self.socket)),
             Command::Top(top) => {

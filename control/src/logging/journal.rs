@@ -64,7 +64,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Journal {
 }
 
 /// Tells whether stderr is connected to the journal: the environment then has its device and inode.
-pub(super) fn is_stderr() -> bool {
+pub fn is_stderr() -> bool {
     let Some(stream) = std::env::var("JOURNAL_STREAM").ok() else { return false };
     let own = std::fs::metadata("/proc/self/fd/2").map(|file| (file.dev(), file.ino()));
     own.is_ok_and(|own| is_stream(&stream, own))
