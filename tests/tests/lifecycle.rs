@@ -187,8 +187,6 @@ fn the_service_units_capabilities_are_enough() -> Result<()> {
     let names: String =
         line.split_whitespace().map(|name| name.to_lowercase().replace("cap_", ",+")).collect();
     let installation = fixture.gateway.installation().clone();
-    // Stands for the unit's LimitMEMLOCK=infinity, which a container's root may not raise.
-    let names = names + ",+ipc_lock";
     let mut daemon = fixture.lab.namespace(Host::Gateway).command("setpriv");
     daemon
         .args(["--no-new-privs", "--bounding-set", &format!("-all{names}"), "--"])
