@@ -26,7 +26,7 @@ pub(super) struct Said {
     /// Its other fields.
     pub(super) fields: Map<String, Value>,
     /// The module that says it, where it comes from a library that logs by the `log` crate.
-    module: Option<String>,
+    pub(super) module: Option<String>,
 }
 
 #[derive(Serialize)]

@@ -91,8 +91,8 @@ Only a terminal gets colours.
 {{\"time\":\"2026-11-21T12:00:00.000250Z\",\"level\":\"info\",\"target\":\"tenants\",\"message\":\"tenant put\",\"fields\":{{\"pid\":4711,\"tenant\":\"ns-blue\",\"uid\":0}}}}
 ```
 
-**Journal.** The message is `MESSAGE`, the level `PRIORITY` (3 error, 4 warn, 6 info, 7 debug and trace), each field one of the journal's
-with `{PREFIX}_` before it, and the target `{PREFIX}_TARGET`; the journal adds the time:
+**Journal.** `MESSAGE` is the message with the fields after it, the level `PRIORITY` (3 error, 4 warn, 6 info, 7 debug and trace), each
+field also one of the journal's with `{PREFIX}_` before it, and the target `{PREFIX}_TARGET`; the journal adds the time:
 
 ```sh
 journalctl -u spillway -p warning
