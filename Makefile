@@ -15,7 +15,7 @@ SECONDS ?= 60
 lasting = $(if $(filter file,$(origin SECONDS)),$(1),$(SECONDS))
 SEED ?= $(shell date +%s)
 
-.PHONY: help demo test lint docs bench fuzz storm soak dependencies
+.PHONY: help demo test lint docs bench fuzz storm soak systemd dependencies
 
 help: ## lists the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -62,6 +62,11 @@ soak: dependencies ## lets tenants and sessions come and go for SECONDS (3600) a
 	SOAK_PROGRAM=$(abspath $(TARGET))/release/spillway SOAK_SEED=$(SEED) \
 		SOAK_SECONDS=$(call lasting,3600) REQUIRE_NETNS=1 \
 		$(CARGO) test -p spillway-tests --test soak -- --nocapture
+
+systemd: dependencies ## boots this machine's systemd beside it and has it start, restart, watch over and stop the service
+	$(CARGO) build --release -p control
+	SERVICE_PROGRAM=$(abspath $(TARGET))/release/spillway SERVICE_TOLD=1 REQUIRE_NETNS=1 \
+		$(CARGO) test -p spillway-tests --test service -- --nocapture
 
 dependencies:
 	@scripts/install-deps
