@@ -39,6 +39,7 @@ const CHECKS: [(&str, Check); 9] = [
     ("a stop takes its links away and leaves the programs that drop", stops),
     ("a start goes on with the sessions", starts_again),
     ("a config file that is wrong is told, and tried again until it is right", is_misconfigured),
+    ("a program that is missing is not tried, and goes on with the sessions when it is back", is_missing),
 ];
 
 #[test]
@@ -185,6 +186,16 @@ fn is_misconfigured(site: &mut Site) -> Result<()> {
     wait::until("it has started", LIMIT, || {
         Ok((site.machine.property(UNIT, "ActiveState")? == "active").then_some(()))
     })?;
+    site.require_succession(PODS.len() as u64)
+}
+
+fn is_missing(site: &mut Site) -> Result<()> {
+    site.machine.run("mv /usr/local/bin/spillway /root && systemctl kill -s KILL spillway")?;
+    wait::until("it is not tried", LIMIT, || {
+        Ok((site.machine.property(UNIT, "ActiveState")? == "inactive").then_some(()))
+    })?;
+    site.require("ConditionResult", "no")?;
+    site.machine.run("mv /root/spillway /usr/local/bin && systemctl start spillway")?;
     site.require_succession(PODS.len() as u64)
 }
 
