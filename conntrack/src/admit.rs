@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use crate::anchor::{Anchor, Role, mapping_key_inside, mapping_key_outside, peer_key, pod_key};
 use crate::blocks::EgressPorts;
 use crate::checksum::ChecksumDelta;
-use crate::flow::{Direction, FiveTuple, Key, Portless, Protocol, TenantId};
+use crate::flow::{Direction, FiveTuple, Key, Portless, Protocol, Scope, Tail, TenantId};
 use crate::journal::Event;
 use crate::lending::{Loan, LoanRequest};
 use crate::mapping::rests;
@@ -209,7 +209,7 @@ impl Conntrack {
         session.port = match (is_mapped(admission), lender) {
             (true, _) => {
                 self.join_mapping(admission, ground.mapping, &outside_tuple, lender);
-                PortHolder::Mapping
+                PortHolder::Mapping { has_peer: admission.policy.filtering == Filtering::AddressDependent }
             }
             (false, Some(lender)) => PortHolder::Lender(lender),
             (false, None) => {
@@ -217,8 +217,7 @@ impl Conntrack {
                 PortHolder::Session
             }
         };
-        session.has_peer = is_mapped(admission) && admission.policy.filtering == Filtering::AddressDependent;
-        if session.has_peer {
+        if session.has_peer() {
             self.join_peer(admission.tenant, &outside_tuple);
         }
         self.join_pod(admission, ground, now);
@@ -309,15 +308,13 @@ fn prepare(admission: &Admission<'_>, outside_tuple: &FiveTuple, now: Tick) -> S
         inside: tuple.source,
         remote: tuple.destination,
         outside: outside_tuple.source,
-        inside_port: tuple.source_port,
-        remote_port: tuple.destination_port,
+        tail: Tail::new(Scope::Session, tenant, tuple.protocol.number()),
         outside_port: outside_tuple.source_port,
-        tenant,
-        protocol: tuple.protocol,
+        remote_port: tuple.destination_port,
+        inside_port: tuple.source_port,
         tcp,
         class: timeouts.class_of(tuple.protocol, tcp, tuple.destination_port),
         port: PortHolder::Session,
-        has_peer: false,
         header_delta,
         transport_delta: base.replace(tuple.source_port, outside_tuple.source_port),
         epoch: revision.epoch,

@@ -6,9 +6,9 @@
 
 use crate::anchor::pod_key;
 use crate::flow::{Direction, Key};
-use crate::index::place_under;
+use crate::index::{NOWHERE, entry_under};
 use crate::session::{Session, SessionId};
-use crate::slab::{Kind, NIL};
+use crate::slab::Kind;
 use crate::table::Conntrack;
 
 /// Hash of a key in one table.
@@ -25,7 +25,7 @@ pub struct Candidate(u32);
 
 impl Default for Candidate {
     fn default() -> Self {
-        Self(NIL)
+        Self(NOWHERE)
     }
 }
 
@@ -39,7 +39,7 @@ impl Candidate {
     /// Tells whether there is none.
     #[inline]
     pub fn is_none(self) -> bool {
-        self.0 == NIL
+        self.0 == NOWHERE
     }
 }
 
@@ -65,8 +65,8 @@ impl Conntrack {
     /// begins.
     #[inline]
     pub fn candidate(&self, hash: KeyHash, slot: Slot) -> Candidate {
-        let place = place_under(hash.0, slot.0).or_else(|| self.index.find(hash.0, |_| true));
-        Candidate(place.map_or(NIL, |place| place.entry))
+        let entry = entry_under(hash.0, slot.0).or_else(|| Some(self.index.find(hash.0, |_| true)?.entry));
+        Candidate(entry.unwrap_or(NOWHERE))
     }
 
     /// Reads an entry; what it returns says nothing.

@@ -4,7 +4,8 @@ use std::net::Ipv4Addr;
 
 /// The change that replacing some words makes to a checksum: a one's complement sum.
 ///
-/// It is prepared once for a session and applied to each of its packets.
+/// It is prepared once for a session and applied to each of its packets. The sum is of words as they lie in memory: whatever
+/// the order of their bytes, it is the same sum in that order (RFC 1071 section 2 B).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ChecksumDelta(u16);
 
@@ -12,15 +13,15 @@ impl ChecksumDelta {
     /// Returns this change together with that of replacing one 16-bit word.
     #[must_use]
     pub fn replace(self, old: u16, new: u16) -> Self {
-        Self(add(add(self.0, !old), new))
+        Self(add(add(self.0, !old.to_be()), new.to_be()))
     }
 
     /// Returns this change together with that of replacing an address.
     #[must_use]
     pub fn replace_address(self, old: Ipv4Addr, new: Ipv4Addr) -> Self {
         let ([a, b, c, d], [e, f, g, h]) = (old.octets(), new.octets());
-        self.replace(u16::from_be_bytes([a, b]), u16::from_be_bytes([e, f]))
-            .replace(u16::from_be_bytes([c, d]), u16::from_be_bytes([g, h]))
+        let change = |sum, old, new| add(add(sum, !u16::from_ne_bytes(old)), u16::from_ne_bytes(new));
+        Self(change(change(self.0, [a, b], [e, f]), [c, d], [g, h]))
     }
 
     /// Returns the change that takes this one back.
@@ -32,11 +33,17 @@ impl ChecksumDelta {
     /// Returns this change together with that of taking one from the time to live, which is the high byte of its word.
     #[must_use]
     pub fn one_hop(self) -> Self {
-        Self(add(self.0, !0x0100))
+        Self(add(self.0, !0x0100_u16.to_be()))
     }
 
     /// Returns the checksum after the change: `HC' = ~(~HC + ~m + m')` (RFC 1624 section 3, equation 3).
     pub fn apply(self, checksum: u16) -> u16 {
+        u16::from_be(self.apply_in_memory(checksum.to_be()))
+    }
+
+    /// The same for a checksum as it lies in memory.
+    #[inline]
+    pub fn apply_in_memory(self, checksum: u16) -> u16 {
         !add(!checksum, self.0)
     }
 }

@@ -140,7 +140,7 @@ impl Conntrack {
             Kind::Session(session) => Ending {
                 id,
                 keys: [Direction::Outbound, Direction::Inbound].map(|side| self.hash(&session.key(side))),
-                pod: self.hash(&pod_key(session.tenant, session.inside)),
+                pod: self.hash(&pod_key(session.tenant(), session.inside)),
             },
             Kind::Anchor(_) | Kind::Free => Ending { id, ..Ending::default() },
         }
@@ -171,27 +171,27 @@ impl Conntrack {
         self.live -= 1;
         let own_ports = match session.port {
             PortHolder::Session => {
-                self.free_port(session.tenant, &session.outside_tuple());
+                self.free_port(session.tenant(), &session.outside_tuple());
                 1
             }
             PortHolder::Lender(lender) => {
-                self.return_port(lender, session.tenant, session.outside_tuple(), false);
+                self.return_port(lender, session.tenant(), session.outside_tuple(), false);
                 1
             }
-            PortHolder::Mapping => 0,
+            PortHolder::Mapping { .. } => 0,
         };
-        if session.has_peer {
+        if session.has_peer() {
             self.leave_peer(&session);
         }
         let has_left_port = own_ports == 1 || self.leave_mapping(&session, now);
         self.leave_pod(&session, pod, u32::from(has_left_port));
         self.is_changing = false;
-        Ended { tenant: session.tenant, sessions: 1, ports: own_ports }
+        Ended { tenant: session.tenant(), sessions: 1, ports: own_ports }
     }
 
     /// Counts a session out of its pod, whose key has this hash; the pod is forgotten with the last.
     fn leave_pod(&mut self, session: &Session, hash: u32, ports: u32) {
-        let key = pod_key(session.tenant, session.inside);
+        let key = pod_key(session.tenant(), session.inside);
         let id = self.lookup().find_under(hash, &key).expect("a session has its pod");
         let pod = self.slab.anchor_mut(id);
         pod.sessions -= 1;
@@ -204,7 +204,7 @@ impl Conntrack {
     }
 
     fn leave_peer(&mut self, session: &Session) {
-        let key = peer_key(session.tenant, &session.outside_tuple());
+        let key = peer_key(session.tenant(), &session.outside_tuple());
         let id = self.find_entry(&key).expect("a session with a peer has it");
         let peer = self.slab.anchor_mut(id);
         peer.sessions -= 1;

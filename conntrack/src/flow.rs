@@ -1,5 +1,6 @@
 //! Who talks to whom: five-tuples, directions, and the key under which a session is found.
 
+use std::hash::{Hash, Hasher};
 use std::net::Ipv4Addr;
 
 /// A tenant, by its slot in the snapshot.
@@ -47,6 +48,7 @@ pub enum Portless {
 
 impl Protocol {
     /// Returns the protocol with this IANA number, if it is one that is translated.
+    #[inline]
     pub fn from_number(number: u8) -> Option<Self> {
         match number {
             1 => Some(Self::Icmp),
@@ -107,7 +109,7 @@ pub struct FiveTuple {
 /// A five-tuple in the words that it is made of on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Wire {
-    /// Source address above destination address.
+    /// Source and destination address, one after the other as they lie in memory.
     pub addresses: u64,
     /// Source port above destination port.
     pub ports: u32,
@@ -144,10 +146,13 @@ pub(crate) enum Scope {
 }
 
 /// What a session is found by: tenant, direction and five-tuple in 16 bytes, compared as two words.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Key {
+    /// Source and destination address, one after the other as they lie in memory.
     addresses: u64,
-    rest: u64,
+    /// Source port above destination port.
+    ports: u32,
+    tail: Tail,
 }
 
 const _: () = assert!(size_of::<Key>() == 16);
@@ -162,57 +167,101 @@ impl Key {
     #[inline]
     pub fn of_wire(tenant: TenantId, direction: Direction, wire: Wire) -> Self {
         let Wire { addresses, ports, protocol_number } = wire;
-        let tail = tail(Scope::Session, tenant, direction, protocol_number);
-        Self { addresses, rest: u64::from(ports) << 32 | tail }
+        let tail = Tail::new(Scope::Session, tenant, protocol_number).in_direction(direction);
+        Self { addresses, ports, tail }
     }
 
     /// Returns the key of something that is no session; what does not matter is zero in `tuple`.
     pub(crate) fn scoped(scope: Scope, tenant: TenantId, direction: Direction, tuple: &FiveTuple) -> Self {
-        Self {
-            addresses: u64::from(tuple.source.to_bits()) << 32 | u64::from(tuple.destination.to_bits()),
-            rest: u64::from(tuple.source_port) << 48
-                | u64::from(tuple.destination_port) << 32
-                | tail(scope, tenant, direction, tuple.protocol.number()),
-        }
+        let tail = Tail::new(scope, tenant, tuple.protocol.number()).in_direction(direction);
+        let (source, destination) =
+            ((tuple.source, tuple.source_port), (tuple.destination, tuple.destination_port));
+        Self::between(source, destination, tail)
+    }
+
+    /// Returns the key of what goes from one address and port to another.
+    #[inline]
+    pub(crate) fn between(source: (Ipv4Addr, u16), destination: (Ipv4Addr, u16), tail: Tail) -> Self {
+        let ([a, b, c, d], [e, f, g, h]) = (source.0.octets(), destination.0.octets());
+        let ports = u32::from(source.1) << 16 | u32::from(destination.1);
+        Self { addresses: u64::from_ne_bytes([a, b, c, d, e, f, g, h]), ports, tail }
     }
 
     /// Returns the tuple of a packet that it is the key of.
     #[expect(clippy::cast_possible_truncation, reason = "they are these bits")]
     pub fn tuple(self) -> Option<FiveTuple> {
+        let [_, _, _, _, e, f, g, h] = self.addresses.to_ne_bytes();
         Some(FiveTuple {
             source: self.source(),
-            destination: Ipv4Addr::from_bits(self.addresses as u32),
-            source_port: (self.rest >> 48) as u16,
-            destination_port: (self.rest >> 32) as u16,
-            protocol: Protocol::from_number((self.rest >> 8) as u8)?,
+            destination: [e, f, g, h].into(),
+            source_port: (self.ports >> 16) as u16,
+            destination_port: self.ports as u16,
+            protocol: self.tail.protocol()?,
         })
     }
 
     /// Returns the tenant.
-    #[expect(clippy::cast_possible_truncation, reason = "it is these 16 bits")]
-    pub(crate) fn tenant(self) -> TenantId {
-        TenantId((self.rest >> 16) as u16)
+    #[inline]
+    pub fn tenant(self) -> TenantId {
+        self.tail.tenant()
+    }
+
+    /// Returns the IANA number of the protocol.
+    #[inline]
+    pub fn protocol_number(self) -> u8 {
+        self.tail.protocol_number()
     }
 
     /// Returns the source address.
     pub(crate) fn source(self) -> Ipv4Addr {
-        Ipv4Addr::from_bits((self.addresses >> 32) as u32)
-    }
-
-    /// Returns the key as two words.
-    pub fn words(self) -> [u64; 2] {
-        [self.addresses, self.rest]
+        let [a, b, c, d, ..] = self.addresses.to_ne_bytes();
+        [a, b, c, d].into()
     }
 }
 
-/// Returns the half word behind the ports.
-#[inline]
-fn tail(scope: Scope, tenant: TenantId, direction: Direction, protocol_number: u8) -> u64 {
-    let direction = match direction {
-        Direction::Outbound => 0,
-        Direction::Inbound => 1,
-    };
-    u64::from(tenant.0) << 16 | u64::from(protocol_number) << 8 | (scope as u64) << 1 | direction
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.addresses);
+        state.write_u64(u64::from(self.ports) << 32 | u64::from(self.tail.0));
+    }
+}
+
+/// The half word of a key behind the ports: tenant, protocol, and what the key stands for. A session keeps it as it is in its
+/// keys, so that a packet's key is compared with little work.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Tail(u32);
+
+impl Tail {
+    /// Returns the tail of outbound keys.
+    #[inline]
+    pub(crate) fn new(scope: Scope, tenant: TenantId, protocol_number: u8) -> Self {
+        Self(u32::from(tenant.0) << 16 | u32::from(protocol_number) << 8 | (scope as u32) << 1)
+    }
+
+    /// Returns the tail of keys in a direction, from that of outbound keys.
+    #[inline]
+    pub(crate) fn in_direction(self, direction: Direction) -> Self {
+        match direction {
+            Direction::Outbound => self,
+            Direction::Inbound => Self(self.0 | 1),
+        }
+    }
+
+    #[inline]
+    pub(crate) fn tenant(self) -> TenantId {
+        TenantId((self.0 >> 16) as u16)
+    }
+
+    #[inline]
+    #[expect(clippy::cast_possible_truncation, reason = "it is these bits")]
+    pub(crate) fn protocol_number(self) -> u8 {
+        (self.0 >> 8) as u8
+    }
+
+    #[inline]
+    pub(crate) fn protocol(self) -> Option<Protocol> {
+        Protocol::from_number(self.protocol_number())
+    }
 }
 
 #[cfg(test)]

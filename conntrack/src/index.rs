@@ -104,9 +104,13 @@ fn encode(hash: u32, place: Place) -> u64 {
     u64::from(hash) << 32 | (u64::from(place.entry) * 2 + direction + 1)
 }
 
-/// Returns the place in a slot, if it is one under `hash`.
-pub(crate) fn place_under(hash: u32, slot: u64) -> Option<Place> {
-    (slot != 0 && hash_of(slot) == hash).then(|| place_of(slot))
+/// An entry that no table has. An empty slot leads there.
+pub(crate) const NOWHERE: u32 = u32::MAX >> 1;
+
+/// Returns the entry in a slot, if it is one under `hash`.
+#[inline]
+pub(crate) fn entry_under(hash: u32, slot: u64) -> Option<u32> {
+    (hash_of(slot) == hash).then(|| place_of(slot).entry)
 }
 
 fn hash_of(slot: u64) -> u32 {
@@ -115,9 +119,9 @@ fn hash_of(slot: u64) -> u32 {
 
 #[expect(clippy::cast_possible_truncation, reason = "the low half of a slot is 32 bits")]
 fn place_of(slot: u64) -> Place {
-    let code = (slot & u64::from(u32::MAX)) - 1;
+    let code = (slot as u32).wrapping_sub(1);
     let direction = if code & 1 == 0 { Direction::Outbound } else { Direction::Inbound };
-    Place { entry: (code >> 1) as u32, direction }
+    Place { entry: code >> 1, direction }
 }
 
 #[cfg(test)]

@@ -130,7 +130,7 @@ impl Conntrack {
 
     /// Returns who is behind what in a session.
     pub(crate) fn translation(&self, session: &Session) -> Translation {
-        let gateway = self.shared.tenant(session.tenant).gateway();
+        let gateway = self.shared.tenant(session.tenant()).gateway();
         Translation { gateway, inside_tuple: session.inside_tuple(), outside: session.outside() }
     }
 

@@ -172,7 +172,7 @@ impl Conntrack {
             } else if let Kind::Session(session) = &self.slab.entry(id).kind
                 && self.lender_of(session) == Some(worker)
             {
-                on_end(session.tenant);
+                on_end(session.tenant());
                 self.remove(SessionId(id), now);
             }
         }
@@ -235,7 +235,7 @@ impl Conntrack {
         match session.port {
             PortHolder::Session => None,
             PortHolder::Lender(lender) => Some(lender),
-            PortHolder::Mapping => match self.slab.anchor(self.mapping_of(session)).role {
+            PortHolder::Mapping { .. } => match self.slab.anchor(self.mapping_of(session)).role {
                 Role::Mapping { lender, .. } => lender,
                 Role::Pod | Role::Peer | Role::LentPort { .. } | Role::LentMapping { .. } => None,
             },

@@ -55,7 +55,7 @@ impl Conntrack {
     /// Returns the mapping of a session that has one.
     pub(crate) fn mapping_of(&self, session: &Session) -> u32 {
         let outside = (session.outside, session.outside_port);
-        self.find_entry(&mapping_key_outside(session.tenant, session.protocol, outside))
+        self.find_entry(&mapping_key_outside(session.tenant(), session.protocol(), outside))
             .expect("a mapped session has its mapping")
     }
 
@@ -67,7 +67,7 @@ impl Conntrack {
         if anchor.sessions > 0 {
             return false;
         }
-        self.shared.tenant(session.tenant).end_port();
+        self.shared.tenant(session.tenant()).end_port();
         match anchor.role {
             Role::Mapping { rests: true, .. } => {
                 anchor.tally.freed = now;

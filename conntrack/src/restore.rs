@@ -179,7 +179,7 @@ impl Conntrack {
     fn set_tcp_state(&mut self, id: SessionId, tcp: crate::TcpState, timeouts: &Timeouts) {
         let session = self.slab.session_mut(id);
         session.tcp = tcp;
-        let class = timeouts.class_of(session.protocol, tcp, session.remote_port);
+        let class = timeouts.class_of(session.protocol(), tcp, session.remote_port);
         self.classify(id, class);
         self.replicate(id, false);
     }

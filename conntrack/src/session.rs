@@ -4,30 +4,32 @@ use std::net::Ipv4Addr;
 
 use crate::Epoch;
 use crate::checksum::ChecksumDelta;
-use crate::flow::{Direction, FiveTuple, Key, Protocol, TenantId};
+use crate::flow::{Direction, FiveTuple, Key, Protocol, Tail, TenantId};
 use crate::tcp::{Expected, TcpState};
 use crate::time::{Tick, TimeoutClass, Timeouts};
+
+const UDP: u8 = 17;
 
 /// A session, by its slab entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SessionId(pub u32);
 
 /// Both directions of one translated flow.
+///
+/// Addresses are in such an order, and ports in such, that those of either key lie beside each other and are read at once.
 #[derive(Clone, Debug)]
 pub struct Session {
     pub(crate) inside: Ipv4Addr,
     pub(crate) remote: Ipv4Addr,
     pub(crate) outside: Ipv4Addr,
-    pub(crate) inside_port: u16,
-    pub(crate) remote_port: u16,
+    /// Tenant and protocol.
+    pub(crate) tail: Tail,
     pub(crate) outside_port: u16,
-    pub(crate) tenant: TenantId,
-    pub(crate) protocol: Protocol,
+    pub(crate) remote_port: u16,
+    pub(crate) inside_port: u16,
     pub(crate) tcp: TcpState,
     pub(crate) class: TimeoutClass,
     pub(crate) port: PortHolder,
-    /// Whether its mapping has a [`crate::anchor::Role::Peer`] for its other end.
-    pub(crate) has_peer: bool,
     /// Change of the IPv4 header checksum when outbound.
     pub(crate) header_delta: ChecksumDelta,
     /// Change of the transport checksum when outbound.
@@ -48,7 +50,10 @@ pub(crate) enum PortHolder {
     /// The session, and it has it from this worker.
     Lender(u16),
     /// The endpoint-independent mapping that the session is of.
-    Mapping,
+    Mapping {
+        /// Whether it has a [`crate::anchor::Role::Peer`] for the session's other end.
+        has_peer: bool,
+    },
 }
 
 /// What is written into a packet of a session.
@@ -71,7 +76,17 @@ pub struct Rewrite {
 impl Session {
     /// Returns the tenant.
     pub fn tenant(&self) -> TenantId {
-        self.tenant
+        self.tail.tenant()
+    }
+
+    #[inline]
+    pub(crate) fn protocol(&self) -> Protocol {
+        self.tail.protocol().expect("it was made of one")
+    }
+
+    /// Tells whether its mapping has a [`crate::anchor::Role::Peer`] for its other end.
+    pub(crate) fn has_peer(&self) -> bool {
+        self.port == PortHolder::Mapping { has_peer: true }
     }
 
     /// Returns the tuple of its outbound packets before translation.
@@ -81,7 +96,7 @@ impl Session {
             destination: self.remote,
             source_port: self.inside_port,
             destination_port: self.remote_port,
-            protocol: self.protocol,
+            protocol: self.protocol(),
         }
     }
 
@@ -96,12 +111,14 @@ impl Session {
     }
 
     /// Returns the key of its packets in one direction.
+    #[inline]
     pub fn key(&self, direction: Direction) -> Key {
-        let tuple = match direction {
-            Direction::Outbound => self.inside_tuple(),
-            Direction::Inbound => self.outside_tuple().reversed(),
-        };
-        Key::new(self.tenant, direction, &tuple)
+        let remote = (self.remote, self.remote_port);
+        let tail = self.tail.in_direction(direction);
+        match direction {
+            Direction::Outbound => Key::between((self.inside, self.inside_port), remote, tail),
+            Direction::Inbound => Key::between(remote, (self.outside, self.outside_port), tail),
+        }
     }
 
     /// Returns the rewrite of its packets in one direction.
@@ -130,7 +147,7 @@ impl Session {
     /// seen in. Tells whether it did; else [`crate::Conntrack::touch`] must.
     #[inline]
     pub fn note_datagram(&mut self, direction: Direction, now: Tick, timeouts: &Timeouts) -> bool {
-        let is_noted = self.protocol == Protocol::Udp && self.last_seen.is_in_same_span(now);
+        let is_noted = self.tail.protocol_number() == UDP && self.last_seen.is_in_same_span(now);
         if is_noted && (direction == Direction::Outbound || timeouts.inbound_refreshes) {
             self.last_seen = now;
         }
@@ -154,7 +171,7 @@ impl Session {
 
     /// Returns the state of its TCP connection; none for other protocols.
     pub fn tcp_state(&self) -> Option<TcpState> {
-        match self.protocol {
+        match self.protocol() {
             Protocol::Tcp => Some(self.tcp),
             Protocol::Udp | Protocol::Icmp | Protocol::Portless(_) => None,
         }

@@ -38,7 +38,7 @@ impl Entry {
     fn tenant(&self) -> Option<TenantId> {
         match &self.kind {
             Kind::Free => None,
-            Kind::Session(session) => Some(session.tenant),
+            Kind::Session(session) => Some(session.tenant()),
             Kind::Anchor(anchor) => Some(anchor.tenant),
         }
     }

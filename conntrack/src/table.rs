@@ -172,8 +172,8 @@ impl Conntrack {
                     if let Some(notebook) = &mut notebook {
                         notebook.note(&Event::Ended(self.translation(session), Cause::Lost));
                     }
-                    let own_ports = u32::from(session.port != PortHolder::Mapping);
-                    self.shared.tenant(session.tenant).end(own_ports);
+                    let own_ports = u32::from(!matches!(session.port, PortHolder::Mapping { .. }));
+                    self.shared.tenant(session.tenant()).end(own_ports);
                 }
                 Kind::Anchor(anchor) => match anchor.role {
                     // The port of one that rests was counted out with its last session.
@@ -295,13 +295,13 @@ impl Conntrack {
     ) {
         let session = self.slab.session_mut(id);
         let (mut class, mut has_moved_on) = (session.class, false);
-        match session.protocol {
+        match session.protocol() {
             crate::Protocol::Tcp => {
                 let next = session.tcp.advance(&mut session.expected, direction, segment);
                 if next != session.tcp {
                     session.tcp = next;
                     has_moved_on = true;
-                    class = timeouts.class_of(session.protocol, next, session.remote_port);
+                    class = timeouts.class_of(session.protocol(), next, session.remote_port);
                 } else if !next.is_refreshed() || segment.flags.has(TcpFlags::RST) {
                     // RFC 7857 section 7: nor does a RST that changes nothing give new time.
                     return;
@@ -343,12 +343,12 @@ impl Conntrack {
     fn record_of(&self, session: &Session, rests: bool) -> Record {
         let mapping = match session.port {
             PortHolder::Session | PortHolder::Lender(_) => None,
-            PortHolder::Mapping if session.has_peer => Some(Filtering::AddressDependent),
-            PortHolder::Mapping if rests => Some(Filtering::EndpointIndependent),
-            PortHolder::Mapping => Some(Filtering::AddressAndPortDependent),
+            PortHolder::Mapping { has_peer: true } => Some(Filtering::AddressDependent),
+            PortHolder::Mapping { .. } if rests => Some(Filtering::EndpointIndependent),
+            PortHolder::Mapping { .. } => Some(Filtering::AddressAndPortDependent),
         };
         Record {
-            gateway: self.shared.tenant(session.tenant).gateway(),
+            gateway: self.shared.tenant(session.tenant()).gateway(),
             inside_tuple: session.inside_tuple(),
             outside: (session.outside, session.outside_port),
             tcp: session.tcp_state().unwrap_or(TcpState::Opening),

@@ -63,9 +63,9 @@ impl Conntrack {
 fn use_of_session(session: &Session) -> Option<PortUse> {
     let has_port = match session.port {
         PortHolder::Session | PortHolder::Lender(_) => true,
-        PortHolder::Mapping => false,
+        PortHolder::Mapping { .. } => false,
     };
-    let Session { tenant, outside, protocol, .. } = *session;
+    let (tenant, outside, protocol) = (session.tenant(), session.outside, session.protocol());
     let remote = Some((session.remote, session.remote_port));
     (has_port && is_counted(protocol, session.outside_port)).then_some(PortUse {
         tenant,

@@ -63,8 +63,10 @@ pub fn glance(frame: &[u8], least_mtu: u16) -> Option<Glance> {
     let head: &[u8; UDP_HEADERS] = frame.first_chunk()?;
     let total = read_u16(head, 16);
     // Ethertype 0x0800, version 4, five words of header; neither a fragment nor the first of some.
-    let is_plain =
-        read_u32(head, 12) >> 8 == 0x0008_0045 && read_u16(head, 20) & 0x3fff == 0 && head[22] >= LEAST_TTL;
+    let is_plain = read_u16(head, 12) == 0x0800
+        && head[14] == 0x45
+        && read_u16(head, 20) & 0x3fff == 0
+        && head[22] >= LEAST_TTL;
     if !is_plain || total > least_mtu || usize::from(total) + 14 > frame.len() || !has_right_checksum(head) {
         return None;
     }
@@ -77,7 +79,8 @@ pub fn glance(frame: &[u8], least_mtu: u16) -> Option<Glance> {
     if !is_whole {
         return None;
     }
-    let wire = Wire { addresses: read_u64(head, 26), ports: read_u32(head, 34), protocol_number: head[23] };
+    let addresses = u64::from_ne_bytes(bytes_at(head, 26));
+    let wire = Wire { addresses, ports: read_u32(head, 34), protocol_number: head[23] };
     Some(Glance { frame_bytes: total + 14, dont_fragment: head[20] & 0x40 != 0, wire })
 }
 
@@ -94,8 +97,7 @@ fn is_whole_segment(frame: &[u8], total: u16) -> bool {
 /// Tells whether the checksum of the IPv4 header holds (RFC 1071: the order of bytes does not matter).
 #[inline]
 fn has_right_checksum(head: &[u8; UDP_HEADERS]) -> bool {
-    let word =
-        |at: usize| u64::from(u32::from_ne_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]));
+    let word = |at: usize| u64::from(u32::from_ne_bytes(bytes_at(head, at)));
     let sum = word(14) + word(18) + word(22) + word(26) + word(30);
     // The sum is a multiple of 65,535, and not zero, which only a header of zeros would give.
     sum % 0xffff == 0
@@ -113,9 +115,13 @@ struct Lane {
     hash: KeyHash,
     candidate: Candidate,
     frame_bytes: u16,
-    tenant: TenantId,
-    is_tcp: bool,
     dont_fragment: bool,
+}
+
+impl Lane {
+    fn is_tcp(&self) -> bool {
+        self.key.protocol_number() == TCP
+    }
 }
 
 /// What becomes of a frame that did not pass.
@@ -204,7 +210,8 @@ impl Lanes {
         errand: Errand,
         now: Tick,
     ) -> Continuation {
-        let Lane { key, hash, candidate, tenant, is_tcp, .. } = self.0[lane];
+        let Lane { key, hash, candidate, .. } = self.0[lane];
+        let tenant = key.tenant();
         let Some(tuple) = key.tuple().filter(|_| candidate.is_none()) else { return Continuation::WholeWay };
         let Engine { snapshot, conntrack, counters, .. } = engine;
         let class = Class { tenant, direction: side.direction() };
@@ -215,7 +222,7 @@ impl Lanes {
         if !errand.is_owned && owner != conntrack.slot().worker {
             return Continuation::HandOver { owner, tenant };
         }
-        if is_tcp || side == Side::Outside {
+        if tuple.protocol != Protocol::Udp || side == Side::Outside {
             return Continuation::WholeWay;
         }
         // A frame of the same flow may have come just before.
@@ -246,8 +253,8 @@ impl Lanes {
     /// Returns tenant and length of the frame that has passed in a lane.
     #[inline]
     pub fn passed_in(&self, lane: usize) -> Passed {
-        let Lane { tenant, frame_bytes, .. } = self.0[lane];
-        Passed { tenant, frame_bytes }
+        let Lane { key, frame_bytes, .. } = self.0[lane];
+        Passed { tenant: key.tenant(), frame_bytes }
     }
 }
 
@@ -287,23 +294,26 @@ impl Crossing<'_> {
             return None;
         }
         let is_noted = session.note_datagram(direction, self.now, timeouts);
+        let is_tcp = lane.is_tcp();
         let bytes = frame.shorten(usize::from(lane.frame_bytes));
+        write(bytes, is_tcp, &rewrite);
+        let mut macs = self.snapshot.macs_to(NeighbourId(rewrite.next_hop));
+        if direction == Direction::Inbound {
+            let tenant = lane.key.tenant();
+            macs[6..].copy_from_slice(self.snapshot.source_mac(Side::Inside, tenant).as_bytes());
+        }
+        write_macs(bytes, macs);
+        // What follows changes nothing that was written, nor is changed by it; behind it, nothing has to be kept meanwhile.
         if !is_noted {
-            let segment = if lane.is_tcp { tcp_segment(bytes) } else { TcpSegment::default() };
+            let segment = if is_tcp { tcp_segment(bytes) } else { TcpSegment::default() };
             self.conntrack.touch(id, direction, &segment, self.now, timeouts);
         }
         if direction == Direction::Outbound && !lane.dont_fragment {
-            let protocol = if lane.is_tcp { Protocol::Tcp } else { Protocol::Udp };
+            let protocol = if is_tcp { Protocol::Tcp } else { Protocol::Udp };
             let destination = read_u32(bytes, 30).into();
             let identification = self.fragments.draw_identification(destination, protocol);
             write_identification(bytes, ETHERNET_BYTES, identification);
         }
-        write(bytes, lane.is_tcp, &rewrite);
-        let mut macs = self.snapshot.macs_to(NeighbourId(rewrite.next_hop));
-        if direction == Direction::Inbound {
-            macs[6..].copy_from_slice(self.snapshot.source_mac(Side::Inside, lane.tenant).as_bytes());
-        }
-        write_macs(bytes, macs);
         Some(())
     }
 }
@@ -348,8 +358,8 @@ impl Guide {
     fn see(&mut self, snapshot: &Snapshot, frame: &[u8], lane: &mut Lane) -> bool {
         let Some(glance) = glance(frame, self.least_mtu) else { return false };
         let (address, direction) = match self.side {
-            Side::Inside => (read_u64(frame, 0) >> 16, Direction::Outbound),
-            Side::Outside => (glance.wire.addresses & u64::from(u32::MAX), Direction::Inbound),
+            Side::Inside => (u64::from_le_bytes(bytes_at(frame, 0)) << 16, Direction::Outbound),
+            Side::Outside => (u64::from(u32::from_le_bytes(bytes_at(frame, 30))), Direction::Inbound),
         };
         if address != self.address {
             self.address = address;
@@ -357,9 +367,7 @@ impl Guide {
         }
         let Some(tenant) = self.tenant else { return false };
         lane.key = Key::of_wire(tenant, direction, glance.wire);
-        lane.tenant = tenant;
         lane.frame_bytes = glance.frame_bytes;
-        lane.is_tcp = glance.wire.protocol_number == TCP;
         lane.dont_fragment = glance.dont_fragment;
         true
     }
@@ -384,17 +392,18 @@ pub fn write(frame: &mut [u8], is_tcp: bool, rewrite: &Rewrite) {
     let delta = rewrite.transport_delta;
     if is_tcp {
         let head: &mut [u8; TCP_HEADERS] = frame.first_chunk_mut().expect("a glance has seen them");
-        let updated = delta.apply(read_u16(head, TCP_CHECKSUM_AT));
-        write_u16(head, TCP_CHECKSUM_AT, updated);
+        update_checksum(head, TCP_CHECKSUM_AT, |checksum| delta.apply_in_memory(checksum));
     }
     let head: &mut [u8; UDP_HEADERS] = frame.first_chunk_mut().expect("a glance has seen them");
     if !is_tcp {
-        let checksum = read_u16(head, UDP_CHECKSUM_AT);
-        if checksum != 0 {
+        update_checksum(head, UDP_CHECKSUM_AT, |checksum| match checksum {
+            0 => 0, // there is none
             // One that comes out as zero is sent as all ones (RFC 768).
-            let updated = delta.apply(checksum);
-            write_u16(head, UDP_CHECKSUM_AT, if updated == 0 { 0xffff } else { updated });
-        }
+            _ => match delta.apply_in_memory(checksum) {
+                0 => 0xffff,
+                updated => updated,
+            },
+        });
     }
     match rewrite.direction {
         Direction::Outbound => {
@@ -407,8 +416,14 @@ pub fn write(frame: &mut [u8], is_tcp: bool, rewrite: &Rewrite) {
         }
     }
     head[22] -= 1;
-    let header = rewrite.header_delta.one_hop().apply(read_u16(head, 24));
-    write_u16(head, 24, header);
+    let delta = rewrite.header_delta.one_hop();
+    update_checksum(head, 24, |checksum| delta.apply_in_memory(checksum));
+}
+
+#[inline(always)]
+fn update_checksum(head: &mut [u8], at: usize, update: impl FnOnce(u16) -> u16) {
+    let updated = update(u16::from_ne_bytes(bytes_at(head, at)));
+    head[at..at + 2].copy_from_slice(&updated.to_ne_bytes());
 }
 
 /// Writes destination and source MAC of the link that the frame leaves by.
@@ -430,7 +445,8 @@ fn tcp_segment(frame: &[u8]) -> TcpSegment {
     }
 }
 
+/// Returns some bytes of a frame as they stand there.
 #[inline(always)]
-fn read_u64(bytes: &[u8], at: usize) -> u64 {
-    u64::from(read_u32(bytes, at)) << 32 | u64::from(read_u32(bytes, at + 4))
+fn bytes_at<const N: usize>(frame: &[u8], at: usize) -> [u8; N] {
+    *frame[at..].first_chunk().expect("a glance has seen them")
 }
