@@ -1,12 +1,12 @@
 //! Looks keys up side by side, before their packets' turn.
 //!
 //! A key is found in two steps, and in a large table each waits for memory: the index, then the entry. Whoever has
-//! several keys takes each step for all of them before the next, and waits once instead of once for each. Nothing
+//! several keys has what a step needs fetched for all of them before the step, and waits little. Nothing
 //! that is found so is certain until it is confirmed: the table may change in between.
 
 use crate::anchor::pod_key;
 use crate::flow::{Direction, Key};
-use crate::index::{NOWHERE, entry_under};
+use crate::index::NOWHERE;
 use crate::session::{Session, SessionId};
 use crate::slab::Kind;
 use crate::table::Conntrack;
@@ -14,10 +14,6 @@ use crate::table::Conntrack;
 /// Hash of a key in one table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct KeyHash(u32);
-
-/// What the index holds where the search for a key begins.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Slot(u64);
 
 /// The entry that a key most probably leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,24 +51,22 @@ impl Conntrack {
         KeyHash(self.hash(&pod_key(key.tenant(), key.source())))
     }
 
-    /// Reads the index where the search for a key begins.
+    /// Has the place fetched where the search for a key begins.
     #[inline]
-    pub fn first_slot(&self, hash: KeyHash) -> Slot {
-        Slot(self.index.slot(hash.0))
+    pub fn fetch_slot(&self, hash: KeyHash) {
+        self.index.fetch(hash.0);
     }
 
-    /// Returns where a key leads, if it leads anywhere: the first entry of the same hash. `slot` is where its search
-    /// begins.
+    /// Returns where a key leads, if it leads anywhere: the first entry of the same hash.
     #[inline]
-    pub fn candidate(&self, hash: KeyHash, slot: Slot) -> Candidate {
-        let entry = entry_under(hash.0, slot.0).or_else(|| Some(self.index.find(hash.0, |_| true)?.entry));
-        Candidate(entry.unwrap_or(NOWHERE))
+    pub fn candidate(&self, hash: KeyHash) -> Candidate {
+        Candidate(self.index.first(hash.0))
     }
 
-    /// Reads an entry; what it returns says nothing.
+    /// Has an entry fetched.
     #[inline]
-    pub fn touch_entry(&self, candidate: Candidate) -> u32 {
-        self.slab.get(candidate.0).map_or(0, |entry| entry.next)
+    pub fn fetch_entry(&self, candidate: Candidate) {
+        self.slab.fetch(candidate.0);
     }
 
     /// Returns the session under the key of a packet, if the candidate is it. One that is not may still be under the key.
@@ -90,4 +84,10 @@ impl Conntrack {
             Kind::Session(_) | Kind::Anchor(_) | Kind::Free => None,
         }
     }
+}
+
+/// Asks the processor to fetch what lies somewhere, and does not wait for it. Where nothing lies nothing happens.
+#[inline(always)]
+pub(crate) fn fetch<T>(place: *const T) {
+    branches::prefetch_read_data::<T, 0>(place);
 }

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use crate::ahead::fetch;
 use crate::flow::Direction;
 
 /// Where a key leads: to an entry, by one of its two keys.
@@ -39,9 +40,23 @@ impl Index {
         self.slots.len() * size_of::<u64>()
     }
 
-    /// Returns the slot where the search for `hash` begins.
-    pub(crate) fn slot(&self, hash: u32) -> u64 {
-        self.slots[hash as usize & self.mask]
+    /// Has the slot fetched where the search for `hash` begins.
+    #[inline]
+    pub(crate) fn fetch(&self, hash: u32) {
+        fetch(self.slots.as_ptr().wrapping_add(hash as usize & self.mask));
+    }
+
+    /// Returns the first entry under `hash`; [`NOWHERE`] when there is none.
+    #[inline]
+    pub(crate) fn first(&self, hash: u32) -> u32 {
+        let mut at = hash as usize & self.mask;
+        loop {
+            let slot = self.slots[at];
+            if hash_of(slot) == hash || slot == 0 {
+                return place_of(slot).entry;
+            }
+            at = (at + 1) & self.mask;
+        }
     }
 
     /// Returns the place under `hash` that `is_match` accepts.
@@ -106,12 +121,6 @@ fn encode(hash: u32, place: Place) -> u64 {
 
 /// An entry that no table has. An empty slot leads there.
 pub(crate) const NOWHERE: u32 = u32::MAX >> 1;
-
-/// Returns the entry in a slot, if it is one under `hash`.
-#[inline]
-pub(crate) fn entry_under(hash: u32, slot: u64) -> Option<u32> {
-    (hash_of(slot) == hash).then(|| place_of(slot).entry)
-}
 
 fn hash_of(slot: u64) -> u32 {
     (slot >> 32) as u32

@@ -77,7 +77,7 @@ pub mod time;
 pub mod usage;
 
 pub use admit::Admission;
-pub use ahead::{Candidate, KeyHash, Slot};
+pub use ahead::{Candidate, KeyHash};
 pub use checksum::ChecksumDelta;
 pub use flow::{Direction, FiveTuple, Key, Portless, Protocol, TenantId, Wire};
 pub use journal::{Cause, Event, Journal, Translation};

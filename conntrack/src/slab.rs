@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use crate::ahead::fetch;
 use crate::anchor::Anchor;
 use crate::flow::{Direction, Key, TenantId};
 use crate::session::{Session, SessionId};
@@ -129,8 +130,10 @@ impl Slab {
         &self.entries[id as usize]
     }
 
-    pub(crate) fn get(&self, id: u32) -> Option<&Entry> {
-        self.entries.get(id as usize)
+    /// Has an entry fetched, if it is one.
+    #[inline]
+    pub(crate) fn fetch(&self, id: u32) {
+        fetch(self.entries.as_ptr().wrapping_add(id as usize));
     }
 
     pub(crate) fn get_mut(&mut self, id: u32) -> Option<&mut Entry> {

@@ -2,22 +2,21 @@
 //! pods begin here too, and what another worker owns is found out.
 //!
 //! ```text
-//!   look ahead   each frame: glance → tenant → key      each key: index      each find: entry
+//!   look ahead   each frame: glance → tenant → key → fetch index      each key: index → fetch entry
 //!   forward      each frame, in order: session still valid? → touch → rewrite
 //!                else: make its session and try again, hand it over, or the whole pipeline
 //! ```
 //!
 //! A table of a million sessions is in no cache: one packet waits for memory twice, for the index and for the
-//! session. Looked up side by side, packets wait together. What was seen ahead is a hint and no more: a packet
+//! session. Looked up side by side, packets have both fetched while others are looked at. What was seen ahead is a hint and no more: a packet
 //! takes the lane only if the session that it is forwarded by has its key and was checked under the present
 //! snapshot, by which everything is known that [`crate::pipeline`] would find out about it.
 
-use std::hint::black_box;
 use std::ops::Range;
 
 use conntrack::{
-    Candidate, Conntrack, Direction, Key, KeyHash, Protocol, Rewrite, Slot, TcpFlags, TcpSegment, TenantId,
-    Tick, Wire,
+    Candidate, Conntrack, Direction, Key, KeyHash, Protocol, Rewrite, TcpFlags, TcpSegment, TenantId, Tick,
+    Wire,
 };
 use macaddr::MacAddr6;
 
@@ -32,7 +31,7 @@ use crate::track::{HAIRPIN, Tracker, owner_of};
 use crate::verdict::Errand;
 
 /// Frames that are looked up side by side: with fewer a processor waits for memory that it could have asked for, and more
-/// gain nothing (a hit in a table of a million sessions took 61 ns with 16, 55 with 32 and 54 with 64).
+/// gain nothing.
 pub const LANES: usize = 32;
 
 /// Least time to live: what comes back in takes two hops.
@@ -105,13 +104,16 @@ fn has_right_checksum(head: &[u8; UDP_HEADERS]) -> bool {
 
 /// What was seen ahead of up to [`LANES`] frames.
 #[derive(Debug, Default)]
-pub struct Lanes([Lane; LANES]);
+pub struct Lanes {
+    lanes: [Lane; LANES],
+    /// Whether what the first packets of sessions will ask for was fetched.
+    has_fetched_pods: bool,
+}
 
 /// What has to be known of a frame that takes the lane. The key of one that does not is nobody's.
 #[derive(Clone, Copy, Debug, Default)]
 struct Lane {
     key: Key,
-    slot: Slot,
     hash: KeyHash,
     candidate: Candidate,
     frame_bytes: u16,
@@ -121,6 +123,10 @@ struct Lane {
 impl Lane {
     fn is_tcp(&self) -> bool {
         self.key.protocol_number() == TCP
+    }
+
+    fn passed(&self) -> Passed {
+        Passed { tenant: self.key.tenant(), frame_bytes: self.frame_bytes }
     }
 }
 
@@ -153,26 +159,33 @@ impl Lanes {
     /// Looks at frames that came in on `side`, [`LANES`] at most.
     #[inline(never)] // its loops are short, and keep what they need in registers
     pub fn look_ahead(&mut self, snapshot: &Snapshot, conntrack: &Conntrack, side: Side, frames: &[Frame]) {
-        let lanes = &mut self.0[..frames.len().min(LANES)];
+        self.has_fetched_pods = false;
+        let lanes = &mut self.lanes[..frames.len().min(LANES)];
         // With the side known beforehand there is a loop of its own for each.
         match side {
             Side::Inside => see_all(snapshot, conntrack, Side::Inside, lanes, frames),
             Side::Outside => see_all(snapshot, conntrack, Side::Outside, lanes, frames),
         }
-        // A processor runs ahead of what it waits for by some hundred instructions only: where memory is waited for, a
-        // loop does nothing else.
-        for lane in &mut *lanes {
-            lane.slot = conntrack.first_slot(lane.hash);
+        for lane in lanes {
+            lane.candidate = conntrack.candidate(lane.hash);
+            conntrack.fetch_entry(lane.candidate);
         }
-        let mut strangers = 0;
-        for lane in &mut *lanes {
-            lane.candidate = conntrack.candidate(lane.hash, lane.slot);
-            strangers += u32::from(lane.candidate.is_none());
+    }
+
+    /// Has the pods fetched of the frames behind `lane` that are the first of their sessions.
+    fn fetch_pods(&mut self, conntrack: &Conntrack, lane: usize) {
+        let strangers = |lane: &&Lane| lane.candidate.is_none();
+        let mut pods = [KeyHash::default(); LANES];
+        let mut count = 0;
+        for lane in self.lanes[lane..].iter().skip(1).filter(strangers) {
+            pods[count] = conntrack.hash_of_pod(&lane.key);
+            conntrack.fetch_slot(pods[count]);
+            count += 1;
         }
-        black_box(lanes.iter().fold(0, |sum, lane| sum ^ conntrack.touch_entry(lane.candidate)));
-        if strangers > 1 && side == Side::Inside {
-            look_for_pods(conntrack, lanes);
+        for pod in &pods[..count] {
+            conntrack.fetch_entry(conntrack.candidate(*pod));
         }
+        self.has_fetched_pods = true;
     }
 
     /// Translates frames from the one that was seen in `lane` on, until one may not take the lane; returns how many.
@@ -187,7 +200,7 @@ impl Lanes {
     ) -> usize {
         let Engine { snapshot, conntrack, fragments, .. } = engine;
         let mut crossing = Crossing { snapshot, conntrack, fragments, now };
-        let lanes = self.0[lane..].iter().zip(frames);
+        let lanes = self.lanes[lane..].iter().zip(frames);
         // With the direction known beforehand there is a loop of its own for each.
         match direction {
             Direction::Outbound => {
@@ -210,7 +223,7 @@ impl Lanes {
         errand: Errand,
         now: Tick,
     ) -> Continuation {
-        let Lane { key, hash, candidate, .. } = self.0[lane];
+        let Lane { key, hash, candidate, .. } = self.lanes[lane];
         let tenant = key.tenant();
         let Some(tuple) = key.tuple().filter(|_| candidate.is_none()) else { return Continuation::WholeWay };
         let Engine { snapshot, conntrack, counters, .. } = engine;
@@ -225,8 +238,11 @@ impl Lanes {
         if tuple.protocol != Protocol::Udp || side == Side::Outside {
             return Continuation::WholeWay;
         }
+        if !self.has_fetched_pods {
+            self.fetch_pods(conntrack, lane);
+        }
         // A frame of the same flow may have come just before.
-        let mut opened = conntrack.candidate(hash, conntrack.first_slot(hash));
+        let mut opened = conntrack.candidate(hash);
         if opened.is_none() {
             let mut tracker = Tracker { snapshot, conntrack, counters, errand, now };
             match tracker.open_outbound(class, tuple) {
@@ -235,26 +251,25 @@ impl Lanes {
                 Err(_) => return Continuation::WholeWay,
             }
         }
-        self.0[lane].candidate = opened;
+        self.lanes[lane].candidate = opened;
         Continuation::Pass
     }
 
     /// Returns the length of the frame that was seen in a lane, without padding, in bytes.
     pub fn frame_bytes(&self, lane: usize) -> usize {
-        usize::from(self.0[lane].frame_bytes)
+        usize::from(self.lanes[lane].frame_bytes)
     }
 
     /// Returns tenant and length of the frames that have passed in some lanes.
     #[inline]
     pub fn passed(&self, lanes: Range<usize>) -> impl Iterator<Item = Passed> {
-        lanes.map(|lane| self.passed_in(lane))
+        self.lanes[lanes].iter().map(Lane::passed)
     }
 
     /// Returns tenant and length of the frame that has passed in a lane.
     #[inline]
     pub fn passed_in(&self, lane: usize) -> Passed {
-        let Lane { key, frame_bytes, .. } = self.0[lane];
-        Passed { tenant: key.tenant(), frame_bytes }
+        self.lanes[lane].passed()
     }
 }
 
@@ -320,56 +335,44 @@ impl Crossing<'_> {
 
 #[inline(always)]
 fn see_all(snapshot: &Snapshot, conntrack: &Conntrack, side: Side, lanes: &mut [Lane], frames: &[Frame]) {
-    let mut guide = Guide { side, least_mtu: snapshot.least_mtu(), address: u64::MAX, tenant: None };
+    let mut guide =
+        Guide { side, least_mtu: snapshot.least_mtu(), address: u64::MAX, tenant: TenantId::default() };
     for (lane, frame) in lanes.iter_mut().zip(frames) {
-        if !guide.see(snapshot, frame.bytes(), lane) {
+        if guide.see(snapshot, frame.bytes(), lane).is_none() {
             lane.key = Key::default();
         }
         lane.hash = conntrack.hash_of(&lane.key);
+        conntrack.fetch_slot(lane.hash);
     }
-}
-
-/// Reads what the first packets of sessions will ask for.
-#[cold]
-fn look_for_pods(conntrack: &Conntrack, lanes: &[Lane]) {
-    let mut pods = [(KeyHash::default(), Slot::default()); LANES];
-    let pods = &mut pods[..lanes.len()];
-    for ((hash, _), lane) in pods.iter_mut().zip(lanes) {
-        *hash = if lane.candidate.is_none() { conntrack.hash_of_pod(&lane.key) } else { lane.hash };
-    }
-    pods.iter_mut().for_each(|(hash, slot)| *slot = conntrack.first_slot(*hash));
-    let candidates = pods.iter().map(|(hash, slot)| conntrack.candidate(*hash, *slot));
-    black_box(candidates.fold(0, |sum, candidate| sum ^ conntrack.touch_entry(candidate)));
 }
 
 /// Finds out keys.
 struct Guide {
     side: Side,
     least_mtu: u16,
-    /// What the last frame was addressed to: a MAC inside, an egress address outside.
+    /// What the last frame to a tenant was addressed to: a MAC inside, an egress address outside.
     address: u64,
-    /// The tenant that this is.
-    tenant: Option<TenantId>,
+    /// The tenant.
+    tenant: TenantId,
 }
 
 impl Guide {
-    /// Looks at a frame and fills its lane; tells whether it may take it.
+    /// Looks at a frame and fills its lane, if it may take it.
     #[inline(always)]
-    fn see(&mut self, snapshot: &Snapshot, frame: &[u8], lane: &mut Lane) -> bool {
-        let Some(glance) = glance(frame, self.least_mtu) else { return false };
+    fn see(&mut self, snapshot: &Snapshot, frame: &[u8], lane: &mut Lane) -> Option<()> {
+        let glance = glance(frame, self.least_mtu)?;
         let (address, direction) = match self.side {
             Side::Inside => (u64::from_le_bytes(bytes_at(frame, 0)) << 16, Direction::Outbound),
             Side::Outside => (u64::from(u32::from_le_bytes(bytes_at(frame, 30))), Direction::Inbound),
         };
         if address != self.address {
+            self.tenant = self.tenant_at(snapshot, frame)?;
             self.address = address;
-            self.tenant = self.tenant_at(snapshot, frame);
         }
-        let Some(tenant) = self.tenant else { return false };
-        lane.key = Key::of_wire(tenant, direction, glance.wire);
+        lane.key = Key::of_wire(self.tenant, direction, glance.wire);
         lane.frame_bytes = glance.frame_bytes;
         lane.dont_fragment = glance.dont_fragment;
-        true
+        Some(())
     }
 
     #[inline(never)] // frames of one tenant mostly come one after the other

@@ -111,8 +111,8 @@ impl<I: FrameIo> Worker<I> {
         let counters = &engine.counters;
         let port = &mut self.parts.ports[port];
         let mut sent = Tally::default();
-        let frames = self.batch.drain(..lanes.len());
-        for (frame, Passed { tenant, frame_bytes }) in frames.zip(self.lanes.passed(lanes)) {
+        for Passed { tenant, frame_bytes } in self.lanes.passed(lanes) {
+            let frame = self.batch.pop_front().expect("it has passed");
             if tenant != sent.tenant {
                 sent.count(counters, side, &port.counters);
                 sent = Tally { tenant, ..Tally::default() };
