@@ -69,9 +69,10 @@ impl Conntrack {
         self.date(now);
         let ground = self.survey(admission)?;
         self.check_share(admission.tenant, needed(admission, ground))?;
-        self.check_pod_quota(admission, ground, now)?;
+        let second = now.whole_seconds();
+        self.check_pod_quota(admission, ground, second)?;
         let quota = &admission.policy.tenant_quota;
-        let second = self.shared.tenant(admission.tenant).begin(quota, ground.new_ports, second(now))?;
+        let counted = self.shared.tenant(admission.tenant).begin(quota, ground.new_ports, second)?;
         match self.find_port(admission, ground) {
             Ok(port) => {
                 let id = self.begin(admission, ground, port, now);
@@ -79,7 +80,7 @@ impl Conntrack {
                 Ok(id)
             }
             Err(refusal) => {
-                self.shared.tenant(admission.tenant).undo(quota, ground.new_ports, second);
+                self.shared.tenant(admission.tenant).undo(quota, ground.new_ports, counted);
                 Err(refusal)
             }
         }
@@ -129,7 +130,7 @@ impl Conntrack {
 
     fn survey(&self, admission: &Admission<'_>) -> Result<Ground, Refusal> {
         let Admission { tenant, tuple, egress_addresses, .. } = *admission;
-        let pod = self.find_entry(&pod_key(tenant, tuple.source));
+        let pod = self.lookup().find_pod(self.hash_of_inside(tenant, tuple.source), tenant, tuple.source);
         let paired =
             pod.map(|pod| self.slab.anchor(pod).outside).filter(|paired| egress_addresses.contains(paired));
         let outside = paired
@@ -158,10 +159,10 @@ impl Conntrack {
         self.shared.ports(egress).map_or(0, EgressPorts::pods)
     }
 
-    fn check_pod_quota(&self, admission: &Admission<'_>, ground: Ground, now: Tick) -> Result<(), Refusal> {
+    fn check_pod_quota(&self, admission: &Admission<'_>, ground: Ground, second: u32) -> Result<(), Refusal> {
         let Quota { sessions, ports, new_per_second } = admission.policy.pod_quota;
         let Some(pod) = ground.pod.map(|pod| self.slab.anchor(pod)) else { return Ok(()) };
-        let begun = if pod.tally.second == second(now) { pod.tally.begun } else { 0 };
+        let begun = if pod.tally.second == second { pod.tally.begun } else { 0 };
         let exceeds = |count: u32, more: u32, limit: u32| limit > 0 && more > 0 && count + more > limit;
         match () {
             () if exceeds(pod.sessions, 1, sessions) => Err(Refusal::PodSessions),
@@ -222,7 +223,7 @@ impl Conntrack {
         }
         self.join_pod(admission, ground, now);
         let class = session.class;
-        let id = self.put_entry(Kind::Session(session));
+        let id = self.put_session(session);
         self.expiry.append(self.slab.entries_mut(), id, class);
         self.begun[id as usize] = now;
         self.live += 1;
@@ -245,8 +246,8 @@ impl Conntrack {
         let pod = self.slab.anchor_mut(id);
         pod.sessions += 1;
         pod.tally.ports += ground.new_ports;
-        if pod.tally.second != second(now) {
-            (pod.tally.second, pod.tally.begun) = (second(now), 0);
+        if pod.tally.second != now.whole_seconds() {
+            (pod.tally.second, pod.tally.begun) = (now.whole_seconds(), 0);
         }
         pod.tally.begun += 1;
     }
@@ -285,12 +286,6 @@ pub(crate) fn has_ports(protocol: Protocol) -> bool {
         Protocol::Icmp | Protocol::Tcp | Protocol::Udp => true,
         Protocol::Portless(_) => false,
     }
-}
-
-/// Returns the second of the gateway's clock that a moment is in.
-fn second(now: Tick) -> u32 {
-    // A tick is a tenth of a second in 32 bits.
-    u32::try_from(now.elapsed_since(Tick::default()).as_secs()).unwrap_or(u32::MAX)
 }
 
 fn prepare(admission: &Admission<'_>, outside_tuple: &FiveTuple, now: Tick) -> Session {

@@ -4,7 +4,6 @@
 //! several keys has what a step needs fetched for all of them before the step, and waits little. Nothing
 //! that is found so is certain until it is confirmed: the table may change in between.
 
-use crate::anchor::pod_key;
 use crate::flow::{Direction, Key};
 use crate::index::NOWHERE;
 use crate::session::{Session, SessionId};
@@ -48,7 +47,7 @@ impl Conntrack {
 
     /// Returns the hash of what a packet from a pod will ask for if it opens a session: the pod.
     pub fn hash_of_pod(&self, key: &Key) -> KeyHash {
-        KeyHash(self.hash(&pod_key(key.tenant(), key.source())))
+        KeyHash(self.hash_of_inside(key.tenant(), key.source()))
     }
 
     /// Has the place fetched where the search for a key begins.

@@ -12,7 +12,7 @@ use crate::admit::has_ports;
 use crate::anchor::mapping_key_outside;
 use crate::blocks::{BLOCK_PORTS, BLOCKS, EgressPorts};
 use crate::crowd::{Destination, FreePort, Taken};
-use crate::flow::{Direction, FiveTuple, Key, Protocol, TenantId};
+use crate::flow::{Direction, FiveTuple, Key, Protocol, Scope, Tail, TenantId};
 use crate::journal::Event;
 use crate::lending::LoanRequest;
 use crate::pairing::mix;
@@ -56,12 +56,13 @@ impl Wanted {
     /// Tells whether a port of this worker is free: for a mapping too, towards its first destination, where sessions from
     /// before its tenant's mapping changed may have the port. `mappings` tells how many ports are mapped.
     fn is_free(&self, lookup: Lookup<'_>, mappings: u32, port: u16) -> bool {
-        let tuple = FiveTuple { source_port: port, ..self.outside_tuple };
+        let FiveTuple { source, destination, destination_port, protocol, .. } = self.outside_tuple;
         let has_mapping = || {
-            let key = mapping_key_outside(self.tenant, tuple.protocol, (tuple.source, port));
+            let key = mapping_key_outside(self.tenant, protocol, (source, port));
             lookup.find(&key).is_some()
         };
-        let key = Key::new(self.tenant, Direction::Inbound, &tuple.reversed());
+        let tail = Tail::new(Scope::Session, self.tenant, protocol.number()).in_direction(Direction::Inbound);
+        let key = Key::between((destination, destination_port), (source, port), tail);
         lookup.find(&key).is_none() && (mappings == 0 || !has_mapping())
     }
 }

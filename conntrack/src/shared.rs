@@ -17,7 +17,8 @@ use crate::tenants::ByTenant;
 /// What the workers share, as one snapshot knows it.
 #[derive(Clone, Debug)]
 pub struct Shared {
-    egress: HashMap<Ipv4Addr, Arc<EgressPorts>, RandomState>,
+    /// By address, as a number: it is hashed as a whole.
+    egress: HashMap<u32, Arc<EgressPorts>, RandomState>,
     tenants: Arc<TenantUses>,
     lives: Arc<[AtomicU32]>,
 }
@@ -25,7 +26,7 @@ pub struct Shared {
 impl Shared {
     /// Returns the ports of an egress address.
     pub fn ports(&self, egress: Ipv4Addr) -> Option<&EgressPorts> {
-        self.egress.get(&egress).map(AsRef::as_ref)
+        self.egress.get(&egress.to_bits()).map(AsRef::as_ref)
     }
 
     /// Returns how much a tenant uses. Those that were in no snapshot are counted together.
@@ -46,7 +47,7 @@ impl Shared {
     /// Returns all blocks of a worker that has lost its sessions, and shows each by its address and first port.
     pub(crate) fn give_back_all(&self, worker: u16, mut on_return: impl FnMut(Ipv4Addr, u16)) {
         for (egress, ports) in &self.egress {
-            ports.give_back_all(worker, |port| on_return(*egress, port));
+            ports.give_back_all(worker, |port| on_return(Ipv4Addr::from_bits(*egress), port));
         }
     }
 }
@@ -105,7 +106,7 @@ impl SharedBook {
         for (tenant, gateway) in tenants {
             self.tenants.known.make(tenant).gateway.store(gateway.to_bits(), Ordering::Relaxed);
         }
-        let egress = self.egress.iter().map(|(address, known)| (*address, Arc::clone(&known.ports)));
+        let egress = self.egress.iter().map(|(address, known)| (address.to_bits(), Arc::clone(&known.ports)));
         let (tenants, lives) = (Arc::clone(&self.tenants), Arc::clone(&self.lives));
         Shared { egress: egress.collect(), tenants, lives }
     }
@@ -115,8 +116,8 @@ impl SharedBook {
 #[derive(Debug, Default)]
 pub struct TenantUse {
     gateway: AtomicU32,
-    sessions: AtomicU32,
-    ports: AtomicU32,
+    /// Ports above sessions: one locked instruction counts both.
+    used: AtomicU64,
     /// A second of the gateway's clock above the number of sessions begun in it.
     begun: AtomicU64,
 }
@@ -129,22 +130,25 @@ impl TenantUse {
 
     /// Returns the number of sessions.
     pub fn sessions(&self) -> u32 {
-        self.sessions.load(Ordering::Relaxed)
+        low(self.used.load(Ordering::Relaxed))
     }
 
     /// Returns the number of outside ports.
     pub fn ports(&self) -> u32 {
-        self.ports.load(Ordering::Relaxed)
+        high(self.used.load(Ordering::Relaxed))
     }
 
     /// Counts a session that takes `ports` outside ports in `second`; nothing is counted when it is refused. Returns the
     /// second that it counts in.
     pub(crate) fn begin(&self, quota: &Quota, ports: u32, second: u32) -> Result<u32, Refusal> {
-        add_within(&self.sessions, 1, quota.sessions).ok_or(Refusal::TenantSessions)?;
-        if add_within(&self.ports, ports, quota.ports).is_none() {
-            subtract(&self.sessions, 1);
-            return Err(Refusal::TenantPorts);
-        }
+        let mut refusal = Refusal::TenantSessions;
+        let sums = |used: u64| {
+            refusal = Refusal::TenantSessions;
+            let sessions = add_within(low(used), 1, quota.sessions)?;
+            refusal = Refusal::TenantPorts;
+            Some(word(add_within(high(used), ports, quota.ports)?, sessions))
+        };
+        self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, sums).map_err(|_| refusal)?;
         self.begin_in_second(quota.new_per_second, second).ok_or_else(|| {
             self.end(ports);
             Refusal::TenantRate
@@ -156,7 +160,7 @@ impl TenantUse {
         self.end(ports);
         if quota.new_per_second > 0 {
             // Once another second has begun there is nothing to undo.
-            let is_counted = |begun: u64| second_of(begun) == second && count_in(begun) > 0;
+            let is_counted = |begun: u64| high(begun) == second && low(begun) > 0;
             let less = |begun: u64| is_counted(begun).then(|| begun - 1);
             let _ = self.begun.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
         }
@@ -169,13 +173,14 @@ impl TenantUse {
 
     /// Counts sessions that ended and had `ports` ports of their own together.
     pub(crate) fn end_many(&self, sessions: u32, ports: u32) {
-        subtract(&self.sessions, sessions);
-        subtract(&self.ports, ports);
+        let differences =
+            |used: u64| Some(word(high(used).saturating_sub(ports), low(used).saturating_sub(sessions)));
+        let _ = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, differences);
     }
 
     /// Counts an endpoint-independent mapping that ended.
     pub(crate) fn end_port(&self) {
-        subtract(&self.ports, 1);
+        self.end_many(0, 1);
     }
 
     /// Returns the second that a session counts in that begins in `second`.
@@ -185,34 +190,31 @@ impl TenantUse {
         }
         let count = |begun: u64| {
             // Workers read the clock at different moments: the newest second counts.
-            let newest = second_of(begun).max(second);
-            let count = if newest == second_of(begun) { count_in(begun) } else { 0 };
-            (count < limit).then(|| u64::from(newest) << 32 | u64::from(count + 1))
+            let newest = high(begun).max(second);
+            let count = if newest == high(begun) { low(begun) } else { 0 };
+            (count < limit).then(|| word(newest, count + 1))
         };
         let before = self.begun.fetch_update(Ordering::Relaxed, Ordering::Relaxed, count).ok()?;
-        Some(second_of(before).max(second))
+        Some(high(before).max(second))
     }
 }
 
-fn second_of(begun: u64) -> u32 {
-    (begun >> 32) as u32
+fn word(high: u32, low: u32) -> u64 {
+    u64::from(high) << 32 | u64::from(low)
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "the count is the low half of the word")]
-fn count_in(begun: u64) -> u32 {
-    begun as u32
+fn high(word: u64) -> u32 {
+    (word >> 32) as u32
 }
 
-/// Adds to a count unless it would be more than `limit`; 0 is no limit.
-fn add_within(count: &AtomicU32, amount: u32, limit: u32) -> Option<u32> {
-    let sum =
-        |before: u32| before.checked_add(amount).filter(|sum| limit == 0 || amount == 0 || *sum <= limit);
-    count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, sum).ok()
+#[expect(clippy::cast_possible_truncation, reason = "the low half of a word is 32 bits")]
+fn low(word: u64) -> u32 {
+    word as u32
 }
 
-fn subtract(count: &AtomicU32, amount: u32) {
-    let difference = |before: u32| Some(before.saturating_sub(amount));
-    let _ = count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, difference);
+/// Returns a count with an amount added, unless it would be more than `limit`; 0 is no limit.
+fn add_within(count: u32, amount: u32, limit: u32) -> Option<u32> {
+    count.checked_add(amount).filter(|sum| limit == 0 || amount == 0 || *sum <= limit)
 }
 
 #[cfg(test)]

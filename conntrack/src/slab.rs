@@ -112,6 +112,7 @@ impl Slab {
         if let Some(TenantId(tenant)) = entry.tenant() {
             self.held[usize::from(tenant)] += 1;
         }
+        self.fetch(self.first_free);
         id
     }
 

@@ -1,5 +1,6 @@
 //! All sessions of one worker.
 
+use std::net::Ipv4Addr;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -9,12 +10,12 @@ use rand::{RngExt, SeedableRng};
 use thiserror::Error;
 
 use crate::Epoch;
-use crate::anchor::Role;
+use crate::anchor::{Role, pod_key};
 use crate::blocks::EgressPorts;
 use crate::choose::CROWDED_PORTS;
 use crate::crowd::Crowds;
 use crate::expiry::ExpiryLists;
-use crate::flow::{Direction, Key};
+use crate::flow::{Direction, Key, TenantId};
 use crate::index::{Index, Place};
 use crate::journal::{Cause, Event, Notebook};
 use crate::lending::{LoanRequest, Return};
@@ -384,6 +385,17 @@ impl Conntrack {
         entry
     }
 
+    /// Puts a session into the table, under its keys.
+    pub(crate) fn put_session(&mut self, session: Session) -> u32 {
+        let keys =
+            [Direction::Outbound, Direction::Inbound].map(|direction| (direction, session.key(direction)));
+        let entry = self.slab.insert(Kind::Session(session));
+        for (direction, key) in keys {
+            self.index.insert(self.hash(&key), Place { entry, direction });
+        }
+        entry
+    }
+
     /// Takes an entry out of the table.
     pub(crate) fn drop_entry(&mut self, entry: u32) {
         for direction in [Direction::Outbound, Direction::Inbound] {
@@ -392,6 +404,12 @@ impl Conntrack {
             }
         }
         self.slab.remove(entry);
+    }
+
+    /// Returns the hash of the key of a pod.
+    #[inline]
+    pub(crate) fn hash_of_inside(&self, tenant: TenantId, inside: Ipv4Addr) -> u32 {
+        self.hash(&pod_key(tenant, inside))
     }
 
     #[inline]
@@ -412,6 +430,17 @@ impl Lookup<'_> {
     /// Returns the entry under a key.
     pub(crate) fn find(self, key: &Key) -> Option<u32> {
         self.find_under(hash(self.hasher, key), key)
+    }
+
+    /// Returns the entry of a pod whose key has this hash.
+    pub(crate) fn find_pod(self, hash: u32, tenant: TenantId, inside: Ipv4Addr) -> Option<u32> {
+        let is_pod = |place: Place| match &self.slab.entry(place.entry).kind {
+            Kind::Anchor(anchor) => {
+                anchor.role == Role::Pod && (anchor.tenant, anchor.inside) == (tenant, inside)
+            }
+            Kind::Session(_) | Kind::Free => false,
+        };
+        Some(self.index.find(hash, is_pod)?.entry)
     }
 
     /// Returns the entry under a key, which has this hash.

@@ -43,6 +43,11 @@ impl Tick {
         self.0.wrapping_sub(other.0) < u32::MAX / 2
     }
 
+    /// Returns the whole seconds since the worker started, up to 13 years.
+    pub(crate) fn whole_seconds(self) -> u32 {
+        self.0 / Self::PER_SECOND
+    }
+
     /// Returns the time from `earlier` to this moment.
     pub fn elapsed_since(self, earlier: Self) -> Duration {
         let ticks = u64::from(self.0.wrapping_sub(earlier.0));

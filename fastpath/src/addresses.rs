@@ -13,8 +13,8 @@ const FEW: usize = 8;
 /// A set of addresses, made of networks and single hosts. Asking allocates nothing.
 #[derive(Debug)]
 pub(crate) enum AddressSet {
-    /// A few prefixes, which are looked at in turn.
-    Few(Vec<Ipv4Net>),
+    /// A few prefixes, which are looked at in turn: mask and network.
+    Few(Vec<(u32, u32)>),
     /// More of them.
     Many(Box<Many>),
 }
@@ -30,7 +30,8 @@ impl AddressSet {
     /// Makes the set of all addresses in some prefixes, which may repeat and overlap.
     pub(crate) fn new(prefixes: &[Ipv4Net]) -> Self {
         if prefixes.len() <= FEW {
-            return Self::Few(prefixes.to_vec());
+            let parts = |prefix: &Ipv4Net| (prefix.netmask().to_bits(), prefix.network().to_bits());
+            return Self::Few(prefixes.iter().map(parts).collect());
         }
         let is_host = |prefix: &&Ipv4Net| prefix.prefix_len() == prefix.max_prefix_len();
         let (hosts, networks): (Vec<_>, Vec<_>) = prefixes.iter().partition(is_host);
@@ -43,7 +44,9 @@ impl AddressSet {
     /// Tells whether an address is in the set.
     pub(crate) fn contains(&self, address: Ipv4Addr) -> bool {
         match self {
-            Self::Few(prefixes) => prefixes.iter().any(|prefix| prefix.contains(&address)),
+            Self::Few(prefixes) => {
+                prefixes.iter().any(|(mask, network)| address.to_bits() & mask == *network)
+            }
             Self::Many(many) => {
                 many.hosts.contains(&address) || many.networks.get_lpm(&Ipv4Net::from(address)).is_some()
             }

@@ -213,7 +213,8 @@ pub struct Snapshot {
     tenants: Vec<Option<Tenant>>,
     pods: AddressSet,
     by_mac: HashMap<MacAddr6, TenantId, RandomState>,
-    by_egress: HashMap<Ipv4Addr, TenantId, RandomState>,
+    /// By address, as a number: it is hashed as a whole.
+    by_egress: HashMap<u32, TenantId, RandomState>,
     routes: [RouteTable<Hop>; 2],
     neighbours: [HashMap<Ipv4Addr, NeighbourId, RandomState>; 2],
     /// MACs of frames to each neighbour: its own and the link's.
@@ -255,7 +256,7 @@ impl Snapshot {
         for (place, tenant) in snapshot.spec.tenants.iter().enumerate() {
             snapshot.by_mac.insert(tenant.gateway_mac, tenant.id);
             for egress in &tenant.egress_addresses {
-                snapshot.by_egress.insert(*egress, tenant.id);
+                snapshot.by_egress.insert(egress.to_bits(), tenant.id);
             }
             let sources = AddressSet::new(&tenant.sources);
             let gateway_mac = tenant.gateway_mac;
@@ -281,7 +282,7 @@ impl Snapshot {
     /// Gives the snapshot what workers share under it; `applied` is the newest snapshot that every worker has adopted.
     #[must_use]
     pub fn with_shared(mut self, book: &mut SharedBook, applied: Epoch) -> Self {
-        let egress_addresses = self.by_egress.keys().copied();
+        let egress_addresses = self.by_egress.keys().map(|address| Ipv4Addr::from_bits(*address));
         let tenants = self.spec.tenants.iter().map(|tenant| (tenant.id, tenant.gateway_address));
         self.shared = Some(Arc::new(book.next(egress_addresses, tenants, self.spec.epoch, applied)));
         self
@@ -336,7 +337,7 @@ impl Snapshot {
 
     /// Returns the tenant that this egress address belongs to.
     pub fn tenant_by_egress(&self, address: Ipv4Addr) -> Option<TenantId> {
-        self.by_egress.get(&address).copied()
+        self.by_egress.get(&address.to_bits()).copied()
     }
 
     /// Returns where a packet to `destination` goes next when it leaves by `side`: longest prefix first.
