@@ -1,16 +1,15 @@
 //! Ends sessions: single ones, and those whose time is over, some at a time.
 //!
 //! The end of a session changes the index at both its keys and its pod. In a large table each waits for memory; the
-//! places of several sessions are therefore read side by side before the first of them ends, as those of packets are
+//! places of several sessions are therefore fetched side by side before the first of them ends, as those of packets are
 //! ([`crate::ahead`]).
 
-use crate::anchor::{peer_key, pod_key};
+use crate::anchor::peer_key;
 use crate::blocks::EgressPorts;
 use crate::flow::{Direction, TenantId};
 use crate::index::Place;
 use crate::journal::{Cause, Event};
 use crate::session::{PortHolder, Session, SessionId};
-use crate::shared::Shared;
 use crate::slab::Kind;
 use crate::table::Conntrack;
 use crate::time::{Tick, TimeoutClass, Timeouts};
@@ -18,13 +17,13 @@ use crate::time::{Tick, TimeoutClass, Timeouts};
 /// Entries that are looked up side by side before they end.
 const SIDE_BY_SIDE: usize = 16;
 
-/// An entry that ends, and the hashes of what is changed with it.
+/// An entry that ends, and what is changed with it.
 #[derive(Clone, Copy, Debug, Default)]
 struct Ending {
     id: u32,
-    /// Of a session's keys, outbound first.
+    /// Hashes of a session's keys, outbound first.
     keys: [u32; 2],
-    /// Of the key of its pod.
+    /// Hash of the key of its pod.
     pod: u32,
 }
 
@@ -36,23 +35,6 @@ struct Ended {
     ports: u32,
 }
 
-impl Ended {
-    fn add(self, ended: Self, shared: &Shared) -> Self {
-        if self.tenant == ended.tenant {
-            let (sessions, ports) = (self.sessions + ended.sessions, self.ports + ended.ports);
-            return Self { sessions, ports, ..self };
-        }
-        self.count(shared);
-        ended
-    }
-
-    fn count(self, shared: &Shared) {
-        if self.sessions > 0 {
-            shared.tenant(self.tenant).end_many(self.sessions, self.ports);
-        }
-    }
-}
-
 impl Conntrack {
     /// Ends a session and frees its port.
     ///
@@ -61,36 +43,28 @@ impl Conntrack {
     pub fn remove(&mut self, id: SessionId, now: Tick) {
         self.date(now);
         let ended = self.end(self.ending(id.0), Cause::Removed, now);
-        ended.count(&self.shared);
+        self.shared.tenant(ended.tenant).end_many(ended.sessions, ended.ports);
     }
 
-    /// Ends at most `bound` sessions whose time is over, and shows each to `on_end` first; returns how many.
+    /// Ends at most `bound` sessions whose time is over, and tells `on_end` how many of which tenant; returns how many
+    /// entries ended.
     pub fn expire(
         &mut self,
         now: Tick,
         timeouts: &Timeouts,
         bound: usize,
-        mut on_end: impl FnMut(&Session),
+        mut on_end: impl FnMut(TenantId, u32),
     ) -> usize {
         let mut ended = 0;
         self.date(now);
+        let mut endings = [Ending::default(); SIDE_BY_SIDE];
         for class in TimeoutClass::ALL {
             loop {
-                let (endings, count) = self.find_ending(class, now, timeouts, bound - ended);
-                let mut all = Ended::default();
-                for ending in &endings[..count] {
-                    if class == TimeoutClass::Resting {
-                        self.end_rest(ending.id);
-                    } else {
-                        let session = self.slab.session(SessionId(ending.id));
-                        on_end(session);
-                        let cause = Cause::of_expired(session);
-                        all = all.add(self.end(*ending, cause, now), &self.shared);
-                    }
-                }
-                all.count(&self.shared);
-                ended += count;
-                if count < SIDE_BY_SIDE {
+                let wanted = (bound - ended).min(SIDE_BY_SIDE);
+                let found = self.find_ending(class, now, timeouts, &mut endings[..wanted]);
+                self.end_some(class, &endings[..found], now, &mut on_end);
+                ended += found;
+                if found < SIDE_BY_SIDE {
                     break;
                 }
             }
@@ -98,37 +72,64 @@ impl Conntrack {
         ended
     }
 
-    /// Returns the next entries of a class whose time is over, and how many they are.
+    /// Ends some entries of a class.
+    fn end_some(
+        &mut self,
+        class: TimeoutClass,
+        endings: &[Ending],
+        now: Tick,
+        on_end: &mut impl FnMut(TenantId, u32),
+    ) {
+        if class == TimeoutClass::Resting {
+            return endings.iter().for_each(|ending| self.end_rest(ending.id));
+        }
+        let mut all = Ended::default();
+        for ending in endings {
+            let cause = Cause::of_expired(self.slab.session(SessionId(ending.id)));
+            let ended = self.end(*ending, cause, now);
+            if ended.tenant != all.tenant {
+                self.count(all, on_end);
+                all = Ended { tenant: ended.tenant, ..Ended::default() };
+            }
+            all.sessions += ended.sessions;
+            all.ports += ended.ports;
+        }
+        self.count(all, on_end);
+    }
+
+    fn count(&self, ended: Ended, on_end: &mut impl FnMut(TenantId, u32)) {
+        let Ended { tenant, sessions, ports } = ended;
+        if sessions > 0 {
+            self.shared.tenant(tenant).end_many(sessions, ports);
+            on_end(tenant, sessions);
+        }
+    }
+
+    /// Finds the next entries of a class whose time is over, has fetched what their ends will change, and returns how many
+    /// there are.
     fn find_ending(
         &self,
         class: TimeoutClass,
         now: Tick,
         timeouts: &Timeouts,
-        bound: usize,
-    ) -> ([Ending; SIDE_BY_SIDE], usize) {
+        endings: &mut [Ending],
+    ) -> usize {
+        let Some(oldest) = self.expiry.oldest(class) else { return 0 };
         let due = now.before(timeouts.of(class));
-        let mut endings = [Ending::default(); SIDE_BY_SIDE];
+        let mut next = Some(oldest);
         let mut count = 0;
-        let mut next = self.expiry.oldest(class);
-        while count < bound.min(SIDE_BY_SIDE)
-            && let Some(id) = next
-            && due.reached(self.last_seen(id))
-        {
-            endings[count] = self.ending(id);
+        for ending in &mut *endings {
+            let Some(id) = next.filter(|id| due.reached(self.last_seen(*id))) else { break };
+            *ending = self.ending(id);
+            let Ending { keys: [outbound, inbound], pod, .. } = *ending;
+            [outbound, inbound, pod].into_iter().for_each(|hash| self.index.fetch(hash));
             count += 1;
             next = self.slab.entry(id).following();
         }
-        if count > 1 {
-            self.touch_places(&endings[..count]);
+        for ending in &endings[..count] {
+            self.slab.fetch(self.index.first(ending.pod));
         }
-        (endings, count)
-    }
-
-    /// Reads what the ends of some sessions will change.
-    fn touch_places(&self, endings: &[Ending]) {
-        for ending in endings {
-            ending.keys.into_iter().chain([ending.pod]).for_each(|hash| self.index.fetch(hash));
-        }
+        count
     }
 
     fn ending(&self, id: u32) -> Ending {
@@ -136,7 +137,7 @@ impl Conntrack {
             Kind::Session(session) => Ending {
                 id,
                 keys: [Direction::Outbound, Direction::Inbound].map(|side| self.hash(&session.key(side))),
-                pod: self.hash(&pod_key(session.tenant(), session.inside)),
+                pod: self.hash_of_inside(session.tenant(), session.inside),
             },
             Kind::Anchor(_) | Kind::Free => Ending { id, ..Ending::default() },
         }
@@ -187,8 +188,8 @@ impl Conntrack {
 
     /// Counts a session out of its pod, whose key has this hash; the pod is forgotten with the last.
     fn leave_pod(&mut self, session: &Session, hash: u32, ports: u32) {
-        let key = pod_key(session.tenant(), session.inside);
-        let id = self.lookup().find_under(hash, &key).expect("a session has its pod");
+        let pod = self.lookup().find_pod(hash, session.tenant(), session.inside);
+        let id = pod.expect("a session has its pod");
         let pod = self.slab.anchor_mut(id);
         pod.sessions -= 1;
         pod.tally.ports = pod.tally.ports.saturating_sub(ports);

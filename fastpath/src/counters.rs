@@ -93,7 +93,12 @@ impl TenantCounters {
 
     /// Counts a session that ended.
     pub fn session_ended(&self) {
-        self.sessions.add(u64::MAX);
+        self.sessions_ended(1);
+    }
+
+    /// Counts sessions that ended.
+    pub fn sessions_ended(&self, sessions: u32) {
+        self.sessions.add(u64::from(sessions).wrapping_neg());
     }
 
     /// Forgets all sessions.

@@ -480,9 +480,10 @@ impl<I: FrameIo> Worker<I> {
             return;
         }
         let timeouts = &self.parts.engine.snapshot.spec().timeouts;
-        let ended = self.parts.engine.conntrack.expire(now, timeouts, EXPIRED_PER_TURN, |session| {
-            counters.tenant(session.tenant()).session_ended();
-        });
+        let ended =
+            self.parts.engine.conntrack.expire(now, timeouts, EXPIRED_PER_TURN, |tenant, sessions| {
+                counters.tenant(tenant).sessions_ended(sessions);
+            });
         self.expired_until = (ended < EXPIRED_PER_TURN).then_some(now);
         self.has_more |= ended == EXPIRED_PER_TURN;
         counters.sessions.set(u64::from(self.parts.engine.conntrack.len()));

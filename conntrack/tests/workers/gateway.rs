@@ -136,7 +136,7 @@ impl Workers {
     /// Ends what is over everywhere.
     pub(crate) fn expire(&mut self, now: Tick) {
         for table in &mut self.tables {
-            while table.expire(now, &self.timeouts, 64, |_| {}) > 0 {}
+            while table.expire(now, &self.timeouts, 64, |_, _| {}) > 0 {}
         }
         self.settle();
     }

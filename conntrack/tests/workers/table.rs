@@ -52,10 +52,10 @@ fn expiry_stops_at_its_bound_and_takes_the_oldest_first() {
         admit(&mut workers, tuple(5, 2000 + port), u64::from(port)).unwrap();
     }
     let (late, timeouts) = (tick(1_000_000), workers.timeouts);
-    assert_eq!(workers.tables[0].expire(late, &timeouts, 3, |_| {}), 3);
+    assert_eq!(workers.tables[0].expire(late, &timeouts, 3, |_, _| {}), 3);
     assert!(workers.find_outbound(BLUE, &tuple(5, 2004)).is_some());
-    assert_eq!(workers.tables[0].expire(late, &timeouts, 3, |_| {}), 1);
-    assert_eq!(workers.tables[0].expire(late, &timeouts, 3, |_| {}), 0);
+    assert_eq!(workers.tables[0].expire(late, &timeouts, 3, |_, _| {}), 1);
+    assert_eq!(workers.tables[0].expire(late, &timeouts, 3, |_, _| {}), 0);
 }
 
 #[test]

@@ -148,7 +148,7 @@ fn what_ended_does_not_come_back() {
     first.open(1000, 8);
     let late = Tick::since_start(Duration::from_secs(86_400));
     let timeouts = first.snapshot.spec().timeouts;
-    assert_eq!(first.tables[0].expire(late, &timeouts, 5, |_| {}), 5);
+    assert_eq!(first.tables[0].expire(late, &timeouts, 5, |_, _| {}), 5);
     drop(first);
     assert_eq!(Process::start(&path, 1).inheritance.restored, 3);
 }
