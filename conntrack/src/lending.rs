@@ -166,7 +166,7 @@ impl Conntrack {
     /// Ends what was lent to, and borrowed from, a worker that forgot all its sessions, and shows the tenant of each
     /// session that it ends.
     pub fn forget_worker(&mut self, worker: u16, now: Tick, mut on_end: impl FnMut(TenantId)) {
-        for id in 0..self.capacity() {
+        for id in self.slab.ids() {
             if self.is_lent(id, worker) {
                 self.end_loan(id);
             } else if let Kind::Session(session) = &self.slab.entry(id).kind
@@ -176,7 +176,7 @@ impl Conntrack {
                 self.remove(SessionId(id), now);
             }
         }
-        for id in 0..self.capacity() {
+        for id in self.slab.ids() {
             if self.is_borrowed_mapping(id, worker) {
                 self.end_rest(id);
             }

@@ -54,10 +54,14 @@ impl Entry {
     }
 }
 
-/// All entries of one table. Their memory is taken by [`Slab::new`].
+/// All entries of one table. Their memory is reserved by [`Slab::new`], and taken as entries are used for the first time,
+/// or before by whoever cares for it.
 #[derive(Debug)]
 pub(crate) struct Slab {
+    /// Those that were used once.
     entries: Vec<Entry>,
+    capacity: u32,
+    /// The last one of them that was freed.
     first_free: u32,
     used: u32,
     /// Entries of each tenant.
@@ -66,27 +70,29 @@ pub(crate) struct Slab {
 
 impl Slab {
     pub(crate) fn new(capacity: u32) -> Self {
-        let next = |id: u32| if id + 1 < capacity { id + 1 } else { NIL };
-        let entries =
-            (0..capacity).map(|id| Entry { previous: NIL, next: next(id), kind: Kind::Free }).collect();
+        let entries = Vec::with_capacity(capacity as usize);
         let held = vec![0; usize::from(u16::MAX) + 1].into();
-        Self { entries, first_free: 0, used: 0, held }
+        Self { entries, capacity, first_free: NIL, used: 0, held }
     }
 
     /// Returns where they lie.
     pub(crate) fn memory(&self) -> Range<*const u8> {
-        let Range { start, end } = self.entries.as_ptr_range();
-        start.cast()..end.cast()
+        let start = self.entries.as_ptr();
+        start.cast()..start.wrapping_add(self.capacity as usize).cast()
     }
 
-    /// Returns the memory taken, in bytes.
+    /// Returns the memory reserved, in bytes.
     pub(crate) fn memory_bytes(&self) -> usize {
-        size_of_val(&*self.entries) + size_of_val(&*self.held)
+        self.capacity as usize * size_of::<Entry>() + size_of_val(&*self.held)
     }
 
     pub(crate) fn capacity(&self) -> u32 {
-        // The length came from a u32 in `new`.
-        u32::try_from(self.entries.len()).expect("the capacity is a u32")
+        self.capacity
+    }
+
+    /// Returns the entries that were used once, by their numbers.
+    pub(crate) fn ids(&self) -> Range<u32> {
+        0..u32::try_from(self.entries.len()).expect("the capacity is a u32")
     }
 
     /// Returns how many entries are free.
@@ -104,15 +110,28 @@ impl Slab {
     /// # Panics
     /// When there is no room.
     pub(crate) fn insert(&mut self, kind: Kind) -> u32 {
-        let id = self.first_free;
-        let entry = &mut self.entries[id as usize];
-        self.first_free = entry.next;
-        self.used += 1;
-        *entry = Entry { previous: NIL, next: NIL, kind };
+        let entry = Entry { previous: NIL, next: NIL, kind };
         if let Some(TenantId(tenant)) = entry.tenant() {
             self.held[usize::from(tenant)] += 1;
         }
+        self.used += 1;
+        let id = self.first_free;
+        if id == NIL {
+            return self.append(entry);
+        }
+        let place = &mut self.entries[id as usize];
+        self.first_free = place.next;
+        *place = entry;
         self.fetch(self.first_free);
+        id
+    }
+
+    /// Uses an entry for the first time.
+    fn append(&mut self, entry: Entry) -> u32 {
+        let id = self.ids().end;
+        assert!(id < self.capacity, "there is room");
+        self.entries.push(entry);
+        self.fetch(id + 1);
         id
     }
 
@@ -179,5 +198,31 @@ impl Slab {
             Kind::Anchor(anchor) => anchor,
             Kind::Free | Kind::Session(_) => panic!("entry {id} holds no anchor"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_freed_is_used_before_what_never_was_and_memory_stays_where_it_is() {
+        let mut slab = Slab::new(3);
+        let memory = slab.memory();
+        assert_eq!((slab.insert(Kind::Free), slab.insert(Kind::Free), slab.room()), (0, 1, 1));
+        slab.remove(0);
+        assert_eq!((slab.insert(Kind::Free), slab.insert(Kind::Free), slab.room()), (0, 2, 0));
+        assert_eq!((slab.memory(), slab.capacity()), (memory, 3));
+        slab.remove(1);
+        slab.remove(2);
+        assert_eq!((slab.insert(Kind::Free), slab.insert(Kind::Free)), (2, 1), "the last one first");
+    }
+
+    #[test]
+    #[should_panic(expected = "there is room")]
+    fn a_full_slab_takes_nothing() {
+        let mut slab = Slab::new(1);
+        slab.insert(Kind::Free);
+        slab.insert(Kind::Free);
     }
 }

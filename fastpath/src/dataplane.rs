@@ -19,6 +19,7 @@ use crossbeam::queue::ArrayQueue;
 pub use self::error::DataPlaneError;
 use crate::counters::WorkerCounters;
 use crate::groundwork::Groundwork;
+use crate::io::memory::take_meanwhile;
 use crate::io::xsk::XskPort;
 use crate::io::{Frame, FrameArea};
 use crate::journal::{Events, Records};
@@ -89,7 +90,7 @@ pub struct DataPlaneOptions {
     pub cores: Vec<usize>,
     /// How workers are scheduled if each has a core of its own.
     pub scheduler_policy: SchedulerPolicy,
-    /// Sessions that each worker can hold; memory for them is taken at start.
+    /// Sessions that each worker can hold; memory for them is taken right after the start.
     pub session_capacity: u32,
     /// File in memory that sessions are taken down in, so that they outlive the process; none: they end with it.
     pub session_file: Option<PathBuf>,
@@ -220,6 +221,7 @@ impl DataPlane {
             "the fast path runs since {running:?} after its start; loaded {loaded:?}, attached {attached:?}, guarded {:?}",
             begun.elapsed()
         );
+        take_meanwhile(started.memory);
         drop(loader); // not before: it has the kernel's types, each in memory of its own
         Ok(data_plane)
     }

@@ -14,6 +14,7 @@ use rand::rngs::SysRng;
 use crate::counters::{QueueCounters, WorkerCounters};
 use crate::dataplane::{DataPlaneError, DataPlaneOptions, WorkerHandle};
 use crate::fragments::Limits;
+use crate::io::memory::Stretch;
 use crate::io::probe::XskProbe;
 use crate::io::xsk::XskPort;
 use crate::io::{Frame, FrameArea, FramePool};
@@ -27,7 +28,7 @@ use crate::runner::{Sleeper, run};
 use crate::snapshot::{Side, Snapshot};
 use crate::steer::Steering;
 use crate::succession::{Inheritance, SessionFile, succeed};
-use crate::track::populate;
+use crate::track::memory_of;
 use crate::worker::{Port, PortChange, Worker, WorkerParts};
 
 /// Changes of ports that may wait for one worker: one for each side, and one more for each that it has not seen.
@@ -44,6 +45,8 @@ pub(crate) struct StartedWorkers {
     pub(crate) session_file: Option<SessionFile>,
     pub(crate) inheritance: Option<Inheritance>,
     pub(crate) events: Option<Events>,
+    /// Where the tables are; their memory is not taken yet.
+    pub(crate) memory: Vec<Stretch>,
 }
 
 /// The memory of all workers.
@@ -56,10 +59,11 @@ pub(crate) struct Provisions {
     session_file: Option<SessionFile>,
     inheritance: Option<Inheritance>,
     events: Option<Events>,
+    memory: Vec<Stretch>,
 }
 
 impl Provisions {
-    /// Takes the memory, and takes up the sessions of the process before.
+    /// Takes the memory of the frames, makes tables, and takes up the sessions of the process before.
     pub(crate) fn take(
         layout: &Layout,
         options: &DataPlaneOptions,
@@ -68,6 +72,7 @@ impl Provisions {
         let (area, frames) = FrameArea::allocate(layout.total_frames()).map_err(lacking("the frame area"))?;
         area.populate();
         let (mut tables, counters) = make_tables(layout, options, first)?;
+        let memory = tables.iter().flat_map(memory_of).collect();
         let events = options.records.map(|records| Events::new(layout.workers(), records));
         if let Some(events) = &events {
             let tables = tables.iter_mut().enumerate();
@@ -76,7 +81,7 @@ impl Provisions {
         let succeeded = options.session_file.as_deref();
         let succeeded = succeeded.map(|path| succeed(path, &mut tables, &counters, first)).transpose()?;
         let (session_file, inheritance) = succeeded.unzip();
-        Ok(Self { area, frames, tables, counters, session_file, inheritance, events })
+        Ok(Self { area, frames, tables, counters, session_file, inheritance, events, memory })
     }
 }
 
@@ -89,7 +94,7 @@ impl StartedWorkers {
         steering: &[Steering; 2],
         provisions: Provisions,
     ) -> Result<Self, DataPlaneError> {
-        let Provisions { area, mut frames, tables, counters, session_file, inheritance, mut events } =
+        let Provisions { area, mut frames, tables, counters, session_file, inheritance, mut events, memory } =
             provisions;
         let total_frames = layout.total_frames();
         let mailboxes = (0..layout.workers())
@@ -119,7 +124,7 @@ impl StartedWorkers {
         events.iter_mut().for_each(|events| events.started_at(started));
         let workers = ready.into_iter().map(|worker| worker.spawn(started)).collect::<Result<_, _>>()?;
         let (requests, commons) = (shared.requests, shared.commons);
-        Ok(Self { workers, retired, requests, area, commons, session_file, inheritance, events })
+        Ok(Self { workers, retired, requests, area, commons, session_file, inheritance, events, memory })
     }
 }
 
@@ -136,7 +141,6 @@ fn make_tables(
         let slot = WorkerSlot { worker: narrow(number), workers: narrow(layout.workers()) };
         let seed = draw_seed().map_err(lacking("a random seed"))?;
         let table = Conntrack::new(options.session_capacity, slot, Arc::clone(shared), seed);
-        populate(&table);
         tables.push(table);
         let counts = WorkerCounters::default();
         counts.adopt(first);

@@ -10,7 +10,7 @@ use conntrack::{
 use crate::classify::Class;
 use crate::counters::WorkerCounters;
 use crate::dataplane::NeighbourRequest;
-use crate::io::memory::take_huge_pages;
+use crate::io::memory::Stretch;
 use crate::parse::{Flow, QuotedPacket, Segment};
 use crate::snapshot::{NeighbourId, NextHop, Side, Snapshot, TenantSpec};
 use crate::stray::refuse_stray;
@@ -23,9 +23,14 @@ const NO_ROUTE: u32 = u32::MAX - 1;
 /// Next hop of a session towards an egress address of this gateway.
 pub(crate) const HAIRPIN: u32 = u32::MAX - 2;
 
+/// Asks for large pages for a table.
+pub(crate) fn memory_of(table: &Conntrack) -> [Stretch; 2] {
+    table.memory().map(Stretch::of)
+}
+
 /// Takes the memory of a table now, in large pages.
 pub fn populate(table: &Conntrack) {
-    table.memory().into_iter().for_each(take_huge_pages);
+    memory_of(table).iter().for_each(Stretch::take);
 }
 
 /// What tracking reads and changes.

@@ -6,7 +6,7 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::sync::Arc;
 
-use super::memory::take_huge_pages;
+use super::memory::Stretch;
 use super::xsk::{Area, Buf, RawFrame, map_area};
 
 /// Bytes of one chunk of the area. A frame may use all but the first 256.
@@ -125,7 +125,7 @@ impl FrameArea {
     /// Takes the memory now, in large pages: the first socket pins all of it.
     pub(crate) fn populate(&self) {
         let start = self.area.get_ptr().cast::<u8>().cast_const();
-        take_huge_pages(start..start.wrapping_add(self.twins.len() * CHUNK_BYTES));
+        Stretch::of(start..start.wrapping_add(self.twins.len() * CHUNK_BYTES)).take();
     }
 
     /// Returns the number of the chunk that a frame is.
