@@ -4,6 +4,9 @@
 //! several keys has what a step needs fetched for all of them before the step, and waits little. Nothing
 //! that is found so is certain until it is confirmed: the table may change in between.
 
+use std::net::Ipv4Addr;
+
+use crate::anchor::Role;
 use crate::flow::{Direction, Key};
 use crate::index::NOWHERE;
 use crate::session::{Session, SessionId};
@@ -66,6 +69,14 @@ impl Conntrack {
     #[inline]
     pub fn fetch_entry(&self, candidate: Candidate) {
         self.slab.fetch(candidate.0);
+    }
+
+    /// Returns the egress address of a pod, if the candidate is one.
+    pub(crate) fn paired_with(&self, candidate: Candidate) -> Option<Ipv4Addr> {
+        match &self.slab.get(candidate.0)?.kind {
+            Kind::Anchor(anchor) if anchor.role == Role::Pod => Some(anchor.outside),
+            Kind::Anchor(_) | Kind::Session(_) | Kind::Free => None,
+        }
     }
 
     /// Returns the session under the key of a packet, if the candidate is it. One that is not may still be under the key.

@@ -4,11 +4,14 @@
 //! ([`crate::crowd`]). When this worker's blocks have no port left it claims another block, and when there is none, the
 //! other workers are asked ([`crate::lending`]).
 
+use std::collections::VecDeque;
 use std::ops::RangeInclusive;
 
-use rand::RngExt;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
 
 use crate::admit::has_ports;
+use crate::ahead::Candidate;
 use crate::anchor::mapping_key_outside;
 use crate::blocks::{BLOCK_PORTS, BLOCKS, EgressPorts};
 use crate::crowd::{Destination, FreePort, Taken};
@@ -21,6 +24,9 @@ use crate::table::{Conntrack, Lookup, Refusal};
 
 /// Ports of this worker that are tried at random before a destination counts as crowded: enough to find one of many.
 const PROBES: u32 = 16;
+
+/// Random numbers that are drawn before their turn at most.
+const FORESEEN: usize = 64;
 
 /// Ports of a crowded destination that are looked at for each session, until all are known: so few that a session costs
 /// microseconds, and enough that all are known long before the last is taken.
@@ -56,14 +62,45 @@ impl Wanted {
     /// Tells whether a port of this worker is free: for a mapping too, towards its first destination, where sessions from
     /// before its tenant's mapping changed may have the port. `mappings` tells how many ports are mapped.
     fn is_free(&self, lookup: Lookup<'_>, mappings: u32, port: u16) -> bool {
-        let FiveTuple { source, destination, destination_port, protocol, .. } = self.outside_tuple;
         let has_mapping = || {
+            let FiveTuple { source, protocol, .. } = self.outside_tuple;
             let key = mapping_key_outside(self.tenant, protocol, (source, port));
             lookup.find(&key).is_some()
         };
-        let tail = Tail::new(Scope::Session, self.tenant, protocol.number()).in_direction(Direction::Inbound);
-        let key = Key::between((destination, destination_port), (source, port), tail);
+        let key = reply_key(self.tenant, &self.outside_tuple, port);
         lookup.find(&key).is_none() && (mappings == 0 || !has_mapping())
+    }
+}
+
+/// Returns the key of what answers packets of a session with this outside port.
+fn reply_key(tenant: TenantId, outside_tuple: &FiveTuple, port: u16) -> Key {
+    let FiveTuple { source, destination, destination_port, protocol, .. } = *outside_tuple;
+    let tail = Tail::new(Scope::Session, tenant, protocol.number()).in_direction(Direction::Inbound);
+    Key::between((destination, destination_port), (source, port), tail)
+}
+
+/// Random numbers that ports are drawn with, in an order that does not depend on who looks at those to come.
+#[derive(Debug)]
+pub(crate) struct Draws {
+    rng: StdRng,
+    to_come: VecDeque<u64>,
+}
+
+impl Draws {
+    pub(crate) fn new(seed: [u8; 32]) -> Self {
+        Self { rng: StdRng::from_seed(seed), to_come: VecDeque::with_capacity(FORESEEN) }
+    }
+
+    fn next(&mut self) -> u64 {
+        self.to_come.pop_front().unwrap_or_else(|| self.rng.random())
+    }
+
+    /// Returns the number that will be drawn after so many others, if it is one of the next [`FORESEEN`].
+    fn foresee(&mut self, others: usize) -> Option<u64> {
+        while self.to_come.len() <= others.min(FORESEEN - 1) {
+            self.to_come.push_back(self.rng.random());
+        }
+        self.to_come.get(others).copied()
     }
 }
 
@@ -87,12 +124,25 @@ impl Conntrack {
         }
     }
 
+    /// Has fetched what decides about the port of a session that a packet of this key may open, when so many others have been
+    /// opened before. `pod` is where the key of its pod leads.
+    pub fn fetch_reply(&mut self, key: &Key, pod: Candidate, others: usize) {
+        if let Some(tuple) = key.tuple()
+            && let Some(outside) = self.paired_with(pod)
+            && let Some(random) = self.draws.foresee(others)
+        {
+            let port = probed_port(random, 0, &class_of(tuple.protocol, tuple.source_port));
+            let reply = reply_key(key.tenant(), &FiveTuple { source: outside, ..tuple }, port);
+            self.index.fetch(self.hash(&reply));
+        }
+    }
+
     /// Returns a port for a session that this worker can give out of its own.
     pub(crate) fn free_port_here(&mut self, wanted: &Wanted) -> Option<u16> {
         if !has_ports(wanted.outside_tuple.protocol) {
             return self.is_free(wanted, 0).then_some(0);
         }
-        let random = self.rng.random();
+        let random = self.draws.next();
         let class = wanted.class();
         let first = probed_port(random, 0, &class);
         if self.crowds.is_empty() && self.has_free(wanted, first) {

@@ -156,6 +156,10 @@ impl Slab {
         fetch(self.entries.as_ptr().wrapping_add(id as usize));
     }
 
+    pub(crate) fn get(&self, id: u32) -> Option<&Entry> {
+        self.entries.get(id as usize)
+    }
+
     pub(crate) fn get_mut(&mut self, id: u32) -> Option<&mut Entry> {
         self.entries.get_mut(id as usize)
     }

@@ -12,7 +12,7 @@ use thiserror::Error;
 use crate::Epoch;
 use crate::anchor::{Role, pod_key};
 use crate::blocks::EgressPorts;
-use crate::choose::CROWDED_PORTS;
+use crate::choose::{CROWDED_PORTS, Draws};
 use crate::crowd::Crowds;
 use crate::expiry::ExpiryLists;
 use crate::flow::{Direction, Key, TenantId};
@@ -111,7 +111,9 @@ pub struct Conntrack {
     pub(crate) crowds: Crowds,
     pub(crate) returns: Vec<Return>,
     pub(crate) hasher: RandomState,
-    pub(crate) rng: StdRng,
+    pub(crate) draws: Draws,
+    /// What a table begins with that comes after this one.
+    next_seed: [u8; 32],
     /// When the session in each entry began.
     pub(crate) begun: Box<[Tick]>,
     pub(crate) is_changing: bool,
@@ -136,7 +138,8 @@ impl Conntrack {
             crowds: Crowds::new(capacity, CROWDED_PORTS, hasher.clone()),
             returns: Vec::with_capacity(1024),
             hasher,
-            rng,
+            draws: Draws::new(rng.random()),
+            next_seed: rng.random(),
             begun: vec![Tick::default(); capacity as usize].into(),
             is_changing: false,
             replica: None,
@@ -191,7 +194,7 @@ impl Conntrack {
                 notebook.note(&Event::BlockReturned(egress, port));
             }
         });
-        *self = Self::new(self.capacity(), self.slot, Arc::clone(&self.shared), self.rng.random());
+        *self = Self::new(self.capacity(), self.slot, Arc::clone(&self.shared), self.next_seed);
         (self.replica, self.notebook) = (replica, notebook);
     }
 

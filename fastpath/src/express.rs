@@ -110,8 +110,10 @@ fn has_right_checksum(head: &[u8; UDP_HEADERS]) -> bool {
 #[derive(Debug, Default)]
 pub struct Lanes {
     lanes: [Lane; LANES],
+    /// Lanes in which frames were seen.
+    seen: usize,
     /// Whether what the first packets of sessions will ask for was fetched.
-    has_fetched_pods: bool,
+    has_fetched_firsts: bool,
 }
 
 /// What has to be known of a frame that takes the lane. The key of one that does not is nobody's.
@@ -163,8 +165,9 @@ impl Lanes {
     /// Looks at frames that came in on `side`, [`LANES`] at most.
     #[inline(never)] // its loops are short, and keep what they need in registers
     pub fn look_ahead(&mut self, snapshot: &Snapshot, conntrack: &Conntrack, side: Side, frames: &[Frame]) {
-        self.has_fetched_pods = false;
-        let lanes = &mut self.lanes[..frames.len().min(LANES)];
+        self.has_fetched_firsts = false;
+        self.seen = frames.len().min(LANES);
+        let lanes = &mut self.lanes[..self.seen];
         // With the side known beforehand there is a loop of its own for each.
         match side {
             Side::Inside => see_all(snapshot, conntrack, Side::Inside, lanes, frames),
@@ -172,20 +175,26 @@ impl Lanes {
         }
     }
 
-    /// Has the pods fetched of the frames behind `lane` that are the first of their sessions.
-    fn fetch_pods(&mut self, conntrack: &Conntrack, lane: usize) {
-        let strangers = |lane: &&Lane| lane.candidate.is_none();
-        let mut pods = [KeyHash::default(); LANES];
+    /// Has fetched what the first packets of sessions will ask for, from the one in `lane` on: their pods, and what decides
+    /// about the ports that will be drawn for them.
+    fn fetch_firsts(&mut self, conntrack: &mut Conntrack, lane: usize) {
+        let mut firsts = [(Key::default(), KeyHash::default()); LANES];
         let mut count = 0;
-        for lane in self.lanes[lane..].iter().skip(1).filter(strangers) {
-            pods[count] = conntrack.hash_of_pod(&lane.key);
-            conntrack.fetch_slot(pods[count]);
-            count += 1;
+        for Lane { key, candidate, .. } in &self.lanes[lane..self.seen] {
+            if candidate.is_none() && key.protocol_number() == UDP {
+                let pod = conntrack.hash_of_pod(key);
+                conntrack.fetch_slot(pod);
+                firsts[count] = (*key, pod);
+                count += 1;
+            }
         }
-        for pod in &pods[..count] {
+        for (_, pod) in &firsts[..count] {
             conntrack.fetch_entry(conntrack.candidate(*pod));
         }
-        self.has_fetched_pods = true;
+        for (others, (key, pod)) in firsts[..count].iter().enumerate() {
+            conntrack.fetch_reply(key, conntrack.candidate(*pod), others);
+        }
+        self.has_fetched_firsts = true;
     }
 
     /// Translates frames from the one that was seen in `lane` on, until one may not take the lane; returns how many.
@@ -238,8 +247,8 @@ impl Lanes {
         if tuple.protocol != Protocol::Udp || side == Side::Outside {
             return Continuation::WholeWay;
         }
-        if !self.has_fetched_pods {
-            self.fetch_pods(conntrack, lane);
+        if !self.has_fetched_firsts {
+            self.fetch_firsts(conntrack, lane);
         }
         // A frame of the same flow may have come just before.
         let mut opened = conntrack.candidate(hash);

@@ -12,7 +12,7 @@ const TURN: u64 = 365;
 /// What a packet may take more in a turn while somebody looks, and not at it.
 const LOOKED_AT: u64 = 20;
 /// What the first packet of a session may take in a worker's turn.
-const NEW_SESSION: u64 = 2300;
+const NEW_SESSION: u64 = 2520;
 /// What the end of a session may take in a worker's turn, when 64 end in each.
 const END: u64 = 705;
 
