@@ -29,7 +29,7 @@ const SOURCES: &str = "/root/spillway";
 type Check = fn(&mut Site) -> Result<()>;
 
 /// One after the other, on the same machine, under the same traffic.
-const CHECKS: [(&str, Check); 9] = [
+const CHECKS: [(&str, Check); 10] = [
     ("installed as the guide says, it is active once it is ready", becomes_ready),
     ("its lines are entries of the journal", speaks_to_the_journal),
     ("it has what the unit gives it, and misses nothing", is_confined),
