@@ -448,14 +448,13 @@ fn a_process_of_the_same_build_takes_over_what_is_attached() {
     assert!(steering.report().unwrap().verdicts.iter().all(|(_, count)| *count == 0), "counted from zero");
     assert_eq!(steering.test_run(&to_blue).unwrap(), PASS, "no tenant has it now");
     assert_eq!(steering.test_run(&to_green).unwrap(), DROP, "this one has, and no worker");
-    let leak = |source| ipv4(NIC, source, SERVER);
-    assert_eq!(steering.test_run(&leak([10, 132, 0, 5])).unwrap(), PASS, "pods are elsewhere now");
-    assert_eq!(steering.test_run(&leak([10, 140, 0, 5])).unwrap(), DROP);
+    assert_eq!(steering.test_run(&ipv4(NIC, POD, SERVER)).unwrap(), PASS, "pods are elsewhere now");
+    assert_eq!(steering.test_run(&ipv4(NIC, [10, 140, 0, 5], SERVER)).unwrap(), DROP);
     let mode = steering.attach(index, AttachPreference::Auto, &namespace.pins).unwrap();
     assert_eq!((mode, programs_in(&pins)), (AttachMode::Native, before), "it is attached");
     drop(steering);
     let mut again = inherit(1, AttachPreference::Native, &first).unwrap();
-    assert_eq!(again.test_run(&to_blue).unwrap(), DROP, "maps were followed, and follow on");
+    assert_eq!(again.test_run(&to_blue).unwrap(), DROP, "maps follow on");
     assert!(detach(&namespace.pins).unwrap());
 }
 
@@ -490,7 +489,6 @@ fn what_is_not_all_there_or_another_is_not_taken_over() {
             assert!(!inherited.loss().any());
         } else {
             assert!(inherited.is_none(), "without {name:?}");
-            // Who detaches its link, whose pin is gone, leaves room for the next.
             detach(&namespace.pins).unwrap();
             await_that(|| attached().is_none());
             attach();
