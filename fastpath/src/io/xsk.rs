@@ -252,8 +252,15 @@ impl XskPort {
 
 impl FrameIo for XskPort {
     fn receive(&mut self, batch: &mut VecDeque<Frame>, limit: usize) -> usize {
-        // The crate has no failing path here.
-        let received = self.rings.rx.try_recv(&mut self.received, limit, ()).unwrap_or(0);
+        let mut received = 0;
+        // The crate looks at what came since only when it has given out all that it knew of.
+        while received < limit {
+            // It has no failing path here.
+            match self.rings.rx.try_recv(&mut self.received, limit - received, ()).unwrap_or(0) {
+                0 => break,
+                more => received += more,
+            }
+        }
         self.in_rx -= received;
         if let Some(turnstile) = &mut self.turnstile {
             turnstile.pass(received, received < limit);
@@ -322,6 +329,10 @@ impl FrameIo for XskPort {
 
     fn is_transmitting(&self) -> bool {
         !self.is_dead && (self.in_tx > 0 || !self.pending.is_empty())
+    }
+
+    fn is_contended(&mut self) -> bool {
+        self.turnstile.as_mut().is_some_and(Turnstile::is_contended)
     }
 
     fn frames_owned(&self) -> usize {
