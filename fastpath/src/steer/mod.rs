@@ -52,7 +52,6 @@ const GUARD_PIN: &str = "guard";
 /// An attached XDP program, and the second line behind it.
 #[derive(Debug)]
 pub struct Steering {
-    side: Side,
     object: Object,
     mode: Option<AttachMode>,
     /// Index of the interface.
@@ -62,7 +61,6 @@ pub struct Steering {
     /// Whether the second line may be attached by a link, which kernels older than 6.6 do not know.
     may_link: bool,
     entries: Entries,
-    queues: u32,
     rings: Arc<SharedArray>,
     shares: SharedArray,
     /// What programs counted that this one took the place of, by row.
@@ -96,7 +94,7 @@ impl Steering {
         first: &Snapshot,
     ) -> Result<Self, SteerError> {
         let object = Object::load(loader, side, queues)?;
-        let mut steering = Self::of(side, queues, object, Entries::default())?;
+        let mut steering = Self::of(object, Entries::default())?;
         steering.open(first)?;
         steering.close(first)?;
         Ok(steering)
@@ -124,7 +122,7 @@ impl Steering {
         });
         let Some((mode, own, object, program)) = found else { return Ok(None) };
         let entries = Entries::read(&object.maps)?;
-        let mut steering = Self::of(side, queues, object, entries)?;
+        let mut steering = Self::of(object, entries)?;
         (steering.mode, steering.interface, steering.program) = (Some(mode), interface, Some(program));
         let guard = Guard::pinned(own.join(GUARD_PIN));
         steering.guard = guard.filter(|guard| steering.runs_guard(guard));
@@ -142,11 +140,11 @@ impl Steering {
         pinned_directories(pin_dir, side).iter().any(|directory| Object::may_be_pinned(directory))
     }
 
-    fn of(side: Side, queues: u32, object: Object, entries: Entries) -> Result<Self, SteerError> {
+    fn of(object: Object, entries: Entries) -> Result<Self, SteerError> {
+        let queues = object.queues;
         let rings = object.maps.share("rings", |map| SharedArray::of_rings(map, queues))?;
         let shares = object.maps.share("shares", |map| SharedArray::of_shares(map, queues))?;
         Ok(Self {
-            side,
             object,
             mode: None,
             interface: 0,
@@ -154,7 +152,6 @@ impl Steering {
             guard: None,
             may_link: true,
             entries,
-            queues,
             rings: Arc::new(rings),
             shares,
             earlier: [0; ROWS.len()],
@@ -200,9 +197,9 @@ impl Steering {
         };
         self.program = Some(hook);
         self.mode = Some(mode);
-        let own = pin_path(pin_dir, self.side, interface, mode);
+        let own = pin_path(pin_dir, self.object.side, interface, mode);
         self.object.pin(&own)?;
-        remove_others(pin_dir, self.side, &own)?;
+        remove_others(pin_dir, self.object.side, &own)?;
         Ok(mode)
     }
 
@@ -210,7 +207,8 @@ impl Steering {
     /// uses what stood there before (RCU).
     pub(crate) fn stand_guard(&mut self, pin_dir: &Path) -> Result<(), SteerError> {
         if let (Some(mode), None) = (self.mode, &self.guard) {
-            self.guard = Some(self.attach_guard(&pin_path(pin_dir, self.side, self.interface, mode))?);
+            self.guard =
+                Some(self.attach_guard(&pin_path(pin_dir, self.object.side, self.interface, mode))?);
         }
         Ok(())
     }
@@ -263,7 +261,7 @@ impl Steering {
     pub fn make_good(&mut self, pin_dir: &Path) -> Result<(), SteerError> {
         let (loss, interface) = (self.loss(), self.interface);
         let Some(mode) = self.mode else { return Ok(()) };
-        let own = pin_path(pin_dir, self.side, interface, mode);
+        let own = pin_path(pin_dir, self.object.side, interface, mode);
         if loss.guard {
             // First: it also stands where somebody else's program is in the way.
             self.guard = Some(self.attach_guard(&own)?);
@@ -303,9 +301,9 @@ impl Steering {
     /// When the counters cannot be read.
     pub fn report(&self) -> Result<SteerReport, SteerError> {
         let counts = self.counts()?;
-        let own = ROWS.iter().zip(counts).filter(|((side, _), _)| *side == self.side);
+        let own = ROWS.iter().zip(counts).filter(|((side, _), _)| *side == self.object.side);
         let verdicts = own.map(|((_, name), count)| (*name, count)).collect();
-        Ok(SteerReport { side: self.side, mode: self.mode.unwrap_or(AttachMode::Generic), verdicts })
+        Ok(SteerReport { side: self.object.side, mode: self.mode.unwrap_or(AttachMode::Generic), verdicts })
     }
 
     /// Counts on from where an earlier program of the same side ended.
@@ -331,7 +329,7 @@ impl Steering {
     }
 
     fn refused_by(&self, number: u32) -> u64 {
-        let here: u64 = (0..self.queues).map(|queue| self.shares.refused(queue, number)).sum();
+        let here: u64 = (0..self.object.queues).map(|queue| self.shares.refused(queue, number)).sum();
         here + self.earlier_refused.get(number as usize).copied().unwrap_or(0)
     }
 
@@ -375,7 +373,7 @@ impl Steering {
         pin_dir: &Path,
     ) -> Result<Option<(AttachMode, Hook)>, SteerError> {
         let link_error = |source| SteerError::Link { interface, source };
-        for directory in pinned_directories(pin_dir, self.side) {
+        for directory in pinned_directories(pin_dir, self.object.side) {
             let path = directory.join(LINK_PIN);
             let (Some(mode), true) = (mode_of(&directory), path.exists()) else { continue };
             let link = FdLink::from(PinnedLink::from_pin(&path).map_err(link_error)?);
@@ -390,7 +388,7 @@ impl Steering {
             let refused = |source| attach_error(interface, mode.name(), source);
             let id = program.attach_to_link(link).map_err(refused)?;
             let link = FdLink::try_from(program.take_link(id).map_err(refused)?).map_err(link_error)?;
-            let own = pin_path(pin_dir, self.side, interface, mode);
+            let own = pin_path(pin_dir, self.object.side, interface, mode);
             let hook = match own == directory {
                 true => Hook::hold(link, path)?,
                 false => Hook::pin(link, own.join(LINK_PIN))?,
@@ -419,7 +417,7 @@ impl Steering {
                         program.take_link(id).map_err(|source| attach_error(interface, name, source))?;
                     let link =
                         FdLink::try_from(link).map_err(|source| SteerError::Link { interface, source })?;
-                    let own = pin_path(pin_dir, self.side, interface, *mode);
+                    let own = pin_path(pin_dir, self.object.side, interface, *mode);
                     return Ok((*mode, Hook::pin(link, own.join(LINK_PIN))?));
                 }
                 Err(error) => refused = Some(attach_error(interface, name, error)),

@@ -1,11 +1,11 @@
 //! The programs of one side and their maps: loaded, or taken over from an earlier process of the same build, which pinned
 //! them.
 
+use std::fmt::Display;
 use std::io;
 use std::path::Path;
 
 use aya::Ebpf;
-
 use aya::programs::{Program, SchedClassifier, Xdp};
 use aya_obj::programs::XdpAttachType;
 
@@ -20,14 +20,15 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/st
 
 /// Pin of the XDP program.
 const PROGRAM_PIN: &str = "program";
-/// What the pin of the second line's program begins with. What follows tells of which object all pins beside it are.
+/// What the pin of the second line's program begins with. What follows tells of which object all pins beside it are
+/// ([`pin_of_this_build`]).
 const GUARD_PROGRAM_PIN: &str = "guard-program-";
 
 /// Programs and maps of one side.
 #[derive(Debug)]
 pub(super) struct Object {
-    side: Side,
-    queues: u32,
+    pub(super) side: Side,
+    pub(super) queues: u32,
     programs: Programs,
     pub(super) maps: Maps,
 }
@@ -66,7 +67,7 @@ impl Object {
 
     /// Takes over what is pinned in a directory; none if it is not all there, or not what [`Object::load`] would load.
     pub(super) fn pinned(side: Side, queues: u32, directory: &Path) -> Option<Self> {
-        let guard = SchedClassifier::from_pin(directory.join(guard_program_pin(queues))).ok()?;
+        let guard = SchedClassifier::from_pin(directory.join(pin_of_this_build(queues))).ok()?;
         let xdp = Xdp::from_pin(directory.join(PROGRAM_PIN), XdpAttachType::Interface).ok()?;
         let maps = Maps::pinned(directory).ok()?;
         Some(Self { side, queues, programs: Programs::Pinned(Box::new((xdp, guard))), maps })
@@ -74,8 +75,8 @@ impl Object {
 
     /// Tells whether something that [`Object::pinned`] may take over is in a directory.
     pub(super) fn may_be_pinned(directory: &Path) -> bool {
-        let begin = format!("{GUARD_PROGRAM_PIN}{:08x}-", crc32fast::hash(OBJECT));
-        names_in(directory).iter().any(|name| name.starts_with(&begin))
+        let begin = pin_of_this_build("");
+        names_in(directory).iter().any(|name| name.starts_with(begin.as_str()))
     }
 
     /// Pins programs and maps, in place of those of an earlier process.
@@ -91,7 +92,7 @@ impl Object {
         for (name, map) in self.maps.all() {
             pin(&directory.join(name), |path| map.pin(path))?;
         }
-        let name = guard_program_pin(self.queues);
+        let name = pin_of_this_build(self.queues);
         pin(&directory.join(name), |path| self.guard().pin(path))
     }
 
@@ -143,7 +144,8 @@ pub(super) fn names(side: Side) -> (&'static str, &'static str) {
     }
 }
 
-fn guard_program_pin(queues: u32) -> String {
+/// Returns the name of the pin, which ends with the number of queues.
+fn pin_of_this_build(queues: impl Display) -> String {
     format!("{GUARD_PROGRAM_PIN}{:08x}-{queues}", crc32fast::hash(OBJECT))
 }
 
