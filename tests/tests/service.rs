@@ -82,6 +82,7 @@ fn becomes_ready(site: &mut Site) -> Result<()> {
     site.machine.run("systemctl enable --now spillway")?;
     site.require("ActiveState", "active")?;
     site.require("UnitFileState", "enabled")?;
+    site.require("StatusText", "ready")?;
     site.machine.run("spillway health")?; // at once: systemctl waits for READY=1
     for tenant in [&BLUE, &RED] {
         site.machine.run(&format!("spillway {}", add_tenant_arguments(tenant).join(" ")))?;

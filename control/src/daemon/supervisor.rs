@@ -1,5 +1,5 @@
-//! Watches over the workers and the control loop from a thread of its own, and feeds the service manager's watchdog
-//! only while all of them turn.
+//! Watches over the workers and the control loop from a thread of its own, feeds the service manager's watchdog
+//! only while all of them turn, and tells it whether the gateway is ready.
 //!
 //! systemd ends a daemon that does not feed it (WatchdogSec=) and starts another; the XDP programs stay meanwhile and
 //! drop tenant traffic.
@@ -14,7 +14,7 @@ use fastpath::pulse::Pulse;
 use sd_notify::NotifyState;
 use tracing::{error, info};
 
-use crate::vitals::Vitals;
+use crate::vitals::{Fitness, Vitals};
 
 /// Bounds of the time between two looks. A worker that sleeps turns every 100 ms.
 const LEAST_INTERVAL: Duration = Duration::from_millis(200);
@@ -44,6 +44,7 @@ impl Supervisor {
             while stopped.recv_timeout(interval) == Err(RecvTimeoutError::Timeout) {
                 round.make(Instant::now());
             }
+            round.tell();
         })?;
         Ok(Self { stop: Some(stop), thread: Some(thread) })
     }
@@ -70,13 +71,26 @@ struct Round {
     vitals: Arc<Vitals>,
     watch: Watch,
     feeds: bool,
+    /// What the service manager was told last.
+    told: String,
 }
 
 impl Round {
     fn begin(pulses: Vec<Pulse>, vitals: Arc<Vitals>, feeds: bool) -> Self {
         let turns = pulses.iter().map(Pulse::turns);
         let watch = Watch::begin(Instant::now(), turns, vitals.beats());
-        Self { pulses, vitals, watch, feeds }
+        let mut round = Self { pulses, vitals, watch, feeds, told: String::new() };
+        round.tell();
+        round
+    }
+
+    /// Has `systemctl status` say whether the gateway is ready.
+    fn tell(&mut self) {
+        let status = status(&self.vitals.readiness());
+        if status != self.told {
+            super::notify(NotifyState::Status(&status));
+            self.told = status;
+        }
     }
 
     fn make(&mut self, now: Instant) {
@@ -93,6 +107,7 @@ impl Round {
         if self.feeds && look.is_to_be_fed {
             super::notify(NotifyState::Watchdog);
         }
+        self.tell();
     }
 
     fn log(&self, event: &Event) {
@@ -116,6 +131,14 @@ impl Round {
             }
             Event::LoopTurns => info!("the control loop turns again"),
         }
+    }
+}
+
+/// Returns one line.
+fn status(readiness: &Fitness) -> String {
+    match readiness.reasons.as_slice() {
+        [] => "ready".to_owned(),
+        reasons => format!("not ready: {}", reasons.join("; ")).replace('\n', " "),
     }
 }
 
@@ -321,6 +344,18 @@ mod tests {
         assert_eq!(fake.pass([true; 2], false).events, []);
         let look = fake.pass([true; 2], true);
         assert_eq!(look, Look { events: vec![Event::LoopTurns], is_to_be_fed: true, ..Look::default() });
+    }
+
+    #[test]
+    fn the_status_is_one_line_whatever_is_in_the_way() {
+        let status = |reasons: &[&str]| {
+            super::status(&Fitness::from(reasons.iter().map(ToString::to_string).collect::<Vec<_>>()))
+        };
+        assert_eq!(status(&[]), "ready");
+        assert_eq!(
+            status(&["no link:\ngone", "worker 0 is stuck"]),
+            "not ready: no link: gone; worker 0 is stuck"
+        );
     }
 
     #[test]
