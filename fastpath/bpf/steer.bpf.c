@@ -74,14 +74,16 @@ struct tenant {
 
 // One rx ring. The worker writes the first line, this program the second.
 struct ring {
-	__u64 taken; // frames that left the ring, of those that were let in
-	__u64 padding[7];
+	__u64 taken;   // frames that left the ring, of those that were let in
+	__u64 bound;   // frames of one tenant that may wait, beside those of others; 0: no bound but its share
+	__u64 padding[6];
 	__u64 admitted;	  // frames that were let in
 	__u64 shared_at;  // when a frame was another tenant's than the one before
 	__u64 taken_then; // `taken` when somebody was last refused, and when that changed
 	__u64 taken_at;
 	__u64 tenant; // whose the last frame was
-	__u64 more_padding[3];
+	__u64 core;   // where it was received
+	__u64 more_padding[2];
 };
 
 // What a tenant has in one rx ring, counted by two spans of what was let in: of the older all has left the ring when
@@ -177,21 +179,23 @@ static __always_inline int count(enum row row, int action)
 
 // Whether a frame of a tenant may enter the rx ring of a queue. Who comes by it alone may fill the ring. Where another
 // came within a second, nobody has more frames in it than are free (Choudhury and Hahne 1998), so that there is room for
-// whoever comes next.
+// whoever comes next; while the worker does not keep up, only as many as it says, so that whoever comes next waits no longer.
 static __always_inline int may_enter(__u32 queue, __u32 tenant)
 {
 	__u32 place = queue * SHARES + tenant;
 	struct ring *ring = bpf_map_lookup_elem(&rings, &queue);
 	struct share *share = bpf_map_lookup_elem(&shares, &place);
-	__u64 taken, now;
+	__u64 taken, bound, now;
 	__s64 waiting, room;
 	__u32 held;
 
 	if (!ring || !share)
 		return 1;
 	taken = *(volatile __u64 *)&ring->taken;
+	bound = *(volatile __u64 *)&ring->bound;
 	waiting = ring->admitted - taken;
 	room = RING_FRAMES - waiting;
+	ring->core = bpf_get_smp_processor_id();
 	if ((__s64)(taken - share->mark) >= 0) {
 		share->older = (__s64)(taken - share->last) >= 0 ? 0 : share->newer;
 		share->newer = 0;
@@ -202,7 +206,7 @@ static __always_inline int may_enter(__u32 queue, __u32 tenant)
 		ring->shared_at = bpf_ktime_get_coarse_ns();
 	}
 	held = share->older + share->newer;
-	if (held < room)
+	if (held < room && (held < bound || !bound))
 		goto enter;
 	now = bpf_ktime_get_coarse_ns();
 	if (room > 0 && now - ring->shared_at > SECOND)

@@ -34,6 +34,7 @@
 //! - [`pulse`]: signs of life of the workers
 //! - [`timing`]: how long their turns take
 //! - [`runner`]: the thread that a worker runs on: clock, sleep, panics
+//! - `pause`: leaves the thread's core to whoever receives for it, where tenants compete for that
 //! - [`placement`]: on which core that thread runs, before whom, and without privileges
 //! - [`steer`]: the XDP program: loads, attaches, pins it and keeps its maps in step
 //! - [`groundwork`]: takes over the programs of the process before, or loads them
@@ -63,6 +64,7 @@ mod layout;
 pub mod mailbox;
 pub mod mss;
 pub mod parse;
+mod pause;
 pub mod pipeline;
 pub mod placement;
 pub mod pulse;

@@ -13,6 +13,7 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
 use crate::io::FrameIo;
+use crate::pause::Pause;
 use crate::worker::Worker;
 
 /// Most turns without a frame before a sleep: a few microseconds, less than a sleep and a wake-up cost.
@@ -145,6 +146,7 @@ pub fn run<I: FrameIo>(worker: &mut Worker<I>, sleeper: &Sleeper, started: Insta
 fn turn_until_stopped<I: FrameIo>(worker: &mut Worker<I>, sleeper: &Sleeper, started: Instant) {
     let mut patience = Patience::default();
     let (mut busy_since, mut answering_turns) = (None, 0);
+    let mut pause = None;
     while !worker.mailbox().is_stopping() {
         let now = started.elapsed();
         // A turn that found frames is followed by another at once, whose clock tells how long it took.
@@ -156,6 +158,10 @@ fn turn_until_stopped<I: FrameIo>(worker: &mut Worker<I>, sleeper: &Sleeper, sta
         worker.counters().life.turned();
         if found > 0 || worker.is_busy() {
             patience.reward();
+            if worker.is_contended() {
+                take_turns(&mut pause, started.elapsed() - now);
+                busy_since = None;
+            }
         } else if worker.is_asked() {
             answering_turns += 1;
             if answering_turns == ANSWERING_TURNS {
@@ -171,6 +177,18 @@ fn turn_until_stopped<I: FrameIo>(worker: &mut Worker<I>, sleeper: &Sleeper, sta
             }
             sleeper.sleep(worker);
         }
+    }
+}
+
+/// Lets those have the core who receive for the worker, after a turn of its own that took so long.
+fn take_turns(pause: &mut Option<Pause>, turn: Duration) {
+    if pause.is_none() {
+        *pause = Pause::new()
+            .inspect_err(|error| tracing::warn!(%error, "a worker does not pause for who receives for it"))
+            .ok();
+    }
+    if let Some(pause) = pause {
+        pause.take(turn);
     }
 }
 

@@ -90,6 +90,8 @@ pub struct Worker<I> {
     untried: usize,
     /// The moment up to which all sessions have ended whose time was over.
     expired_until: Option<Tick>,
+    /// Whether the last turn left frames where tenants compete for the core that receives them.
+    is_contended: bool,
     /// Whether the last turn left something undone that the next can do, even if no frame comes.
     has_more: bool,
     #[cfg(test)]
@@ -126,6 +128,7 @@ impl<I: FrameIo> Worker<I> {
             have_ports_changed: false,
             untried: 0,
             expired_until: None,
+            is_contended: false,
             has_more: true,
             #[cfg(test)]
             fails_at_next_frame: false,
@@ -153,10 +156,7 @@ impl<I: FrameIo> Worker<I> {
         self.answer_questions(now);
         self.take_back_ports(now);
         self.retry_waiting(now);
-        let mut found = self.serve_handed(now);
-        for port in 0..self.parts.ports.len() {
-            found += self.serve_port(port, now);
-        }
+        let found = self.serve_handed(now) + self.serve_ports(now);
         self.give_up_waiting(now);
         self.release_syns(now);
         self.announce();
@@ -327,16 +327,6 @@ impl<I: FrameIo> Worker<I> {
             }
             Lending::NotAsked | Lending::Refused => self.process_batch(arrival, errand, now),
         }
-    }
-
-    fn serve_port(&mut self, port: usize, now: Tick) -> usize {
-        let found = self.parts.ports[port].io.receive(&mut self.batch, BATCH_FRAMES);
-        if found > 0 {
-            self.parts.ports[port].counters.received.add(found as u64);
-            let arrival = Arrival { side: self.parts.ports[port].side, port };
-            self.pass_batch(arrival, Errand::NEW, now);
-        }
-        found
     }
 
     fn process_batch(&mut self, arrival: Arrival, errand: Errand, now: Tick) {

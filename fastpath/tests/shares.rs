@@ -25,6 +25,12 @@ const REDIRECT: u32 = 4;
 /// Frames that a ring holds, and how many of them one tenant may have where there are others that have few.
 const RING: usize = 2048;
 const SHARE: usize = RING / 2;
+/// Frames that a worker takes in one turn while a queue stands.
+const TURN: usize = 32;
+/// Turns in 20 ms that leave frames in the ring, of a worker that does not keep up.
+const STANDING_TURNS: usize = 64;
+/// Frames that are enough for a worker to do.
+const BACKLOG: usize = 256;
 /// Tenants, by number.
 const RED: u8 = 0;
 const BLUE: u8 = 1;
@@ -164,6 +170,79 @@ fn where_another_comes_nobody_has_more_than_a_share() {
         queue.take(RING + 1);
         assert_eq!(queue.send_many(RED, 5000), SHARE, "also after a while of its own");
     }
+}
+
+#[test]
+fn where_the_worker_does_not_keep_up_nobody_has_more_than_two_turns_take_and_is_served_on() {
+    for (side, is_received_here) in Side::BOTH.into_iter().flat_map(|side| [(side, true), (side, false)]) {
+        let Some(mut queue) = Queue::open(side) else { return };
+        let cores = core_affinity::get_core_ids().unwrap();
+        core_affinity::set_for_current(cores[0]);
+        assert!(queue.send(BLUE));
+        assert_eq!(queue.send_many(RED, 5000), SHARE);
+        let ask = |queue: &mut Queue| {
+            core_affinity::set_for_current(if is_received_here { cores[0] } else { *cores.last().unwrap() });
+            let is_contended = queue.turnstile.is_contended();
+            core_affinity::set_for_current(cores[0]);
+            let is_here = is_received_here || cores.len() == 1;
+            assert_eq!(is_contended, is_here && queue.ring.len() < BACKLOG, "{}", queue.ring.len());
+        };
+        for _ in 0..STANDING_TURNS {
+            queue.take(8);
+            ask(&mut queue);
+        }
+        while queue.ring.len() >= 2 * TURN {
+            queue.take(TURN);
+        }
+        let mut let_in = 0;
+        for _ in 0..50 {
+            let_in += queue.send_many(RED, 200);
+            assert!(queue.held(RED) <= 2 * TURN, "{}", queue.held(RED));
+            assert!(queue.send(BLUE));
+            queue.take(TURN);
+            ask(&mut queue);
+        }
+        assert!(let_in > 50 * TURN / 2, "{let_in} frames were let in");
+        queue.take(RING + 1);
+        assert!(queue.send_many(RED, 5000) <= 2 * TURN, "it may soon be so again");
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        queue.take(RING + 1);
+        assert_eq!(queue.send_many(RED, 5000), SHARE, "nobody waits in a ring that has been empty for long");
+    }
+}
+
+#[test]
+fn a_burst_that_fits_into_the_ring_is_let_in_as_a_whole() {
+    let Some(mut queue) = Queue::open(Side::Inside) else { return };
+    for _ in 0..3 {
+        assert!(queue.send(BLUE));
+        assert_eq!(queue.send_many(RED, SHARE), SHARE);
+        for _ in 0..SHARE / TURN {
+            queue.take(TURN);
+            queue.turnstile.is_contended();
+        }
+        queue.take(TURN);
+        std::thread::sleep(std::time::Duration::from_millis(30));
+    }
+}
+
+#[test]
+fn a_ring_is_contended_for_a_second_after_two_tenants_came_by_the_core_of_who_asks() {
+    let cores: Vec<_> = core_affinity::get_core_ids().unwrap();
+    core_affinity::set_for_current(cores[0]);
+    let Some(mut queue) = Queue::open(Side::Inside) else { return };
+    queue.send_many(RED, 10);
+    assert!(!queue.turnstile.is_contended(), "one is alone");
+    queue.send(BLUE);
+    assert!(queue.turnstile.is_contended());
+    if let Some(other) = cores.get(1) {
+        core_affinity::set_for_current(*other);
+        assert!(!queue.turnstile.is_contended(), "it was received elsewhere");
+        core_affinity::set_for_current(cores[0]);
+    }
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    queue.send(BLUE);
+    assert!(!queue.turnstile.is_contended(), "the other has not come again");
 }
 
 #[test]

@@ -46,6 +46,12 @@ pub trait FrameIo {
     /// Tells whether frames are still being transmitted.
     fn is_transmitting(&self) -> bool;
 
+    /// Tells, after a call of [`FrameIo::receive`] that found all it wanted, whether tenants compete for what is received
+    /// here on the caller's own core.
+    fn is_contended(&mut self) -> bool {
+        false
+    }
+
     /// Returns how many frames the port owns.
     fn frames_owned(&self) -> usize;
 

@@ -31,6 +31,7 @@ struct Ends {
     faults: Faults,
     seed: u64,
     accepted: u64,
+    is_contended: bool,
 }
 
 impl Wire {
@@ -42,6 +43,11 @@ impl Wire {
     /// Puts a frame on the wire towards the port.
     pub fn inject(&self, bytes: &[u8]) {
         self.ends.borrow_mut().inject(bytes);
+    }
+
+    /// Has the port say that tenants compete for it.
+    pub fn contend(&self) {
+        self.ends.borrow_mut().is_contended = true;
     }
 
     /// Takes the next frame that the port transmitted.
@@ -156,6 +162,10 @@ impl FrameIo for SimPort {
 
     fn is_transmitting(&self) -> bool {
         !self.transmitting.is_empty()
+    }
+
+    fn is_contended(&mut self) -> bool {
+        self.wire.ends.borrow().is_contended
     }
 
     fn frames_owned(&self) -> usize {

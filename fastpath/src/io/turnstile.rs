@@ -1,5 +1,6 @@
 //! What the worker of an rx ring and the XDP program that fills it tell each other, in memory that both see: how many
-//! frames went in, and how many came out. `struct ring` and `struct share` in `bpf/steer.bpf.c`.
+//! frames went in and for whom, how many came out, and how many one tenant may have in it. `struct ring` and `struct share`
+//! in `bpf/steer.bpf.c`.
 
 #![allow(unsafe_code, reason = "the memory is shared with the kernel")]
 
@@ -8,11 +9,35 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use nix::sched::sched_getcpu;
+use nix::time::{ClockId, clock_gettime};
 
 /// Bytes of a `struct ring`, and where its words are.
 const RING_BYTES: usize = 128;
 const TAKEN_AT: usize = 0;
+const BOUND_AT: usize = 8;
 const ADMITTED_AT: usize = 64;
+const SHARED_AT_AT: usize = 72;
+const CORE_AT: usize = 104;
+
+/// How long a ring counts as shared after frames of two tenants came one after the other.
+const SHARED_FOR: Duration = Duration::from_secs(1);
+
+/// Frames of one tenant that others may have to wait for while the worker does not keep up: those of two short turns.
+const BOUND: u64 = 64;
+
+/// Frames in the ring from which on a worker has enough to do: they are of many tenants, of whom none floods it.
+const BACKLOG: u64 = 4 * BOUND;
+
+/// A worker does not keep up that leaves frames in the ring in so many turns of so long a time. What fits into the ring is
+/// a burst.
+const STANDING_TURNS: u32 = 64;
+const STANDING_WITHIN: Duration = Duration::from_millis(20);
+
+/// How long tenants are bound after the last such turn.
+const BOUND_FOR: Duration = Duration::from_millis(100);
 
 /// Bytes of a `struct share`, and where its word is.
 const SHARE_BYTES: usize = 32;
@@ -99,12 +124,25 @@ pub struct Turnstile {
     taken: u64,
     /// Whether frames were taken since all that was let in was known to be taken.
     is_behind: bool,
+    /// Turns that left frames in the ring, and since when they were counted, by [`now`].
+    full_turns: u32,
+    counted_since: Duration,
+    /// When tenants were bound last.
+    bound_since: Option<Duration>,
 }
 
 impl Turnstile {
     /// Makes the turnstile of the ring of a queue.
     pub fn new(rings: Arc<SharedArray>, queue: u32) -> Self {
-        Self { rings, at: queue as usize * RING_BYTES, taken: 0, is_behind: true }
+        Self {
+            rings,
+            at: queue as usize * RING_BYTES,
+            taken: 0,
+            is_behind: true,
+            full_turns: 0,
+            counted_since: Duration::ZERO,
+            bound_since: None,
+        }
     }
 
     /// Notes that `found` frames were taken, and whether the ring is empty now.
@@ -117,10 +155,45 @@ impl Turnstile {
         }
         self.is_behind = !is_empty;
         self.taken = if is_empty { self.read(ADMITTED_AT) } else { self.taken + found as u64 };
-        self.rings.word(self.at + TAKEN_AT).store(self.taken, Ordering::Relaxed);
+        self.write(TAKEN_AT, self.taken);
+        if is_empty && self.bound_since.is_some_and(|since| now().saturating_sub(since) > BOUND_FOR) {
+            self.bound_since = None;
+            self.write(BOUND_AT, 0);
+        }
+    }
+
+    /// Tells whether few tenants keep others from being received on the core that the caller runs on; to be asked where a turn
+    /// has left frames in the ring.
+    ///
+    /// Where that happens again and again, tenants have no more frames in the ring than others may wait for: it is a standing
+    /// queue (Nichols and Jacobson, RFC 8289), which whoever brings it about would have in any ring.
+    pub fn is_contended(&mut self) -> bool {
+        let now = now();
+        if now.saturating_sub(Duration::from_nanos(self.read(SHARED_AT_AT))) > SHARED_FOR {
+            return false;
+        }
+        if now.saturating_sub(self.counted_since) > STANDING_WITHIN {
+            (self.full_turns, self.counted_since) = (0, now);
+        }
+        self.full_turns += 1;
+        if self.full_turns >= STANDING_TURNS {
+            self.bound_since = Some(now);
+            self.write(BOUND_AT, BOUND);
+        }
+        let is_received_here = sched_getcpu().is_ok_and(|core| u64::try_from(core) == Ok(self.read(CORE_AT)));
+        is_received_here && self.read(ADMITTED_AT).saturating_sub(self.taken) < BACKLOG
+    }
+
+    fn write(&self, at: usize, value: u64) {
+        self.rings.word(self.at + at).store(value, Ordering::Relaxed);
     }
 
     fn read(&self, at: usize) -> u64 {
         self.rings.word(self.at + at).load(Ordering::Relaxed)
     }
+}
+
+/// Returns the time by the clock that the XDP program reads.
+fn now() -> Duration {
+    clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).map_or(Duration::ZERO, Duration::from)
 }

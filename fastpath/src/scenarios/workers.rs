@@ -41,6 +41,26 @@ fn any_worker_may_receive_and_the_owner_forwards() {
 }
 
 #[test]
+fn where_tenants_compete_for_its_core_a_worker_takes_shorter_turns_while_it_does_not_keep_up() {
+    let mut rig = Rig::new(gateway().spec());
+    let turns = |rig: &mut Rig, frames: u16| {
+        for port in 0..frames {
+            let source = format!("10.132.0.5:{}", 40_000 + port);
+            rig.inject(0, Inside, &udp_frame(&source, "192.168.55.13:53", b"query"));
+        }
+        std::iter::from_fn(|| Some((rig.turn(0), rig.workers[0].is_contended())))
+            .take_while(|(found, _)| *found > 0)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(turns(&mut rig, 150), [(64, false), (64, false), (22, false)]);
+    rig.contend(0, Inside);
+    let contended = [(64, true), (32, true), (32, true), (22, false)];
+    assert_eq!(turns(&mut rig, 150), contended);
+    assert_eq!(turns(&mut rig, 150), contended, "also the next time");
+    assert_eq!(rig.take(Outside).len(), 450);
+}
+
+#[test]
 fn frames_that_were_carried_away_come_home() {
     let mut rig = Rig::with(gateway().spec(), 5, Faults::default(), 1);
     let mut sent = 0;

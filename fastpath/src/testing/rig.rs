@@ -211,6 +211,11 @@ impl Rig {
         self.wires[worker][side.index()][queue].inject(frame);
     }
 
+    /// Has tenants compete for a worker's first wire.
+    pub(crate) fn contend(&self, worker: usize, side: Side) {
+        self.wires[worker][side.index()][0].contend();
+    }
+
     /// Gives workers other queues on a side, in the middle of whatever they do. The frames of the rings that they had
     /// come home only then.
     pub(crate) fn exchange(&mut self, side: Side, queues: &[usize]) {

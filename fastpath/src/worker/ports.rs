@@ -1,19 +1,23 @@
-//! A worker's ports: how frames leave by them, and how they are replaced while the worker runs.
+//! A worker's ports: how frames come and leave by them, and how they are replaced while the worker runs.
 //!
 //! A worker need not have a port on a side, because an interface may have fewer queues than there are workers. Its frames
 //! then leave by another worker, always the same one, so that those of a flow stay in order.
 
 use std::sync::Arc;
 
-use conntrack::TenantId;
+use conntrack::{TenantId, Tick};
 use crossbeam::channel::Sender;
 
-use super::Worker;
+use super::{Arrival, BATCH_FRAMES, Worker};
 use crate::counters::QueueCounters;
 use crate::io::{Frame, FrameIo};
 use crate::mailbox::{HandedFrame, Notice, Task};
 use crate::snapshot::Side;
-use crate::verdict::DropReason;
+use crate::verdict::{DropReason, Errand};
+
+/// Frames taken from one port in one turn where tenants compete for the core that receives them: those that come while
+/// these are forwarded wait in the NIC's ring.
+const CONTENDED_BATCH_FRAMES: usize = 32;
 
 /// One queue of one interface.
 #[derive(Debug)]
@@ -56,6 +60,29 @@ impl<I> Port<I> {
 }
 
 impl<I: FrameIo> Worker<I> {
+    /// Receives from every port, and passes on what came; returns how many frames did.
+    pub(super) fn serve_ports(&mut self, now: Tick) -> usize {
+        let limit = if self.is_contended { CONTENDED_BATCH_FRAMES } else { BATCH_FRAMES };
+        self.is_contended = false;
+        (0..self.parts.ports.len()).map(|port| self.serve_port(port, limit, now)).sum()
+    }
+
+    fn serve_port(&mut self, port: usize, limit: usize, now: Tick) -> usize {
+        let found = self.parts.ports[port].io.receive(&mut self.batch, limit);
+        if found > 0 {
+            self.parts.ports[port].counters.received.add(found as u64);
+            let arrival = Arrival { side: self.parts.ports[port].side, port };
+            self.pass_batch(arrival, Errand::NEW, now);
+        }
+        self.is_contended |= found == limit && self.parts.ports[port].io.is_contended();
+        found
+    }
+
+    /// Tells whether tenants compete for what is received on the worker's core, and more may be there than it took.
+    pub fn is_contended(&self) -> bool {
+        self.is_contended
+    }
+
     /// Sends a frame by one of the ports of a side, always the same for frames of one port, or by the worker that sends
     /// for this one. A forwarded packet is counted for its tenant when a ring took it.
     pub(super) fn transmit(
