@@ -348,14 +348,12 @@ mod tests {
 
     #[test]
     fn the_status_is_one_line_whatever_is_in_the_way() {
-        let status = |reasons: &[&str]| {
-            super::status(&Fitness::from(reasons.iter().map(ToString::to_string).collect::<Vec<_>>()))
+        let told = |reasons: &[&str]| {
+            status(&Fitness::from(reasons.iter().map(ToString::to_string).collect::<Vec<_>>()))
         };
-        assert_eq!(status(&[]), "ready");
-        assert_eq!(
-            status(&["no link:\ngone", "worker 0 is stuck"]),
-            "not ready: no link: gone; worker 0 is stuck"
-        );
+        assert_eq!(told(&[]), "ready");
+        let both = told(&["no link:\ngone", "worker 0 is stuck"]);
+        assert_eq!(both, "not ready: no link: gone; worker 0 is stuck");
     }
 
     #[test]
