@@ -1,5 +1,5 @@
-//! The express lane: the packets that are nearly all, TCP and UDP of sessions that exist, some at a time. UDP sessions of
-//! pods begin here too, and what another worker owns is found out.
+//! The express lane: the packets that are nearly all, TCP and UDP of sessions that exist, some at a time. Sessions of pods
+//! begin here too ([`firsts`]), and what another worker owns is found out.
 //!
 //! ```text
 //!   look ahead   each frame: glance → tenant → key → fetch index      some frames later: index → fetch entry
@@ -12,23 +12,24 @@
 //! no more: a packet takes the lane only if the session that it is forwarded by has its key and was checked under the
 //! present snapshot, by which everything is known that [`crate::pipeline`] would find out about it.
 
+mod firsts;
+
 use std::ops::Range;
 
 use conntrack::{
     Candidate, Conntrack, Direction, Key, KeyHash, Protocol, Rewrite, TcpFlags, TcpSegment, TenantId, Tick,
     Wire,
 };
+pub use firsts::Continuation;
 use macaddr::MacAddr6;
 
-use crate::classify::{Class, is_allowed};
 use crate::fragments::Fragments;
 use crate::io::Frame;
 use crate::parse::{ETHERNET_BYTES, read_u16, read_u32};
 use crate::pipeline::Engine;
 use crate::rewrite::{write_identification, write_u16};
 use crate::snapshot::{NeighbourId, Side, Snapshot};
-use crate::track::{HAIRPIN, Tracker, owner_of};
-use crate::verdict::Errand;
+use crate::track::HAIRPIN;
 
 /// Frames that are looked up side by side: with fewer a processor waits for memory that it could have asked for, and more
 /// gain nothing.
@@ -60,9 +61,15 @@ pub struct Glance {
     pub wire: Wire,
 }
 
-/// Looks at a frame; none if it is not one for the lane, for whatever reason.
+/// Looks at a frame; none if it is not one for the lane, for whatever reason. A segment that opens a connection is not.
 #[inline]
 pub fn glance(frame: &[u8], least_mtu: u16) -> Option<Glance> {
+    glance_at(frame, least_mtu, |flags| !flags.has(TcpFlags::SYN))
+}
+
+/// Does the same for segments with such flags.
+#[inline(always)]
+fn glance_at(frame: &[u8], least_mtu: u16, is_wanted: impl Fn(TcpFlags) -> bool) -> Option<Glance> {
     let head: &[u8; UDP_HEADERS] = frame.first_chunk()?;
     let total = read_u16(head, 16);
     // Ethertype 0x0800, version 4, five words of header; neither a fragment nor the first of some.
@@ -77,7 +84,7 @@ pub fn glance(frame: &[u8], least_mtu: u16) -> Option<Glance> {
         let length = read_u16(head, 38);
         length >= 8 && u32::from(length) + 20 <= u32::from(total)
     } else {
-        is_whole_segment(frame, total)
+        is_whole_segment(frame, total, is_wanted)
     };
     if !is_whole {
         return None;
@@ -87,13 +94,13 @@ pub fn glance(frame: &[u8], least_mtu: u16) -> Option<Glance> {
     Some(Glance { frame_bytes: total + 14, dont_fragment: head[20] & 0x40 != 0, wire })
 }
 
-/// Tells whether a packet is a TCP segment with its whole header, and opens nothing.
-#[inline]
-fn is_whole_segment(frame: &[u8], total: u16) -> bool {
+/// Tells whether a packet is a TCP segment with its whole header, and such flags.
+#[inline(always)]
+fn is_whole_segment(frame: &[u8], total: u16, is_wanted: impl Fn(TcpFlags) -> bool) -> bool {
     frame.first_chunk::<TCP_HEADERS>().is_some_and(|head| {
         let header = u32::from(head[46] >> 4) * 4;
         let is_whole = header >= 20 && header + 20 <= u32::from(total);
-        head[23] == TCP && is_whole && !TcpFlags(head[47]).has(TcpFlags::SYN)
+        head[23] == TCP && is_whole && is_wanted(TcpFlags(head[47]))
     })
 }
 
@@ -114,6 +121,8 @@ pub struct Lanes {
     seen: usize,
     /// Whether what the first packets of sessions will ask for was fetched.
     has_fetched_firsts: bool,
+    /// SYNs of pods in these lanes, once that was done. One passes only by a session that begins with it.
+    syns: [Lane; LANES],
 }
 
 /// What has to be known of a frame that takes the lane. The key of one that does not is nobody's.
@@ -127,6 +136,10 @@ struct Lane {
 }
 
 impl Lane {
+    fn is_nobodys(&self) -> bool {
+        self.key == Key::default()
+    }
+
     fn is_tcp(&self) -> bool {
         self.key.protocol_number() == TCP
     }
@@ -134,22 +147,6 @@ impl Lane {
     fn passed(&self) -> Passed {
         Passed { tenant: self.key.tenant(), frame_bytes: self.frame_bytes }
     }
-}
-
-/// What becomes of a frame that did not pass.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Continuation {
-    /// It may try again to pass.
-    Pass,
-    /// Another worker owns its session, or would.
-    HandOver {
-        /// The worker.
-        owner: u16,
-        /// Tenant of the packet.
-        tenant: TenantId,
-    },
-    /// It goes the whole way.
-    WholeWay,
 }
 
 /// A packet that was translated.
@@ -175,28 +172,6 @@ impl Lanes {
         }
     }
 
-    /// Has fetched what the first packets of sessions will ask for, from the one in `lane` on: their pods, and what decides
-    /// about the ports that will be drawn for them.
-    fn fetch_firsts(&mut self, conntrack: &mut Conntrack, lane: usize) {
-        let mut firsts = [(Key::default(), KeyHash::default()); LANES];
-        let mut count = 0;
-        for Lane { key, candidate, .. } in &self.lanes[lane..self.seen] {
-            if candidate.is_none() && key.protocol_number() == UDP {
-                let pod = conntrack.hash_of_pod(key);
-                conntrack.fetch_slot(pod);
-                firsts[count] = (*key, pod);
-                count += 1;
-            }
-        }
-        for (_, pod) in &firsts[..count] {
-            conntrack.fetch_entry(conntrack.candidate(*pod));
-        }
-        for (others, (key, pod)) in firsts[..count].iter().enumerate() {
-            conntrack.fetch_reply(key, conntrack.candidate(*pod), others);
-        }
-        self.has_fetched_firsts = true;
-    }
-
     /// Translates frames from the one that was seen in `lane` on, until one may not take the lane; returns how many.
     #[inline(never)]
     pub fn pass(
@@ -219,49 +194,6 @@ impl Lanes {
                 pass_while(lanes, |lane, frame| crossing.pass(Direction::Inbound, lane, frame))
             }
         }
-    }
-
-    /// Says what becomes of the frame that was seen in `lane`, which came in on `side` and did not pass. One that is the first
-    /// of its session gets it if it is a UDP datagram from a pod and nothing stands in its way.
-    #[inline(never)]
-    pub fn go_on(
-        &mut self,
-        lane: usize,
-        side: Side,
-        engine: &mut Engine,
-        errand: Errand,
-        now: Tick,
-    ) -> Continuation {
-        let Lane { key, hash, candidate, .. } = self.lanes[lane];
-        let tenant = key.tenant();
-        let Some(tuple) = key.tuple().filter(|_| candidate.is_none()) else { return Continuation::WholeWay };
-        let Engine { snapshot, conntrack, counters, .. } = engine;
-        let class = Class { tenant, direction: side.direction() };
-        if !is_allowed(snapshot, class, &tuple) {
-            return Continuation::WholeWay;
-        }
-        let owner = owner_of(conntrack, class, &tuple);
-        if !errand.is_owned && owner != conntrack.slot().worker {
-            return Continuation::HandOver { owner, tenant };
-        }
-        if tuple.protocol != Protocol::Udp || side == Side::Outside {
-            return Continuation::WholeWay;
-        }
-        if !self.has_fetched_firsts {
-            self.fetch_firsts(conntrack, lane);
-        }
-        // A frame of the same flow may have come just before.
-        let mut opened = conntrack.candidate(hash);
-        if opened.is_none() {
-            let mut tracker = Tracker { snapshot, conntrack, counters, errand, now };
-            match tracker.open_outbound(class, tuple) {
-                Ok(session) => opened = session.into(),
-                // The whole way finds out again why not, and says so.
-                Err(_) => return Continuation::WholeWay,
-            }
-        }
-        self.lanes[lane].candidate = opened;
-        Continuation::Pass
     }
 
     /// Returns the length of the frame that was seen in a lane, without padding, in bytes.
@@ -344,8 +276,7 @@ impl Crossing<'_> {
 
 #[inline(always)]
 fn see_all(snapshot: &Snapshot, conntrack: &Conntrack, side: Side, lanes: &mut [Lane], frames: &[Frame]) {
-    let mut guide =
-        Guide { side, least_mtu: snapshot.least_mtu(), address: u64::MAX, tenant: TenantId::default() };
+    let mut guide = Guide::new(snapshot, side);
     let mut seen: &mut [Lane] = &mut [];
     for (lanes, frames) in lanes.chunks_mut(STEP).zip(frames.chunks(STEP)) {
         for (lane, frame) in lanes.iter_mut().zip(frames) {
@@ -381,10 +312,19 @@ struct Guide {
 }
 
 impl Guide {
+    #[inline(always)]
+    fn new(snapshot: &Snapshot, side: Side) -> Self {
+        Self { side, least_mtu: snapshot.least_mtu(), address: u64::MAX, tenant: TenantId::default() }
+    }
+
     /// Looks at a frame and fills its lane, if it may take it.
     #[inline(always)]
     fn see(&mut self, snapshot: &Snapshot, frame: &[u8], lane: &mut Lane) -> Option<()> {
-        let glance = glance(frame, self.least_mtu)?;
+        self.fill(snapshot, frame, glance(frame, self.least_mtu)?, lane)
+    }
+
+    #[inline(always)]
+    fn fill(&mut self, snapshot: &Snapshot, frame: &[u8], glance: Glance, lane: &mut Lane) -> Option<()> {
         let (address, direction) = match self.side {
             Side::Inside => (u64::from_le_bytes(bytes_at(frame, 0)) << 16, Direction::Outbound),
             Side::Outside => (u64::from(u32::from_le_bytes(bytes_at(frame, 30))), Direction::Inbound),

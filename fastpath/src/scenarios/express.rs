@@ -295,17 +295,7 @@ proptest! {
 #[test]
 fn packets_of_sessions_that_exist_take_the_lane_both_ways() {
     let mut twins = Twins::new(1);
-    let frame = PodFrame {
-        is_red: false,
-        source: (5, 40_000),
-        destination: Ipv4Addr::new(198, 51, 100, 7),
-        content: Content::Udp { has_checksum: true },
-        ttl: 64,
-        fragment: 0,
-        option_words: 0,
-        payload_bytes: 20,
-        padding: 3,
-    };
+    let frame = datagram();
     let tcp = |flags| PodFrame { content: Content::Tcp { flags, mss: None }, ..frame.clone() };
     for arriving in [Arriving::FromPod(frame.clone()), Arriving::FromPod(tcp(0x02))] {
         twins.perform(&Event::Batch(vec![arriving]));
@@ -322,4 +312,38 @@ fn packets_of_sessions_that_exist_take_the_lane_both_ways() {
     twins.perform(&Event::Batch(batch));
     twins.compare();
     assert_eq!(twins.rigs[0].workers[0].passed_by_lane - before, 3);
+}
+
+#[test]
+fn a_syn_takes_the_lane_where_its_session_begins_with_it_and_nothing_else_is_to_be_written() {
+    let mut twins = Twins::new(1);
+    let syn = |port, flags| {
+        let content = Content::Tcp { flags, mss: Some(1460) };
+        Arriving::FromPod(PodFrame { source: (5, port), content, ..datagram() })
+    };
+    let mut passed = |event| {
+        let before = twins.rigs[0].workers[0].passed_by_lane;
+        twins.perform(&event);
+        twins.compare();
+        twins.rigs[0].workers[0].passed_by_lane - before
+    };
+    let batch =
+        vec![syn(40_000, 0x02), syn(40_001, 0x02), syn(40_000, 0x02), syn(40_002, 0x12), syn(40_003, 0xc2)];
+    assert_eq!(passed(Event::Batch(batch)), 3, "neither the one that comes again nor an answer to none");
+    passed(Event::Publish { has_red: true, mtu: 1500, clamp: 1300, change: Change::Nothing });
+    assert_eq!(passed(Event::Batch(vec![syn(40_004, 0x02)])), 0);
+}
+
+fn datagram() -> PodFrame {
+    PodFrame {
+        is_red: false,
+        source: (5, 40_000),
+        destination: Ipv4Addr::new(198, 51, 100, 7),
+        content: Content::Udp { has_checksum: true },
+        ttl: 64,
+        fragment: 0,
+        option_words: 0,
+        payload_bytes: 20,
+        padding: 3,
+    }
 }

@@ -68,7 +68,8 @@ impl<I: FrameIo> Worker<I> {
                 let continuation = if tries_again && passed == 0 {
                     Continuation::WholeWay
                 } else {
-                    self.lanes.go_on(lane, arrival.side, &mut self.parts.engine, errand, now)
+                    let frames = &self.batch.make_contiguous()[lane - sent..lanes - sent];
+                    self.lanes.go_on(lane, arrival.side, frames, &mut self.parts.engine, errand, now)
                 };
                 tries_again = continuation == Continuation::Pass;
                 if tries_again {
