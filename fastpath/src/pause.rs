@@ -133,7 +133,7 @@ mod tests {
             });
             let _ = run_first();
             let pause = Pause::new().unwrap();
-            let mut until = |end| while pause.take(TURN) != end {};
+            let until = |end| while pause.take(TURN) != end {};
             until(End::Overdue);
             is_over.store(true, Ordering::Release);
             until(End::Idle);
