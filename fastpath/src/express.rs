@@ -1,5 +1,5 @@
 //! The express lane: the packets that are nearly all, TCP and UDP of sessions that exist, some at a time. Sessions of pods
-//! begin here too ([`firsts`]), and what another worker owns is found out.
+//! begin here too (`firsts`), and what another worker owns is found out.
 //!
 //! ```text
 //!   look ahead   each frame: glance → tenant → key → fetch index      some frames later: index → fetch entry
