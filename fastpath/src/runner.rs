@@ -159,8 +159,10 @@ fn turn_until_stopped<I: FrameIo>(worker: &mut Worker<I>, sleeper: &Sleeper, sta
         if found > 0 || worker.is_busy() {
             patience.reward();
             if worker.is_contended() {
-                take_turns(&mut pause, started.elapsed() - now);
+                let turn = started.elapsed() - now;
+                worker.counters().life.timing.add(turn);
                 busy_since = None;
+                take_turns(&mut pause, turn);
             }
         } else if worker.is_asked() {
             answering_turns += 1;
@@ -238,6 +240,32 @@ mod tests {
         let pulse = crate::pulse::Pulse { worker: 0, core: None, counters };
         assert!(pulse.turns() > 1 && !pulse.is_asleep());
         assert_eq!(i32::try_from(pulse.thread()), Ok(nix::unistd::gettid().as_raw()));
+    }
+
+    #[test]
+    fn turns_count_that_are_followed_by_a_pause() {
+        const FRAMES: u16 = 250;
+        let mut rig = Rig::new(gateway().spec());
+        rig.contend(0, Side::Inside);
+        for port in 0..FRAMES {
+            let source = format!("10.132.0.5:{}", 40_000 + port);
+            rig.inject(0, Side::Inside, &udp_frame(&source, "192.168.55.13:53", b"query"));
+        }
+        let (mailbox, counters) =
+            (std::sync::Arc::clone(&rig.mailboxes[0]), std::sync::Arc::clone(rig.workers[0].counters()));
+        let stops = thread::spawn(move || {
+            let deadline = Instant::now() + Duration::from_secs(10);
+            let timed = || counters.life.timing.read().buckets().map(|(_, turns)| turns).sum::<u64>();
+            while timed() < 7 && Instant::now() < deadline {
+                thread::sleep(Duration::from_millis(1));
+            }
+            mailbox.stop();
+            timed()
+        });
+        let sleeper = Sleeper::new(&rig.workers[0]).unwrap();
+        run(&mut rig.workers[0], &sleeper, Instant::now());
+        assert_eq!(stops.join().unwrap(), 7, "turns of 64 and 32 frames, and one of the rest");
+        assert_eq!(rig.take(Side::Outside).len(), usize::from(FRAMES));
     }
 
     #[test]
