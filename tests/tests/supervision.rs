@@ -33,7 +33,9 @@ fn a_stuck_worker_is_named_starves_the_watchdog_and_is_taken_back_when_it_moves(
         let health = fitness(&fixture, "healthz")?.1.to_string();
         Ok(["3.", "4.", "5."].iter().any(|time| health.contains(&format!("for {time}"))).then_some(()))
     })?;
-    assert_eq!(manager.heard()?, [""; 0], "the watchdog was fed for a stuck worker");
+    let heard = manager.heard()?;
+    let is_told = heard.iter().all(|line| line.starts_with("STATUS=not ready: worker 1 is stuck"));
+    assert!(is_told && !heard.is_empty(), "the watchdog was fed for a stuck worker: {heard:?}");
     require_fitness(&fixture, "healthz", "worker 1 is stuck")?;
     require_fitness(&fixture, "readyz", "worker 1 is stuck")?;
     let health = fixture.gateway.installation().output(&["health", "--json"])?;
@@ -43,6 +45,7 @@ fn a_stuck_worker_is_named_starves_the_watchdog_and_is_taken_back_when_it_moves(
         "{told}"
     );
     frozen.thaw()?;
+    until_heard(&manager, "STATUS=ready")?;
     until_heard(&manager, "WATCHDOG=1")?;
     until_logged(&fixture, "worker 1 turns again")?;
     wait::until("the gateway is well", LIMIT, || {
