@@ -179,7 +179,7 @@ static __always_inline int count(enum row row, int action)
 
 // Whether a frame of a tenant may enter the rx ring of a queue. Who comes by it alone may fill the ring. Where another
 // came within a second, nobody has more frames in it than are free (Choudhury and Hahne 1998), so that there is room for
-// whoever comes next; while the worker does not keep up, only as many as it says, so that whoever comes next waits no longer.
+// whoever comes next; and while the worker does not keep up, no more than it says, which is what the next one waits for.
 static __always_inline int may_enter(__u32 queue, __u32 tenant)
 {
 	__u32 place = queue * SHARES + tenant;

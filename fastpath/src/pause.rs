@@ -31,15 +31,6 @@ pub(crate) struct Pause {
     companion: Thread,
 }
 
-/// Why a pause ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum End {
-    /// Nobody wanted the core any more.
-    Idle,
-    /// It had lasted too long.
-    Overdue,
-}
-
 #[derive(Debug)]
 struct Shared {
     /// Set by the worker that pauses, taken away by its companion.
@@ -63,12 +54,12 @@ impl Pause {
         Ok(Self { shared, companion: companion.thread().clone() })
     }
 
-    /// Pauses after a turn that took so long, until nobody else wants the core, or too long; tells which.
-    pub(crate) fn take(&self, turn: Duration) -> End {
+    /// Pauses after a turn that took so long, until nobody else wants the core, or too long; tells whether nobody did.
+    pub(crate) fn take(&self, turn: Duration) -> bool {
         self.shared.is_wanted.store(true, Ordering::Release);
         self.companion.unpark();
         thread::park_timeout((TURNS * turn).clamp(SHORTEST_LIMIT, LONGEST_LIMIT));
-        if self.shared.is_wanted.swap(false, Ordering::AcqRel) { End::Overdue } else { End::Idle }
+        !self.shared.is_wanted.swap(false, Ordering::AcqRel)
     }
 }
 
@@ -133,10 +124,10 @@ mod tests {
             });
             let _ = run_first();
             let pause = Pause::new().unwrap();
-            let until = |end| while pause.take(TURN) != end {};
-            until(End::Overdue);
+            let until = |is_idle| while pause.take(TURN) != is_idle {};
+            until(false);
             is_over.store(true, Ordering::Release);
-            until(End::Idle);
+            until(true);
             other.join().unwrap();
         });
         pauses.join().unwrap();

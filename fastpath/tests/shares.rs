@@ -182,7 +182,7 @@ fn where_the_worker_does_not_keep_up_nobody_has_more_than_two_turns_take_and_is_
         assert_eq!(queue.send_many(RED, 5000), SHARE);
         let ask = |queue: &mut Queue| {
             core_affinity::set_for_current(if is_received_here { cores[0] } else { *cores.last().unwrap() });
-            let is_contended = queue.turnstile.is_contended();
+            let is_contended = queue.turnstile.note_backlog();
             core_affinity::set_for_current(cores[0]);
             let is_here = is_received_here || cores.len() == 1;
             assert_eq!(is_contended, is_here && queue.ring.len() < BACKLOG, "{}", queue.ring.len());
@@ -219,7 +219,7 @@ fn a_burst_that_fits_into_the_ring_is_let_in_as_a_whole() {
         assert_eq!(queue.send_many(RED, SHARE), SHARE);
         for _ in 0..SHARE / TURN {
             queue.take(TURN);
-            queue.turnstile.is_contended();
+            queue.turnstile.note_backlog();
         }
         queue.take(TURN);
         std::thread::sleep(std::time::Duration::from_millis(30));
@@ -232,17 +232,17 @@ fn a_ring_is_contended_for_a_second_after_two_tenants_came_by_the_core_of_who_as
     core_affinity::set_for_current(cores[0]);
     let Some(mut queue) = Queue::open(Side::Inside) else { return };
     queue.send_many(RED, 10);
-    assert!(!queue.turnstile.is_contended(), "one is alone");
+    assert!(!queue.turnstile.note_backlog(), "one is alone");
     queue.send(BLUE);
-    assert!(queue.turnstile.is_contended());
+    assert!(queue.turnstile.note_backlog());
     if let Some(other) = cores.get(1) {
         core_affinity::set_for_current(*other);
-        assert!(!queue.turnstile.is_contended(), "it was received elsewhere");
+        assert!(!queue.turnstile.note_backlog(), "it was received elsewhere");
         core_affinity::set_for_current(cores[0]);
     }
     std::thread::sleep(std::time::Duration::from_millis(1100));
     queue.send(BLUE);
-    assert!(!queue.turnstile.is_contended(), "the other has not come again");
+    assert!(!queue.turnstile.note_backlog(), "the other has not come again");
 }
 
 #[test]

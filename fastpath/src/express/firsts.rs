@@ -40,8 +40,8 @@ impl Lanes {
         now: Tick,
     ) -> Continuation {
         let Engine { snapshot, conntrack, counters, .. } = engine;
-        let is_syn = side == Side::Inside && self.lanes[lane].is_nobodys();
-        if is_syn {
+        let may_be_syn = side == Side::Inside && self.lanes[lane].is_nobodys();
+        if may_be_syn {
             self.fetch_firsts(snapshot, conntrack, lane, frames);
             self.lanes[lane] = self.syns[lane];
         }
@@ -56,14 +56,14 @@ impl Lanes {
         if !errand.is_owned && owner != conntrack.slot().worker {
             return Continuation::HandOver { owner, tenant };
         }
-        let may_begin = is_syn && may_begin_with_syn(snapshot, tenant) || tuple.protocol == Protocol::Udp;
+        let may_begin = may_be_syn && may_begin_with_syn(snapshot, tenant) || tuple.protocol == Protocol::Udp;
         if !may_begin || side == Side::Outside {
             return Continuation::WholeWay;
         }
         self.fetch_firsts(snapshot, conntrack, lane, frames);
         // A frame of the same flow may have come just before. A SYN may open its session anew, which the whole way knows of.
         let mut opened = conntrack.candidate(hash);
-        if is_syn && !opened.is_none() {
+        if may_be_syn && !opened.is_none() {
             return Continuation::WholeWay;
         }
         if opened.is_none() {

@@ -46,9 +46,9 @@ pub trait FrameIo {
     /// Tells whether frames are still being transmitted.
     fn is_transmitting(&self) -> bool;
 
-    /// Tells, after a call of [`FrameIo::receive`] that found all it wanted, whether tenants compete for what is received
-    /// here on the caller's own core.
-    fn is_contended(&mut self) -> bool {
+    /// Notes that [`FrameIo::receive`] has found all that was wanted, so that more may be there; tells whether tenants compete
+    /// for what is received here on the caller's own core.
+    fn note_backlog(&mut self) -> bool {
         false
     }
 

@@ -164,7 +164,7 @@ impl FrameIo for SimPort {
         !self.transmitting.is_empty()
     }
 
-    fn is_contended(&mut self) -> bool {
+    fn note_backlog(&mut self) -> bool {
         self.wire.ends.borrow().is_contended
     }
 

@@ -162,12 +162,12 @@ impl Turnstile {
         }
     }
 
-    /// Tells whether few tenants keep others from being received on the core that the caller runs on; to be asked where a turn
-    /// has left frames in the ring.
+    /// Notes that a turn has left frames in the ring; tells whether few tenants keep others from being received on the core
+    /// that the caller runs on.
     ///
     /// Where that happens again and again, tenants have no more frames in the ring than others may wait for: it is a standing
     /// queue (Nichols and Jacobson, RFC 8289), which whoever brings it about would have in any ring.
-    pub fn is_contended(&mut self) -> bool {
+    pub fn note_backlog(&mut self) -> bool {
         let now = now();
         if now.saturating_sub(Duration::from_nanos(self.read(SHARED_AT_AT))) > SHARED_FOR {
             return false;

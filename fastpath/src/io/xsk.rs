@@ -331,8 +331,8 @@ impl FrameIo for XskPort {
         !self.is_dead && (self.in_tx > 0 || !self.pending.is_empty())
     }
 
-    fn is_contended(&mut self) -> bool {
-        self.turnstile.as_mut().is_some_and(Turnstile::is_contended)
+    fn note_backlog(&mut self) -> bool {
+        self.turnstile.as_mut().is_some_and(Turnstile::note_backlog)
     }
 
     fn frames_owned(&self) -> usize {

@@ -74,7 +74,7 @@ impl<I: FrameIo> Worker<I> {
             let arrival = Arrival { side: self.parts.ports[port].side, port };
             self.pass_batch(arrival, Errand::NEW, now);
         }
-        self.is_contended |= found == limit && self.parts.ports[port].io.is_contended();
+        self.is_contended |= found == limit && self.parts.ports[port].io.note_backlog();
         found
     }
 
