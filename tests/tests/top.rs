@@ -52,6 +52,21 @@ fn top_shows_traffic_live_and_gives_the_terminal_back() -> Result<()> {
 }
 
 #[test]
+fn keys_are_heeded_while_the_terminal_changes_its_size() -> Result<()> {
+    let Some(fixture) = Fixture::with_tenants()? else { return Ok(()) };
+    let mut top = start(&fixture, &["top"])?;
+    top.until("the tenants", |screen| screen.contains("ns-blue"))?;
+    for round in 0..50 {
+        for (columns, key, shown) in [(90, "2", "HANDED OVER"), (80, "4", "EGRESS ADDRESS")] {
+            top.resize(size(columns), size(24))?;
+            top.press(key)?;
+            top.until(&format!("{shown} in round {round}"), |screen| screen.contains(shown))?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn ctrl_c_and_a_signal_give_the_terminal_back() -> Result<()> {
     let Some(fixture) = Fixture::with_tenants()? else { return Ok(()) };
     for end in ["\x03", ""] {

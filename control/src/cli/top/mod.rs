@@ -20,8 +20,8 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
+use crossterm::event::{self, Event};
 use ratatui::DefaultTerminal;
-use ratatui::crossterm::event::{self, Event};
 use signal_hook::consts::{SIGHUP, TERM_SIGNALS};
 
 use self::asking::Asking;
