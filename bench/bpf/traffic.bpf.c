@@ -180,12 +180,15 @@ static __always_inline void write_probe(void *data, const struct plan *plan, __u
 	write_datagram(datagram, &flow, number, bpf_ktime_get_ns());
 }
 
-// Makes a fragment of a datagram whose checksum is right.
+// Cuts a datagram to a fragment, which is a multiple of eight bytes unless it is the last (RFC 791 section 3.2): more
+// are said to follow.
 static __always_inline void make_fragment(struct iphdr *ip, __u32 number)
 {
-	__u16 place = number & 1 ? 0x2002 : 0x2000;
+	__u16 payload = (sizeof(struct udphdr) + sizeof(struct payload)) & ~7;
+	__u16 place = 0x2000 | (number & 1 ? payload / 8 : 0);
 	__u16 identification = number >> 1;
 
+	ip->tot_len = bpf_htons(sizeof(*ip) + payload);
 	ip->id = bpf_htons(identification);
 	ip->frag_off = bpf_htons(place);
 	ip->check = 0;
