@@ -55,18 +55,18 @@ storm: dependencies ## throws everything at the gateway, SECONDS long (600), and
 	$(CARGO) build --release -p control
 	STORM_PROGRAM=$(abspath $(TARGET))/release/spillway STORM_SEED=$(SEED) STORM_EVENTS=$(EVENTS) \
 		$(if $(EVENTS),,STORM_SECONDS=$(call lasting,600)) REQUIRE_NETNS=1 \
-		$(CARGO) test -p spillway-tests --test storm -- --nocapture
+		$(CARGO) test --workspace --test storm -- --nocapture
 
 soak: dependencies ## lets tenants and sessions come and go for SECONDS (3600) and tells whether what is used stays flat
 	$(CARGO) build --release -p control
 	SOAK_PROGRAM=$(abspath $(TARGET))/release/spillway SOAK_SEED=$(SEED) \
 		SOAK_SECONDS=$(call lasting,3600) REQUIRE_NETNS=1 \
-		$(CARGO) test -p spillway-tests --test soak -- --nocapture
+		$(CARGO) test --workspace --test soak -- --nocapture
 
 systemd: dependencies ## boots this machine's systemd beside it and has it start, restart, watch over and stop the service
 	$(CARGO) build --release -p control
 	SERVICE_PROGRAM=$(abspath $(TARGET))/release/spillway SERVICE_TOLD=1 REQUIRE_NETNS=1 \
-		$(CARGO) test -p spillway-tests --test service -- --nocapture
+		$(CARGO) test --workspace --test service -- --nocapture
 
 dependencies:
 	@scripts/install-deps

@@ -18,6 +18,8 @@ mod command;
 mod connections;
 /// Measures how fast the gateway obeys a change, and what changes cost others.
 mod control_plane;
+/// Tenants by number.
+mod crowd;
 /// Measures the pipeline without the kernel.
 mod engine;
 /// Measures the round trip of the first frame after idle.

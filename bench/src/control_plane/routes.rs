@@ -7,8 +7,9 @@ use anyhow::Result;
 use serde_json::Value;
 
 use super::tenants::milliseconds;
-use super::world::{Egress, Numbered, World};
+use super::world::World;
 use super::{Delay, RouteRow};
+use crate::crowd::{Egress, Numbered};
 use crate::namespace::PREFIX;
 use crate::statistics::Summary;
 use crate::system::Setup;

@@ -14,7 +14,8 @@ use serde_json::Value;
 
 use super::StormRow;
 use super::tenants::milliseconds;
-use super::world::{Egress, Numbered, World};
+use super::world::World;
+use crate::crowd::{Egress, Numbered};
 use crate::system::Setup;
 use crate::topology::Cores;
 use crate::traffic::Rate;

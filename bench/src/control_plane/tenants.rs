@@ -2,8 +2,9 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::world::{Egress, Numbered, Obeyed, World};
+use super::world::{Obeyed, World};
 use super::{Delay, TenantRow};
+use crate::crowd::{Egress, Numbered};
 use crate::statistics::Summary;
 use crate::system::Setup;
 use crate::topology::Cores;

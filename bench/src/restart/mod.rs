@@ -8,6 +8,7 @@ use clap::{Args, value_parser};
 use control::demo::wait;
 use serde::Serialize;
 
+use crate::crowd;
 use crate::flows::Flows;
 use crate::report::{Findings, Sheet};
 use crate::statistics::{Summary, group_digits};
@@ -37,6 +38,9 @@ pub(crate) struct Options {
     /// UDP flows at half of the rate that the gateway takes
     #[arg(long, default_value_t = 1024, value_parser = value_parser!(u32).range(1..=1_048_576))]
     flows: u32,
+    /// Tenants beside the one whose traffic it is
+    #[arg(long, default_value_t = 0, value_parser = value_parser!(u32).range(..=10_000))]
+    tenants: u32,
     /// How often the daemon is ended in each way
     #[arg(long, default_value_t = 3, value_parser = value_parser!(u32).range(1..=50))]
     rounds: u32,
@@ -47,6 +51,7 @@ pub(crate) struct Options {
 pub(crate) struct Results {
     connections: u32,
     flows: u32,
+    tenants: u32,
     xdp_mode: &'static str,
     rows: Vec<Row>,
 }
@@ -85,7 +90,8 @@ pub(crate) fn measure(options: &Options, cores: Cores, setup: &Setup) -> Result<
         for (end, samples) in End::ALL.into_iter().zip(&mut samples) {
             let topology = Topology::build(cores, setup.flows)?;
             let entries = (options.flows + options.connections + 1000).next_power_of_two().max(65_536);
-            let wishes = Wishes { capacity: Some(entries), ..Wishes::default() };
+            let saved_tenants = crowd::invite(options.tenants, &topology)?;
+            let wishes = Wishes { capacity: Some(entries), saved_tenants };
             let mut daemon = Daemon::start_with(&topology, &setup, &wishes)?;
             topology.place_receivers(cores.gateway)?;
             xdp_mode = topology.xdp_mode()?;
@@ -98,7 +104,8 @@ pub(crate) fn measure(options: &Options, cores: Cores, setup: &Setup) -> Result<
         let gaps: Vec<f64> = samples.iter().map(|sample| sample.gap_ms).collect();
         Row { end, gap_ms: Summary::of(&gaps), samples }
     });
-    Ok(Results { connections: options.connections, flows: options.flows, xdp_mode, rows: rows.collect() })
+    let Options { connections, flows, tenants, .. } = *options;
+    Ok(Results { connections, flows, tenants, xdp_mode, rows: rows.collect() })
 }
 
 fn restart(
@@ -242,10 +249,11 @@ impl Findings for Results {
             rows: rows.collect(),
             charts: Vec::new(),
             notes: vec![format!(
-                "{} TCP connections and {} UDP flows at half of the rate that the gateway takes. Gap: the longest time in \
-                 which no datagram arrived, to half a millisecond.",
+                "{} TCP connections and {} UDP flows at half of the rate that the gateway takes, of one tenant beside {} \
+                 others. Gap: the longest time in which no datagram arrived, to half a millisecond.",
                 group_digits(self.connections.into()),
-                group_digits(self.flows.into())
+                group_digits(self.flows.into()),
+                group_digits(self.tenants.into())
             )],
         }]
     }

@@ -15,7 +15,8 @@ use crate::namespace::{PREFIX, abandoned};
 use crate::topology::{EGRESS, NODE, POD_CIDR, RED_EGRESS, RED_GATEWAY, TENANT_GATEWAY, Topology};
 
 const BPFFS: &str = "/sys/fs/bpf";
-const READY_WITHIN: Duration = Duration::from_secs(20);
+/// Thousands of tenants take their time.
+const READY_WITHIN: Duration = Duration::from_secs(300);
 
 /// What is asked of a daemon beside the usual.
 #[derive(Debug, Clone, Default)]
@@ -24,7 +25,6 @@ pub(crate) struct Wishes {
     pub(crate) capacity: Option<u32>,
     /// Tenants of the control socket that an earlier daemon would have saved, as the API has them.
     pub(crate) saved_tenants: Vec<Value>,
-    pub(crate) ready_within: Option<Duration>,
 }
 
 /// How the daemon is ended before it is started again.
@@ -58,7 +58,7 @@ impl Daemon {
     /// Starts the daemon as somebody wishes, and waits until it answers on its control socket.
     pub(crate) fn start_with(topology: &Topology, setup: &Setup, wishes: &Wishes) -> Result<Self> {
         let mut daemon = Self::launch(topology, setup, None, wishes)?;
-        daemon.wait_until_ready(&setup.spillway, wishes.ready_within.unwrap_or(READY_WITHIN))?;
+        daemon.wait_until_ready(&setup.spillway)?;
         Ok(daemon)
     }
 
@@ -103,7 +103,7 @@ impl Daemon {
             End::Kill => self.process.kill()?,
         };
         self.process = spawn(topology, setup, self.directory.path(), true)?;
-        self.wait_until_ready(&setup.spillway, READY_WITHIN)
+        self.wait_until_ready(&setup.spillway)
     }
 
     /// Returns the daemon's status.
@@ -132,10 +132,10 @@ impl Daemon {
         run_words(&words).map(drop)
     }
 
-    fn wait_until_ready(&mut self, spillway: &Path, within: Duration) -> Result<()> {
+    fn wait_until_ready(&mut self, spillway: &Path) -> Result<()> {
         let socket = self.socket().display().to_string();
         let spillway = spillway.display().to_string();
-        self.process.until("spillway answers on its control socket", within, || {
+        self.process.until("spillway answers on its control socket", READY_WITHIN, || {
             let status = output(&[&spillway, "status", "--socket", &socket, "--json"])?.status;
             Ok(status.success().then_some(()))
         })

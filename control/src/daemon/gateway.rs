@@ -117,7 +117,8 @@ impl Gateway {
         program::clear_leftovers(&setup.netlink, &setup.facts, interfaces).await?;
         let stale = Plan::compare(&needs, &setup.facts, interfaces).removals;
         program::remove_all(&setup.netlink, &stale).await?;
-        setup.facts.refresh(&setup.netlink, Changes::ALL).await?;
+        // With thousands of tenants it takes long to read everything again, and nobody forwards meanwhile.
+        setup.facts.catch_up(&setup.netlink, &mut setup.monitor, Changes::default()).await?;
         let published = compile(
             Epoch(1),
             &setup.registry,

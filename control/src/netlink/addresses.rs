@@ -62,8 +62,10 @@ impl Netlink {
     /// # Errors
     /// When the kernel refuses.
     pub async fn read_addresses(&self) -> Result<Vec<Address>, NetlinkError> {
-        let messages = self.handle.address().get().execute();
-        let addresses: Result<Vec<_>, _> = messages.map_ok(Address::from_message).try_collect().await;
+        let mut request = self.handle.address().get();
+        request.message_mut().header.family = AddressFamily::Inet;
+        let addresses: Result<Vec<_>, _> =
+            request.execute().map_ok(Address::from_message).try_collect().await;
         Ok(addresses.map_err(NetlinkError::refused("read addresses"))?.into_iter().flatten().collect())
     }
 

@@ -4,10 +4,10 @@ use std::net::Ipv4Addr;
 
 use futures_util::TryStreamExt;
 use macaddr::MacAddr6;
-use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::link::{
-    InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp, MacVlanMode,
+    InfoKind, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage, LinkXdp, MacVlanMode,
 };
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::{LinkMacVlan, LinkUnspec};
 
 use super::addresses::address_added;
@@ -97,7 +97,10 @@ impl Netlink {
     /// # Errors
     /// When the kernel refuses.
     pub async fn read_links(&self) -> Result<Vec<Link>, NetlinkError> {
-        let messages = self.handle.link().get().execute().map_ok(Link::from_message);
+        // The kernel takes as long for a link's counters as for the rest of it.
+        let request =
+            self.handle.link().get().set_filter_mask(AddressFamily::Unspec, vec![LinkExtentMask::SkipStats]);
+        let messages = request.execute().map_ok(Link::from_message);
         messages.try_collect().await.map_err(NetlinkError::refused("read links"))
     }
 
