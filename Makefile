@@ -4,6 +4,9 @@ CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 export PATH := $(PATH):/usr/sbin:/sbin
 
+# One selection of packages for all optimised programs, so that what one target has built another does not build again.
+RELEASE := $(CARGO) build --release --workspace --bin spillway
+
 # Network namespaces need root. As root, a test that would have to be skipped is a failure.
 ROOT := $(filter 0,$(shell id -u))
 SUDO := $(if $(ROOT),,sudo)
@@ -22,7 +25,7 @@ help: ## lists the targets
 
 # With ARGS=--kubernetes the tenants come from a stand-in of the Kubernetes API, a program of its own.
 demo: dependencies ## builds the gateway and shows it at work: two tenants, two nodes, real traffic
-	$(CARGO) build --release -p control $(if $(findstring --kubernetes,$(ARGS)),-p spillway-apiserver)
+	$(RELEASE) $(if $(findstring --kubernetes,$(ARGS)),--bin spillway-apiserver)
 	$(SUDO) $(TARGET)/release/spillway demo $(ARGS)
 
 # Tests start the programs that were built with them. One selection of packages for all of it builds each dependency once.
@@ -44,7 +47,7 @@ docs: dependencies ## writes the references in docs/ anew, from the code
 
 # With ARGS='engine', 'wire --flows 1024' or any other measurement it measures that instead.
 bench: dependencies ## measures the gateway on this machine beside its peers, under five minutes
-	$(CARGO) build --release -p control -p spillway-bench
+	$(RELEASE) --bin spillway-bench
 	$(SUDO) $(TARGET)/release/spillway-bench $(or $(ARGS),short --report $(TARGET)/bench)
 
 fuzz: ## feeds anything to the parser and the pipeline, SECONDS each (60)
@@ -52,19 +55,19 @@ fuzz: ## feeds anything to the parser and the pipeline, SECONDS each (60)
 	@scripts/fuzz $(SECONDS) $(abspath $(TARGET))/fuzz
 
 storm: dependencies ## throws everything at the gateway, SECONDS long (600), and counts what leaks; SEED, EVENTS
-	$(CARGO) build --release -p control
+	$(RELEASE)
 	STORM_PROGRAM=$(abspath $(TARGET))/release/spillway STORM_SEED=$(SEED) STORM_EVENTS=$(EVENTS) \
 		$(if $(EVENTS),,STORM_SECONDS=$(call lasting,600)) REQUIRE_NETNS=1 \
 		$(CARGO) test --workspace --test storm -- --nocapture
 
 soak: dependencies ## lets tenants and sessions come and go for SECONDS (3600) and tells whether what is used stays flat
-	$(CARGO) build --release -p control
+	$(RELEASE)
 	SOAK_PROGRAM=$(abspath $(TARGET))/release/spillway SOAK_SEED=$(SEED) \
 		SOAK_SECONDS=$(call lasting,3600) REQUIRE_NETNS=1 \
 		$(CARGO) test --workspace --test soak -- --nocapture
 
 systemd: dependencies ## boots this machine's systemd beside it and has it start, restart, watch over and stop the service
-	$(CARGO) build --release -p control
+	$(RELEASE)
 	SERVICE_PROGRAM=$(abspath $(TARGET))/release/spillway SERVICE_TOLD=1 REQUIRE_NETNS=1 \
 		$(CARGO) test --workspace --test service -- --nocapture
 
