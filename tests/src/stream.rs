@@ -15,6 +15,8 @@ use control::demo::{Lab, wait};
 const PACE: Duration = Duration::from_millis(2);
 /// Time that the last answers may take.
 const LAST: Duration = Duration::from_secs(2);
+/// After a minute without a gateway TCP sends again when most of another is over.
+const MORE_WITHIN: Duration = Duration::from_secs(90);
 
 /// A running stream; it ends when this is dropped.
 #[derive(Debug)]
@@ -112,7 +114,7 @@ impl Drop for Stream {
 
 fn until_grown(what: &str, counter: &AtomicU64, by: u64) -> Result<()> {
     let goal = counter.load(Ordering::Relaxed) + by;
-    wait::until(&format!("{by} more {what}"), Duration::from_secs(30), || {
+    wait::until(&format!("{by} more {what}"), MORE_WITHIN, || {
         Ok((counter.load(Ordering::Relaxed) >= goal).then_some(()))
     })
 }

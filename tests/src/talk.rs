@@ -16,7 +16,7 @@ use crate::peers::BANNER;
 /// Pause between two turns.
 const PACE: Duration = Duration::from_millis(2);
 /// Longest time that the other end may be silent.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(150);
 
 /// A running connection; it is closed when this is dropped.
 #[derive(Debug)]
