@@ -23,6 +23,7 @@ use crate::layout::Layout;
 use crate::mailbox::{Mailbox, RequestQueue};
 use crate::pipeline::Engine;
 use crate::placement::{Placement, SchedulerPolicy, give_up_privileges};
+use crate::pulse::THREADS;
 use crate::report::QueueReport;
 use crate::runner::{Sleeper, run};
 use crate::snapshot::{Side, Snapshot};
@@ -241,7 +242,7 @@ impl ReadyWorker {
         let number = worker.number();
         let (mailbox, counters) = (Arc::clone(worker.mailbox()), Arc::clone(worker.counters()));
         let thread = thread::Builder::new()
-            .name(format!("worker-{number}"))
+            .name(format!("{THREADS}{number}"))
             .spawn(move || {
                 placement.take(number);
                 give_up_privileges(number);

@@ -2,6 +2,10 @@
 
 use std::sync::Arc;
 
+/// What the names of a worker's threads begin with: its own, and that of its companion, which tells when nobody else wants
+/// its core.
+pub const THREADS: &str = "worker-";
+
 use nix::unistd::gettid;
 
 use crate::counters::{Counter, WorkerCounters};

@@ -125,9 +125,14 @@ impl Sleeper {
 /// Runs a worker until its mailbox says stop.
 pub fn run<I: FrameIo>(worker: &mut Worker<I>, sleeper: &Sleeper, started: Instant) {
     worker.counters().life.begin();
+    let pause = Pause::new()
+        .inspect_err(|error| tracing::warn!(%error, "a worker does not pause for who receives for it"))
+        .ok();
     let mut last_logged: Option<Instant> = None;
     loop {
-        match catch_unwind(AssertUnwindSafe(|| turn_until_stopped(worker, sleeper, started))) {
+        match catch_unwind(AssertUnwindSafe(|| {
+            turn_until_stopped(worker, sleeper, pause.as_ref(), started);
+        })) {
             Ok(()) => break,
             Err(panic) => {
                 if last_logged.is_none_or(|last| last.elapsed() > LOGGED_EVERY) {
@@ -143,10 +148,14 @@ pub fn run<I: FrameIo>(worker: &mut Worker<I>, sleeper: &Sleeper, started: Insta
     let _ = catch_unwind(AssertUnwindSafe(|| finish(worker, started)));
 }
 
-fn turn_until_stopped<I: FrameIo>(worker: &mut Worker<I>, sleeper: &Sleeper, started: Instant) {
+fn turn_until_stopped<I: FrameIo>(
+    worker: &mut Worker<I>,
+    sleeper: &Sleeper,
+    pause: Option<&Pause>,
+    started: Instant,
+) {
     let mut patience = Patience::default();
     let (mut busy_since, mut answering_turns) = (None, 0);
-    let mut pause = None;
     while !worker.mailbox().is_stopping() {
         let now = started.elapsed();
         // A turn that found frames is followed by another at once, whose clock tells how long it took.
@@ -158,11 +167,13 @@ fn turn_until_stopped<I: FrameIo>(worker: &mut Worker<I>, sleeper: &Sleeper, sta
         worker.counters().life.turned();
         if found > 0 || worker.is_busy() {
             patience.reward();
-            if worker.is_contended() {
+            if worker.is_contended()
+                && let Some(pause) = pause
+            {
                 let turn = started.elapsed() - now;
                 worker.counters().life.timing.add(turn);
                 busy_since = None;
-                take_turns(&mut pause, turn);
+                pause.take(turn);
             }
         } else if worker.is_asked() {
             answering_turns += 1;
@@ -179,18 +190,6 @@ fn turn_until_stopped<I: FrameIo>(worker: &mut Worker<I>, sleeper: &Sleeper, sta
             }
             sleeper.sleep(worker);
         }
-    }
-}
-
-/// Lets those have the core who receive for the worker, after a turn of its own that took so long.
-fn take_turns(pause: &mut Option<Pause>, turn: Duration) {
-    if pause.is_none() {
-        *pause = Pause::new()
-            .inspect_err(|error| tracing::warn!(%error, "a worker does not pause for who receives for it"))
-            .ok();
-    }
-    if let Some(pause) = pause {
-        pause.take(turn);
     }
 }
 

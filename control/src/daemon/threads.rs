@@ -11,7 +11,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use fastpath::placement::{run_as_usual, run_first};
-use fastpath::pulse::Pulse;
+use fastpath::pulse::{Pulse, THREADS};
 use nix::errno::Errno;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
@@ -49,10 +49,10 @@ pub(super) fn settle(hurry: Hurry, workers: &[Pulse]) {
         sleep(Duration::from_millis(1));
     }
     // A worker that does not even begin is told of by the supervisor.
-    let own: HashSet<_> = workers.iter().map(Pulse::thread).collect();
     let cores = workers.iter().map(Pulse::core).collect::<Option<HashSet<_>>>().unwrap_or_default();
     let settle_one = |thread: i32| {
-        if u64::try_from(thread).is_ok_and(|thread| own.contains(&thread)) {
+        // A thread has the name of the one that starts it until it has its own.
+        if fs::read_to_string(format!("/proc/self/task/{thread}/comm"))?.starts_with(THREADS) {
             return Ok(());
         }
         run_as_usual(thread)?;
@@ -69,8 +69,11 @@ fn for_each_thread(mut act: impl FnMut(i32) -> io::Result<()>) -> io::Result<()>
     for task in fs::read_dir("/proc/self/task")? {
         let Some(thread) = task?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
         match act(thread) {
-            Err(error) if error.raw_os_error() != Some(Errno::ESRCH as i32) => return Err(error),
-            Ok(()) | Err(_) => {}
+            // It is gone: its files, or while they were read.
+            Err(error)
+                if error.kind() == io::ErrorKind::NotFound
+                    || error.raw_os_error() == Some(Errno::ESRCH as i32) => {}
+            acted => acted?,
         }
     }
     Ok(())
