@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-/// What the names of a worker's threads begin with: its own, and that of its companion, which tells when nobody else wants
-/// its core.
-pub const THREADS: &str = "worker-";
-
 use nix::unistd::gettid;
 
 use crate::counters::{Counter, WorkerCounters};
 use crate::timing::TurnTiming;
+
+/// What the names of a worker's threads begin with: its own, and that of its companion, which tells when nobody else wants
+/// its core.
+pub const THREADS: &str = "worker-";
 
 /// What a worker tells of itself while it runs. One writer, any number of readers.
 #[derive(Debug, Default)]

@@ -15,7 +15,7 @@ use crate::peers::BANNER;
 
 /// Pause between two turns.
 const PACE: Duration = Duration::from_millis(2);
-/// Longest time that the other end may be silent.
+/// Longest time that the other end may be silent: after a minute without a gateway TCP sends again late in the next.
 const PATIENCE: Duration = Duration::from_secs(150);
 
 /// A running connection; it is closed when this is dropped.
